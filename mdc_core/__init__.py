@@ -1,0 +1,1 @@
+"""Multisize Dataset Condensation: the algorithm and the delivery format. Knows no web, no SQL, no broker."""

@@ -1,0 +1,273 @@
+"""Users' own folders and zips of images as tensors. Nothing here trusts its input.
+
+Layout: `train/<class>/*` and, optionally, `test/<class>/*`; deeper folders belong to the class above them. In
+a zip all of it may lie in one more folder. What lies beside train and test, hidden files and `__MACOSX` are
+ignored. Class names in sorted order are the labels 0..C-1.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import zipfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from mdc_core.errors import ConfigError, DataError
+from mdc_core.splits import Splits, hold_out
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+"""Decoders that a user's file may reach."""
+MAX_PIXELS = 64_000_000
+"""Largest image that is decoded; below Pillow's own limit, so that its warning is always an error here."""
+MAX_FILE_BYTES = 128 * 2**20
+"""Largest image file that is read."""
+DEFAULT_SIDE = 224
+"""Largest side that is chosen when the caller names none."""
+MIN_SIDE, MAX_SIDE = 4, 1024
+"""Sides that a data set may have."""
+_DECODED_AHEAD = 256
+
+T = TypeVar("T")
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Member:
+    """One image file: its name as the user knows it, and how to get its bytes."""
+
+    name: str
+    read: Callable[[], bytes]
+
+
+Tree = dict[str, dict[str, list[Member]]]
+"""Image files by split and class; an empty class is kept, so that it can be named."""
+
+
+def read_folder(path: Path, image_size: int | None = None, test: str = "test") -> Splits:
+    """Images of `path`/train and `path`/`test` (layout: see above), square, of side `image_size`.
+
+    Without a test folder a tenth of every class is held out (see `hold_out`). Without `image_size` the side
+    is the short side of the first image, at most 224. Class folders may be links.
+
+    Raises:
+        DataError: a file or a class cannot be used; the message names it.
+        ConfigError: `image_size` is out of range.
+    """
+    try:
+        tree = {split: _classes_of(path / split) for split in ("train", test) if (path / split).is_dir()}
+    except OSError as error:
+        raise DataError(f"{path} cannot be listed ({error}): check that it can be read") from error
+    return _decode_tree(tree, image_size, path, test)
+
+
+def read_zip(path: Path, image_size: int | None = None) -> Splits:
+    """The same as `read_folder`, of a zip; members are read one by one and nothing is written to disk.
+
+    Raises:
+        DataError: the zip, a member or a class cannot be used; the message names it. An absolute name, a
+            name with `..` in it, a link or an encrypted member makes the whole zip unusable.
+        ConfigError: `image_size` is out of range.
+    """
+    with open_zip(path) as archive:
+        return _decode_tree(_zip_tree(archive, path), image_size, path, "test")
+
+
+def open_zip(path: Path) -> zipfile.ZipFile:
+    """The zip at `path`; `DataError` when it is none or its directory is damaged."""
+    try:
+        return zipfile.ZipFile(path)
+    except Exception as error:  # a damaged directory fails in many ways, all of them the file's fault
+        raise DataError(f"{path} cannot be read as a zip ({error}): make the archive again") from error
+
+
+def is_npz(path: Path) -> bool:
+    """Whether a zip holds arrays rather than images; `DataError` when it is no zip."""
+    with open_zip(path) as archive:
+        return any(name.endswith(".npy") for name in archive.namelist())
+
+
+def _hidden(parts: Sequence[str]) -> bool:
+    return any(part.startswith(".") or part == "__MACOSX" for part in parts)
+
+
+def _classes_of(folder: Path) -> dict[str, list[Member]]:
+    """Members of each class folder. Links to folders are followed at the class, not below it: no cycles."""
+    classes: dict[str, list[Member]] = {}
+    for entry in sorted(folder.iterdir()):
+        if _hidden([entry.name]):
+            continue
+        if not entry.is_dir():
+            raise _unlabelled(str(entry))
+        files = [Path(base, name) for base, _, names in os.walk(entry) for name in names]
+        visible = sorted(file for file in files if not _hidden(file.relative_to(entry).parts))
+        classes[entry.name] = [Member(str(file), partial(_read_file, file)) for file in visible]
+    return classes
+
+
+def _read_file(path: Path) -> bytes:
+    _check_bytes(path.stat().st_size)
+    return path.read_bytes()
+
+
+def _zip_tree(archive: zipfile.ZipFile, path: Path) -> Tree:
+    """Members by split and class, after every member's name and kind has been checked."""
+    entries = [(_safe_parts(info, path), info) for info in archive.infolist()]
+    entries = [(parts, info) for parts, info in entries if parts and not _hidden(parts)]
+    tops = {parts[0] for parts, _ in entries}
+    if len(tops) == 1 and not tops & {"train", "test"}:
+        entries = [(parts[1:], info) for parts, info in entries if len(parts) > 1]
+    tree: Tree = {}
+    for parts, info in entries:
+        if parts[0] not in ("train", "test"):
+            continue
+        classes = tree.setdefault(parts[0], {})
+        name = f"{path}: {info.filename}"
+        if info.is_dir():
+            if len(parts) > 1:
+                classes.setdefault(parts[1], [])
+        elif len(parts) < 3:
+            raise _unlabelled(name)
+        else:
+            classes.setdefault(parts[1], []).append(Member(name, partial(_read_member, archive, info)))
+    for classes in tree.values():
+        for members in classes.values():
+            members.sort(key=lambda member: member.name)
+    return tree
+
+
+def _safe_parts(info: zipfile.ZipInfo, path: Path) -> list[str]:
+    """The member's name in parts; `DataError` when it is no plain file or folder below the archive's root."""
+    name = info.filename.replace("\\", "/")
+    parts = name.split("/")
+    if name.startswith("/") or parts[0].endswith(":"):
+        fault = "has an absolute name"
+    elif ".." in parts:
+        fault = "has '..' in its name"
+    elif stat.S_ISLNK(info.external_attr >> 16):
+        fault = "is a link"
+    elif info.flag_bits & 0x1:
+        fault = "is encrypted"
+    else:
+        return [part for part in parts if part not in ("", ".")]
+    raise DataError(f"{path}: member {info.filename!r} {fault}: zip plain files, without a password")
+
+
+def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    _check_bytes(info.file_size)  # reading never yields more than this, whatever the compressed data say
+    return archive.read(info)
+
+
+def _check_bytes(size: int) -> None:
+    if size > MAX_FILE_BYTES:
+        raise ValueError(f"{size} bytes are more than the limit of {MAX_FILE_BYTES}")
+
+
+def _unlabelled(name: str) -> DataError:
+    return DataError(f"{name} is in no class: images belong into train/<class>/ and test/<class>/")
+
+
+def _decode_tree(tree: Tree, image_size: int | None, path: Path, test: str) -> Splits:
+    """Check the classes, divide the files into two splits, decode all into one tensor, and cut it."""
+    if not tree.get("train"):
+        raise DataError(f"{path} has no train/<class>/ folder: the layout is train/<class>/*, test/<class>/*")
+    classes = tuple(sorted(tree["train"]))
+    for split, found in tree.items():
+        if unknown := sorted(set(found) - set(classes)):
+            raise DataError(f"{path}: class {unknown[0]!r} is in {split}, but not in train: remove or add it")
+        if empty := [name for name in classes if not found.get(name)]:
+            raise DataError(
+                f"{path}: class {empty[0]!r} has no image in {split}: add some, or remove the class"
+            )
+    train, labels = _flat(tree["train"], classes)
+    if test in tree:
+        held, held_labels = _flat(tree[test], classes)
+    else:
+        kept_at, held_at = hold_out(labels, classes)
+        held, held_labels = [train[i] for i in held_at.tolist()], labels[held_at]
+        train, labels = [train[i] for i in kept_at.tolist()], labels[kept_at]
+    images = _decode_all([*train, *held], image_size)
+    return Splits(classes, (images[: len(train)], labels), (images[len(train) :], held_labels))
+
+
+def _flat(found: dict[str, list[Member]], classes: tuple[str, ...]) -> tuple[list[Member], Tensor]:
+    """All members, class by class, and their labels."""
+    counts = torch.tensor([len(found[name]) for name in classes])
+    return [member for name in classes for member in found[name]], torch.arange(
+        len(classes)
+    ).repeat_interleave(counts)
+
+
+def _decode_all(members: Sequence[Member], image_size: int | None) -> Tensor:
+    """All images as one tensor (M, ch, side, side), uint8: ch is 1 only when every image is grey."""
+    side = image_size if image_size is not None else _opened(members[0], _default_side)
+    if not MIN_SIDE <= side <= MAX_SIDE:
+        raise ConfigError(f"image_size is {side}: it must be {MIN_SIDE}..{MAX_SIDE} pixels")
+    images: Pixels = np.empty((len(members), 1, side, side), dtype=np.uint8)
+    decode = partial(_opened, use=partial(_pixels, side=side))
+    # Threads, because Pillow decodes without the interpreter lock; chunks, because map() would decode
+    # everything ahead of the copy.
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for start in range(0, len(members), _DECODED_AHEAD):
+            chunk = members[start : start + _DECODED_AHEAD]
+            for position, pixels in enumerate(pool.map(decode, chunk), start):
+                if len(pixels) > images.shape[1]:  # the first colour image: what was read so far was grey
+                    images = np.repeat(images, len(pixels), axis=1)
+                images[position] = pixels
+    return torch.from_numpy(images)
+
+
+def _default_side(image: Image.Image) -> int:
+    if min(image.size) < MIN_SIDE:
+        raise ValueError(f"{image.width}×{image.height} pixels: at least {MIN_SIDE}, or set image_size")
+    return min(*image.size, DEFAULT_SIDE)
+
+
+def _opened(member: Member, use: Callable[[Image.Image], T]) -> T:
+    """What `use` makes of the opened image; whatever goes wrong, the error names the file."""
+    try:
+        with Image.open(io.BytesIO(member.read()), formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"{image.width}×{image.height} pixels, more than the limit of {MAX_PIXELS}")
+            return use(image)
+    except UnidentifiedImageError as error:
+        raise DataError(f"{member.name} is no PNG, JPEG, WebP or BMP image: replace or remove it") from error
+    except Exception as error:  # decoders fail on hostile bytes in many ways, all of them the file's fault
+        raise DataError(f"{member.name} cannot be read ({error}): replace or remove it") from error
+
+
+def _pixels(image: Image.Image, side: int) -> Pixels:
+    """The centre square (1 or 3, side, side) after the short side has been resized with antialiasing."""
+    image = _grey_or_rgb(image)
+    short, long = min(image.size), max(image.size)
+    if short != side:
+        long = int(side * long / short)
+        if side * long > MAX_PIXELS:
+            raise ValueError(
+                f"{image.width}×{image.height} pixels are too long and thin for a side of {side}"
+            )
+        size = (side, long) if image.width <= image.height else (long, side)
+        image = image.resize(size, Image.Resampling.BILINEAR)
+    if long != side:
+        left, top = round((image.width - side) / 2), round((image.height - side) / 2)
+        image = image.crop((left, top, left + side, top + side))
+    pixels: Pixels = np.asarray(image)
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+
+def _grey_or_rgb(image: Image.Image) -> Image.Image:
+    """Mode L or RGB; transparency is dropped."""
+    if image.mode.startswith("I"):  # 16 bits per pixel, which Pillow would clip at 255 instead of scaling
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")

@@ -1,0 +1,347 @@
+"""Budget to k: which subset a device can afford. Pure functions, the same on server and device. No torch.
+
+With n = k·C·f² tiles, P parameters, A kept activation bytes and F training FLOP per image, s optimiser
+states, B bytes of a rank and H bytes of a header:
+
+    bytes(k)  = H + kB, of which a device that has k' < k fetches (k - k')B
+    memory(k) = 4P(2 + s) + 2·A·min(batch, n) + kB
+    time(k)   = epochs·n·F / flops + 8·(bytes to fetch) / bandwidth
+    energy(k) = watts · time(k)
+
+**The rule.** All four grow with k, so the sizes that meet every limit are 1..K. Among them the plan takes the
+one with the best measured accuracy; of equally good ones the largest (on a metered connection: the one with
+the fewest bytes to fetch, then the largest). A size that was not measured counts as the next smaller one
+that was; with nothing measured, K itself is taken. With `min_accuracy` the plan takes the least k that
+reaches it. A caller who names a size gets the largest of 1..K up to that one, whatever its accuracy.
+
+Each is a fixed order of the sizes, of which a larger budget only admits more. So with more budget k never
+falls, nor (unless a size was named) does the measured accuracy, though it need not rise with k.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+
+from mdc_core import rankmajor
+from mdc_core.cost import FLOAT_BYTES, LARGEST, Cost, convnet_cost
+from mdc_core.errors import BudgetError, ConfigError
+from mdc_core.manifest import Accuracy, Manifest
+
+__all__ = ["Budget", "Cost", "Plan", "convnet_cost", "plan"]
+
+ACTIVATION_COPIES = 2
+"""Kept activations, and as much again for the gradients that flow through them."""
+DEFAULT_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a device can spend; a field left out is no limit. `ConfigError` names an impossible value.
+
+    `seconds` needs `flops` or `bandwidth_bps`, and `joules` needs `watts` besides; a rate left out counts as
+    infinitely fast.
+    """
+
+    memory_bytes: int | None = None
+    """Memory for training: weights, gradients, optimiser, activations and the set itself."""
+    storage_bytes: int | None = None
+    """Room for the file of the subset."""
+    transfer_bytes: int | None = None
+    """Bytes that may be fetched now."""
+    bandwidth_bps: float | None = None
+    """Bits per second of the connection."""
+    metered: bool = False
+    """The connection is paid by the byte: fetch none that is not measured to raise the accuracy."""
+    seconds: float | None = None
+    """Deadline for fetching and training."""
+    flops: float | None = None
+    """Sustained floating point operations per second of the device."""
+    joules: float | None = None
+    """Energy for fetching and training."""
+    watts: float | None = None
+    """Power that the device draws meanwhile."""
+    min_accuracy: float | None = None
+    """Take the least k that is measured to reach this test accuracy, a fraction in [0, 1]."""
+    have_k: int = 0
+    """Ranks that the device already has."""
+    network: str | None = None
+    """Name of the network to train, as in the manifest; left out: the first one measured."""
+    epochs: int | None = None
+    """Epochs of the training; left out: those of the manifest."""
+    batch_size: int | None = None
+    """Images per step; left out: that of the manifest's recipe."""
+
+    def __post_init__(self) -> None:
+        for name, (whole, least, open_end) in _NUMBERS.items():
+            _check_number(name, getattr(self, name), whole, least, open_end)
+        if not isinstance(self.metered, bool):
+            raise ConfigError(f"metered is {self.metered!r}: give true or false")
+        if self.network is not None and (not isinstance(self.network, str) or not self.network):
+            raise ConfigError(f"network is {self.network!r}: give the name of a network in the manifest")
+        if self.min_accuracy is not None and self.min_accuracy > 1:
+            raise ConfigError(f"min_accuracy is {self.min_accuracy}: give a fraction in [0, 1], such as 0.9")
+        timed = self.flops is not None or self.bandwidth_bps is not None
+        if self.seconds is not None and not timed:
+            raise ConfigError(
+                "seconds is a limit on fetching and training: give flops or bandwidth_bps with it"
+            )
+        if self.joules is not None and (self.watts is None or not timed):
+            raise ConfigError("joules is watts times seconds: give watts, and flops or bandwidth_bps with it")
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, str | int | float | bool]) -> Budget:
+        """The budget that query fields or JSON fields describe; `ConfigError` names an unknown or bad one."""
+        known = [field.name for field in fields(cls)]
+        for name in values:
+            if name not in known:
+                raise ConfigError(f"a budget has no field {name!r}: choose from {', '.join(known)}")
+        return cls(**{name: _parsed(name, value) for name, value in values.items()})  # type: ignore[arg-type]
+
+    def to_dict(self) -> dict[str, str | float | bool]:
+        """The fields that were given, as `from_mapping` takes them."""
+        return {key: value for key, value in asdict(self).items() if value not in (None, False)}
+
+
+# Field: whether it is whole, its least value, whether that value itself is excluded.
+_NUMBERS: dict[str, tuple[bool, int, bool]] = {
+    "memory_bytes": (True, 0, False),
+    "storage_bytes": (True, 0, False),
+    "transfer_bytes": (True, 0, False),
+    "bandwidth_bps": (False, 0, True),
+    "seconds": (False, 0, False),
+    "flops": (False, 0, True),
+    "joules": (False, 0, False),
+    "watts": (False, 0, True),
+    "min_accuracy": (False, 0, False),
+    "have_k": (True, 0, False),
+    "epochs": (True, 1, False),
+    "batch_size": (True, 1, False),
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The subset for a budget, and what it will take. None: the budget and the manifest do not tell."""
+
+    k: int
+    """Size of the subset."""
+    have_k: int
+    """Ranks that the device already has."""
+    delta_bytes: int
+    """Bytes to fetch; 0 when the device has as many ranks or more."""
+    byte_range: tuple[int, int]
+    """Where these bytes are in the file of subset k, half open."""
+    total_bytes: int
+    """Bytes of the file."""
+    seconds: float | None
+    """Expected time to fetch and train."""
+    joules: float | None
+    """Expected energy for it."""
+    memory_bytes: int | None
+    """Expected memory of the training."""
+    accuracy: float | None
+    """Measured mean test accuracy at this k, or at the next smaller k that was measured."""
+    limited_by: str | None
+    """Why not k + 1: the budget field that excludes it; `accuracy` when it would fit but is no better;
+    `min_accuracy` when it would fit but is not needed. None: the set, or the k asked for, ends here."""
+
+    def to_dict(self) -> dict[str, object]:
+        """As JSON: field by field; `byte_range` becomes a list."""
+        return {**asdict(self), "byte_range": list(self.byte_range)}
+
+
+def plan(manifest: Manifest, budget: Budget, at_most: int | None = None) -> Plan:
+    """The subset for this budget by the rule above; `at_most` is the size that the caller named.
+
+    Raises `BudgetError` with the limiting field and the least that would do when nothing fits, and
+    `ConfigError` when the budget speaks of a network, a k or a `have_k` that the manifest does not have.
+    """
+    ipc = manifest.info.ipc
+    top = ipc if at_most is None else rankmajor.check_size(manifest.info, at_most)
+    if budget.have_k > ipc:
+        raise ConfigError(f"have_k is {budget.have_k}, but the set has {ipc} ranks: give 0..{ipc}")
+    training = _Training.of(manifest, budget)
+    candidates = [_candidate(manifest, budget, training, k) for k in range(1, top + 1)]
+    feasible = [plan_ for plan_ in candidates if next(_excesses(plan_, budget), None) is None]
+    if budget.min_accuracy is None:
+        if not feasible:
+            _refuse(candidates[0], budget)
+        named = feasible[-1] if at_most is not None else None
+        chosen = named or max(feasible, key=lambda p: _preference(p, budget))
+        return _with_reason(chosen, candidates, budget)
+    reaching = [p for p in candidates if p.accuracy is not None and p.accuracy >= budget.min_accuracy]
+    if not reaching:
+        best = max((p.accuracy for p in candidates if p.accuracy is not None), default=0.0)
+        raise BudgetError(
+            f"min_accuracy is {budget.min_accuracy}, but of subsets 1..{top} of {manifest.name!r} "
+            f"none is measured above {best:.4f}: lower it",
+            "min_accuracy",
+            best,
+        )
+    # The resources of a size grow with it, so if the least that is accurate enough does not fit, none does.
+    if next(_excesses(reaching[0], budget), None) is not None:
+        _refuse(reaching[0], budget)
+    return _with_reason(reaching[0], candidates, budget)
+
+
+@dataclass(frozen=True)
+class _Training:
+    """What the device will do with the subset."""
+
+    cost: Cost | None
+    epochs: int
+    batch_size: int
+    accuracy: Mapping[int, float]
+    """Measured mean accuracy by k, under the epochs that come nearest from below."""
+
+    @classmethod
+    def of(cls, manifest: Manifest, budget: Budget) -> _Training:
+        names = list(dict.fromkeys([row.network for row in manifest.accuracy] + list(manifest.cost)))
+        if budget.network is not None and budget.network not in names:
+            raise ConfigError(
+                f"network is {budget.network!r}, but the manifest of {manifest.name!r} knows "
+                f"{', '.join(names) or 'none'}"
+            )
+        network = budget.network or (names[0] if names else None)
+        cost = manifest.cost.get(network) if network is not None else None
+        limited = (budget.memory_bytes, budget.flops)
+        if cost is None and any(limit is not None for limit in limited):
+            raise ConfigError(
+                f"the manifest of {manifest.name!r} states no cost of training {network or 'any network'}: "
+                "leave memory_bytes and flops out of the budget, or name another network"
+            )
+        rows = [row for row in manifest.accuracy if row.network == network]
+        epochs = budget.epochs or (rows[0].epochs if rows else _recipe(manifest, "epochs", 1))
+        batch = budget.batch_size or _recipe(manifest, "batch_size", DEFAULT_BATCH)
+        return cls(cost=cost, epochs=epochs, batch_size=batch, accuracy=_measured(rows, epochs))
+
+
+def _measured(rows: list[Accuracy], epochs: int) -> dict[int, float]:
+    """Accuracy by k of the longest measured training that does not exceed `epochs`; empty if all do."""
+    nearest = max((row.epochs for row in rows if row.epochs <= epochs), default=None)
+    return {row.k: row.mdc_mean for row in rows if row.epochs == nearest}
+
+
+def _candidate(manifest: Manifest, budget: Budget, training: _Training, k: int) -> Plan:
+    """What subset k would take, whether or not it fits."""
+    info = manifest.info
+    end = rankmajor.subset_size(info, k)
+    # A device that has ranks writes header(k) itself: it is a function of the manifest.
+    start = 0 if budget.have_k == 0 else min(rankmajor.subset_size(info, budget.have_k), end)
+    seconds = _seconds(budget, training, _images(manifest, k), end - start)
+    measured = [size for size in training.accuracy if size <= k]
+    return Plan(
+        k=k,
+        have_k=budget.have_k,
+        delta_bytes=end - start,
+        byte_range=(start, end),
+        total_bytes=end,
+        seconds=seconds,
+        joules=None if seconds is None or budget.watts is None else budget.watts * seconds,
+        memory_bytes=_memory(training, _images(manifest, k), k * info.rank_bytes),
+        accuracy=training.accuracy[max(measured)] if measured else None,
+        limited_by=None,
+    )
+
+
+def _images(manifest: Manifest, k: int) -> int:
+    """n = k·C·f²: training images that subset k decodes to."""
+    return k * len(manifest.info.classes) * manifest.info.factor**2
+
+
+def _memory(training: _Training, images: int, set_bytes: int) -> int | None:
+    if (cost := training.cost) is None:
+        return None
+    weights = FLOAT_BYTES * cost.parameters * (2 + cost.optimiser_states)
+    activations = ACTIVATION_COPIES * cost.activation_bytes * min(training.batch_size, images)
+    return math.ceil(weights + activations) + set_bytes
+
+
+def _seconds(budget: Budget, training: _Training, images: int, fetched: int) -> float | None:
+    if budget.flops is None and budget.bandwidth_bps is None:
+        return None
+    seconds = 0.0
+    if budget.flops is not None and training.cost is not None:
+        seconds += training.epochs * images * training.cost.flops_per_image / budget.flops
+    if budget.bandwidth_bps is not None:
+        seconds += 8 * fetched / budget.bandwidth_bps
+    return seconds
+
+
+def _excesses(candidate: Plan, budget: Budget) -> Iterator[tuple[str, float, float]]:
+    """Field, limit and need of every limit that the candidate breaks."""
+    needs: tuple[tuple[str, float | None, float | None], ...] = (
+        ("storage_bytes", budget.storage_bytes, candidate.total_bytes),
+        ("transfer_bytes", budget.transfer_bytes, candidate.delta_bytes),
+        ("memory_bytes", budget.memory_bytes, candidate.memory_bytes),
+        ("seconds", budget.seconds, candidate.seconds),
+        ("joules", budget.joules, candidate.joules),
+    )
+    for name, limit, need in needs:
+        if limit is not None and need is not None and need > limit:
+            yield name, limit, need
+
+
+def _preference(candidate: Plan, budget: Budget) -> tuple[float, int, int]:
+    """The fixed order of the sizes: a larger value is preferred."""
+    accuracy = -1.0 if candidate.accuracy is None else candidate.accuracy
+    return accuracy, -candidate.delta_bytes if budget.metered else 0, candidate.k
+
+
+def _with_reason(chosen: Plan, candidates: list[Plan], budget: Budget) -> Plan:
+    """The plan, with the reason why it is not one larger."""
+    if chosen.k == len(candidates):
+        return chosen
+    following = candidates[chosen.k]  # sizes count from 1, so this is k + 1
+    excess = next(_excesses(following, budget), None)
+    if excess is not None:
+        return replace(chosen, limited_by=excess[0])
+    return replace(chosen, limited_by="accuracy" if budget.min_accuracy is None else "min_accuracy")
+
+
+def _refuse(least: Plan, budget: Budget) -> None:
+    """Raise the `BudgetError` that names every limit which even the least acceptable subset breaks."""
+    excesses = list(_excesses(least, budget))
+    texts = [f"{name} is {limit:.15g}, but it needs {need:.15g}" for name, limit, need in excesses]
+    raise BudgetError(
+        f"the budget is too small for subset {least.k}, the least that would do: {'; '.join(texts)}",
+        excesses[0][0],
+        excesses[0][2],
+    )
+
+
+def _recipe(manifest: Manifest, key: str, default: int) -> int:
+    value = manifest.recipe.get(key)
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 1 else default
+
+
+def _check_number(name: str, value: object, whole: bool, least: int, open_end: bool) -> None:
+    """Raise `ConfigError` unless `value` is None or a number of this kind and range."""
+    if value is None:
+        return
+    kind = int if whole else int | float
+    if isinstance(value, bool) or not isinstance(value, kind):
+        raise ConfigError(f"{name} is {value!r}: give a {'whole ' if whole else ''}number")
+    assert isinstance(value, int | float)
+    # A value that is not a number fails the comparison too.
+    if not least <= value <= LARGEST or (open_end and value == least):
+        limit = f"above {least}" if open_end else f"{least} or more"
+        raise ConfigError(f"{name} is {value}: give a finite number {limit}")
+
+
+def _parsed(name: str, value: str | float | bool) -> object:
+    """A field's value from its text; values of the right type pass, and the budget itself checks ranges."""
+    if name == "network":
+        return value
+    if name == "metered":
+        return {"true": True, "1": True, "false": False, "0": False}.get(str(value).lower(), value)
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            raise ConfigError(f"{name} is {value!r}: give a number") from None
+    if isinstance(value, float) and _NUMBERS[name][0] and value.is_integer() and abs(value) <= LARGEST:
+        return int(value)
+    return value

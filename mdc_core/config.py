@@ -1,0 +1,228 @@
+"""What a condensation and an evaluation are told: frozen, validated at construction, no torch.
+
+Letters in the comments and docstrings: N ipc, C classes, f factor, T outer loops, E inner iterations,
+H image side, s = ceil(H / f) tile side.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from mdc_core.errors import ConfigError
+
+AugmentOp = Literal[
+    "flip", "color", "crop", "scale", "rotate", "cutout", "resized_crop", "jitter", "lighting"
+]
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+class Frozen(BaseModel):
+    """A value: immutable, and an unknown field is an error that names it."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+
+class DataFacts(Frozen):
+    """What is known of a data set before its pixels are read; enough to refuse an impossible job."""
+
+    name: str
+    """Name of the data set."""
+    channels: int = Field(ge=1, le=4)
+    """Colour channels, 1 or 3."""
+    image_size: int = Field(ge=4, le=1024)
+    """H: side of the square images in pixels."""
+    classes: tuple[str, ...] = Field(min_length=2)
+    """Class names; the position is the label."""
+    smallest_class: int = Field(ge=1)
+    """Real training images in the class that has the fewest."""
+
+
+class NetworkConfig(Frozen):
+    """The network whose gradients are matched, or that is trained in an evaluation."""
+
+    name: Literal["convnet", "resnet_ap"] = "convnet"
+    """`convnet`: ConvNet-D(depth). `resnet_ap`: ResNet10-AP (four stages of one block), ignores depth."""
+    depth: int = Field(default=3, ge=1, le=8)
+    """Blocks of the ConvNet; each halves the image side."""
+    width: int = Field(default=128, ge=4, le=2048)
+    """Channels of every ConvNet block, or of the first of ResNet10-AP's four stages."""
+
+    def label(self) -> str:
+        """The network's name in tables and manifests: `convnet-d3-w128`, `resnet10-ap-w64`."""
+        return (
+            f"convnet-d{self.depth}-w{self.width}" if self.name == "convnet" else f"resnet10-ap-w{self.width}"
+        )
+
+
+class CondenseConfig(Frozen):
+    """A whole condensation; the defaults are those of CIFAR-10 (MDC, arXiv 2403.06075, section 4)."""
+
+    method: Literal["idc"] = "idc"
+    """Matching method: IDC (arXiv 2205.14959)."""
+    ipc: int = Field(default=10, ge=1, le=1000)
+    """N: synthetic images per class of the whole set."""
+    factor: int = Field(default=2, ge=1, le=8)
+    """f: every image holds f x f tiles (multi-formation)."""
+    init: Literal["real", "noise"] = "real"
+    """Tiles start as shrunk real images, or as noise around mid grey."""
+    start_index: int = Field(default=0, ge=0)
+    """Skip start_index * N * f² real images of each class's permutation at the start (Baseline B)."""
+    network: NetworkConfig = NetworkConfig()
+    """The network that is matched; a fresh one in every outer loop."""
+
+    subset_loss: Literal["mls", "none", "all"] = "mls"
+    """`mls`: the most learnable subset (the paper); `none`: Baseline C; `all`: every size, weighted."""
+    subset_weights: tuple[Annotated[float, Field(ge=0)], ...] | None = None
+    """Only with `all`: the weight of each subset size 1..N-1; left out, every weight is 1."""
+    subset_metric: Literal["feature", "gradient", "accuracy"] = "feature"
+    """How far subset n is from the real data when the MLS is chosen (Table 6)."""
+    accuracy_epochs: int = Field(default=100, ge=1)
+    """Only with subset_metric `accuracy`: epochs of each training on a subset."""
+    mls_period: int = Field(default=100, ge=1)
+    """Δt: outer loops between two selections of the MLS."""
+    freeze: Literal["predecessor", "cumulative", "none"] = "predecessor"
+    """Which prefix is frozen when the MLS grows (Eq. 10); `cumulative` is the released code's rule."""
+    class_wise: bool = False
+    """Choose and freeze the MLS for every class by itself."""
+
+    metric: Literal["mse", "l1", "cos"] = "mse"
+    """Distance between gradients, summed over all matched parameters."""
+    outer_loops: int = Field(default=2000, ge=1)
+    """T: fresh networks to match."""
+    inner_iterations: int = Field(default=100, ge=1)
+    """E: tile updates per network."""
+    lr_base: float = Field(default=5e-3, gt=0)
+    """Step size of the tiles before scaling with N and H; see `tile_lr`."""
+    lr_image_size: int = Field(default=32, ge=4)
+    """H0: the image side that `lr_base` was tuned for."""
+    momentum: float = Field(default=0.5, ge=0, lt=1)
+    """Momentum of the tiles."""
+    batch_real: int = Field(default=64, ge=1)
+    """Real images per class and iteration."""
+    batch_syn_max: int | None = Field(default=None, ge=1)
+    """Upper limit of synthetic tiles per class and iteration; left out, all are used."""
+    augment: tuple[AugmentOp, ...] = ("color", "crop", "cutout")
+    """Siamese augmentation of the matched batches."""
+
+    early: int = Field(default=0, ge=0)
+    """Epochs on real data before a fresh network is matched."""
+    n_data: int = Field(default=2000, ge=0)
+    """Real samples that the network is trained on after every tile update."""
+    batch_network: int = Field(default=64, ge=1)
+    """Batch size of that training."""
+    lr_network: float = Field(default=0.01, gt=0)
+    """Step size of that training (SGD, momentum 0.9, weight decay 5e-4)."""
+    cutmix: Probability = 0.5
+    """Probability of CutMix in that training."""
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    """Everything random follows from it."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        tiles = self.ipc * self.factor**2
+        if self.subset_loss != "none" and self.batch_syn_max is not None and self.batch_syn_max < tiles:
+            raise ConfigError(
+                f"batch_syn_max is {self.batch_syn_max}, but a class has ipc·factor² = {tiles} tiles and the "
+                f"subset loss needs all of them: leave batch_syn_max out or raise it to {tiles}"
+            )
+        if self.subset_weights is not None:
+            if self.subset_loss != "all":
+                raise ConfigError("subset_weights belongs to subset_loss 'all': set that, or leave it out")
+            if len(self.subset_weights) != self.ipc - 1:
+                raise ConfigError(
+                    f"subset_weights has {len(self.subset_weights)} values, but ipc {self.ipc} has "
+                    f"{self.ipc - 1} subset sizes: 1..{self.ipc - 1}"
+                )
+        return self
+
+    @property
+    def uses_mls(self) -> bool:
+        """Whether an MLS is selected; a set of one image per class has no subset."""
+        return self.subset_loss == "mls" and self.ipc > 1
+
+    def tile_batch(self) -> int:
+        """Synthetic tiles of a class in one iteration: all of them, unless `batch_syn_max` is smaller."""
+        return min(self.ipc * self.factor**2, self.batch_syn_max or 2**62)
+
+    def tile_side(self, image_size: int) -> int:
+        """s = ceil(H / f)."""
+        return -(-image_size // self.factor)
+
+    def tile_lr(self, image_size: int) -> float:
+        """Step size of the tiles: lr_base · (N / 10) · (H / H0)²."""
+        return self.lr_base * (self.ipc / 10) * (image_size / self.lr_image_size) ** 2
+
+    def network_augment(self) -> tuple[AugmentOp, ...]:
+        """Augmentation of the network's training: the siamese list without cutout, whose part CutMix plays."""
+        return tuple(op for op in self.augment if op != "cutout")
+
+    def check_data(self, facts: DataFacts) -> None:
+        """Raise `ConfigError` when this condensation is impossible on such data."""
+        if self.factor > facts.image_size:
+            raise ConfigError(
+                f"factor is {self.factor}, but {facts.name!r} has images of {facts.image_size} pixels: "
+                f"at most {facts.image_size}"
+            )
+        check_network(self.network, facts.image_size)
+        needed = (self.start_index + 1) * self.ipc * self.factor**2
+        if self.init == "real" and needed > facts.smallest_class:
+            raise ConfigError(
+                f"initialising from real images takes (start_index + 1)·ipc·factor² = {needed} of each class, "
+                f"but {facts.name!r} has a class with {facts.smallest_class}: lower ipc or factor, or use "
+                f"init 'noise'"
+            )
+
+
+class EvaluateConfig(Frozen):
+    """How a set is judged: networks trained on its first k images per class, tested on real test images."""
+
+    sizes: tuple[Annotated[int, Field(ge=1)], ...] | None = None
+    """The k to evaluate; left out: every k from 1 to N."""
+    repeats: int = Field(default=3, ge=1)
+    """Networks per k; the spread is over them."""
+    epochs: int = Field(default=1000, ge=1)
+    """Epochs of each training."""
+    network: NetworkConfig = NetworkConfig()
+    """The network that is trained."""
+    batch_size: int = Field(default=64, ge=1)
+    """Images per step."""
+    lr: float = Field(default=0.01, gt=0)
+    """First step size (SGD, momentum 0.9, weight decay 5e-4); times 0.2 at 2/3 and 5/6 of the epochs."""
+    augment: tuple[AugmentOp, ...] = ("color", "crop", "flip", "scale", "rotate")
+    """Augmentation, drawn for every image."""
+    cutmix: Probability = 0.5
+    """Probability of CutMix."""
+    random_baseline: bool = True
+    """Train on k random real images per class too, under the same recipe."""
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    """Everything random follows from it."""
+
+    def sizes_of(self, ipc: int) -> tuple[int, ...]:
+        """The k to evaluate of a set with `ipc` images per class; `ConfigError` when one is out of range."""
+        for k in self.sizes or ():
+            check_k(k, ipc)
+        return self.sizes or tuple(range(1, ipc + 1))
+
+    def milestones(self) -> tuple[int, int]:
+        """Epochs after which the step size drops: 666 and 833 of 1000."""
+        return self.epochs * 2 // 3, self.epochs * 5 // 6
+
+
+def check_k(k: int, ipc: int) -> int:
+    """Return `k`, or raise `ConfigError` when the set has no subset of that size."""
+    if not 1 <= k <= ipc:
+        raise ConfigError(f"k is {k}, but the set has {ipc} images per class: k is a whole number 1..{ipc}")
+    return k
+
+
+def check_network(network: NetworkConfig, image_size: int) -> None:
+    """Raise `ConfigError` when the network has more halvings than the image has pixels."""
+    if network.name == "convnet" and (image_size >> network.depth) < 1:
+        raise ConfigError(
+            f"network.depth is {network.depth}, but images of {image_size} pixels can be halved "
+            f"{image_size.bit_length() - 1} times: lower the depth"
+        )

@@ -1,0 +1,23 @@
+"""What every network offers: features, and logits from features."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+from torch import Tensor, nn
+
+
+class Network(nn.Module):
+    """A classifier cut after its last convolution block. Its norms are per sample, never over the batch."""
+
+    @abstractmethod
+    def features(self, images: Tensor) -> Tensor:
+        """Output of the last convolution block, (B, width, h, w), for images (B, ch, H, H)."""
+
+    @abstractmethod
+    def head(self, features: Tensor) -> Tensor:
+        """Logits (B, C) of what `features` returned."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, C) for images (B, ch, H, H)."""
+        return self.head(self.features(images))

@@ -1,0 +1,49 @@
+"""The cost of training any network, counted by running it on one image."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mdc_core.cost import Cost
+from mdc_core.networks.base import Network
+
+
+def measure_cost(net: Network, channels: int, image_size: int, optimiser_states: int = 1) -> Cost:
+    """Count a training step on one image (1, channels, image_size, image_size), on the CPU or wherever `net` is.
+
+    Operations are those of convolutions and matrix products, 2 per multiply-add: forward, once more for the
+    weights' gradient, and once more for the input's, which the first layer does not need. Bytes are those of the
+    distinct tensors that autograd saves, the parameters aside.
+    """
+    device = next(net.parameters()).device
+    forward: list[int] = []
+    hooks = [
+        module.register_forward_hook(lambda layer, _, output: forward.append(_flops(layer, output)))
+        for module in net.modules()
+        if isinstance(module, nn.Conv2d | nn.Linear)
+    ]
+    saved: dict[int, Tensor] = {}  # keeps the tensors alive, else their addresses would be used again
+
+    def remember(tensor: Tensor) -> Tensor:
+        saved[tensor.data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
+        net(torch.zeros(1, channels, image_size, image_size, device=device))
+    for hook in hooks:
+        hook.remove()
+    parameters = {parameter.data_ptr() for parameter in net.parameters()}
+    return Cost(
+        parameters=sum(parameter.numel() for parameter in net.parameters()),
+        activation_bytes=sum(t.nbytes for address, t in saved.items() if address not in parameters),
+        flops_per_image=3 * sum(forward) - forward[0],
+        optimiser_states=optimiser_states,
+    )
+
+
+def _flops(layer: nn.Module, output: Tensor) -> int:
+    """Operations of one layer's forward pass: every output value is a dot product with a row of the weight."""
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    return 2 * output.numel() * weight[0].numel()

@@ -1,0 +1,64 @@
+"""ResNet10-AP: a four-block residual network with average pooling for strides (IDC, arXiv 2205.14959, section 5)."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mdc_core.networks.base import Network
+
+
+class ResNetAP(Network):
+    """7x7 stem, then four stages of one basic block; instance norm; strides are 2x2 average pools."""
+
+    def __init__(self, channels: int, image_size: int, classes: int, width: int) -> None:
+        super().__init__()
+        # A 7x7 stem and a 4x4 pool suit large images only; small ones keep their pixels.
+        large = image_size >= 64
+        self.stem = nn.Sequential(
+            nn.Conv2d(channels, width, 7 if large else 3, padding=3 if large else 1, bias=False),
+            nn.GroupNorm(width, width),
+            nn.ReLU(),
+            nn.AvgPool2d(4) if large else nn.Identity(),
+        )
+        self.stages = nn.Sequential(
+            _Block(width, width, pool=1),
+            _Block(width, 2 * width, pool=2),
+            _Block(2 * width, 4 * width, pool=2),
+            _Block(4 * width, 8 * width, pool=2),
+        )
+        self.linear = nn.Linear(8 * width, classes)
+
+    def features(self, images: Tensor) -> Tensor:
+        """(B, 8·width, h, w) with h = H / 32 (H / 8 below 64 pixels)."""
+        out: Tensor = self.stages(self.stem(images))
+        return out
+
+    def head(self, features: Tensor) -> Tensor:
+        """Logits (B, C) of the features' mean over their area."""
+        out: Tensor = self.linear(features.mean((2, 3)))
+        return out
+
+
+class _Block(nn.Module):
+    """Two 3x3 convolutions beside a shortcut; both paths shrink by the same average pool."""
+
+    def __init__(self, before: int, after: int, pool: int) -> None:
+        super().__init__()
+        shrink = nn.AvgPool2d(pool) if pool > 1 else nn.Identity()
+        self.body = nn.Sequential(
+            nn.Conv2d(before, after, 3, padding=1, bias=False),
+            shrink,
+            nn.GroupNorm(after, after),
+            nn.ReLU(),
+            nn.Conv2d(after, after, 3, padding=1, bias=False),
+            nn.GroupNorm(after, after),
+        )
+        self.shortcut: nn.Module = nn.Identity()
+        if pool > 1 or before != after:
+            self.shortcut = nn.Sequential(
+                shrink, nn.Conv2d(before, after, 1, bias=False), nn.GroupNorm(after, after)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.body(x) + self.shortcut(x))

@@ -1,0 +1,189 @@
+"""Settings per data set, as data: the published table (MDC, arXiv 2403.06075), and what is known of named sets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mdc_core.config import CondenseConfig, DataFacts, EvaluateConfig
+from mdc_core.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One column of the table. `condense` and `evaluate` hold only what differs from the defaults."""
+
+    condense: Mapping[str, Any] = field(default_factory=dict)
+    evaluate: Mapping[str, Any] = field(default_factory=dict)
+    metric_alone: str = "mse"
+    """Distance when the subset loss is off; with it, `condense` decides."""
+    mean: tuple[float, ...] | None = None
+    """Channel means for pixels in [0, 1]; None: measured."""
+    std: tuple[float, ...] | None = None
+    """Channel standard deviations; None: measured."""
+
+
+_SMALL_COLOUR = {"augment": ("color", "crop", "scale", "rotate")}
+_IMAGENET_NET = {"name": "resnet_ap", "width": 64}
+
+PRESETS: dict[str, Preset] = {
+    "cifar10": Preset(mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010)),
+    "cifar100": Preset(mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010)),
+    "svhn": Preset(
+        condense={"n_data": 500},
+        evaluate=_SMALL_COLOUR,
+        mean=(0.4377, 0.4438, 0.4728),
+        std=(0.1980, 0.2010, 0.1970),
+    ),
+    "mnist": Preset(
+        condense={
+            "lr_base": 1e-4,
+            "lr_image_size": 28,
+            "n_data": 500,
+            "cutmix": 0.0,
+            "augment": ("color", "crop"),
+        },
+        evaluate={**_SMALL_COLOUR, "cutmix": 0.0},
+        metric_alone="l1",
+        mean=(0.1307,),
+        std=(0.3081,),
+    ),
+    "fashion-mnist": Preset(
+        condense={"lr_base": 1e-4, "n_data": 500},
+        metric_alone="l1",
+        mean=(0.2861,),
+        std=(0.3530,),
+    ),
+    "imagenet-10": Preset(
+        condense={
+            "network": _IMAGENET_NET,
+            "factor": 3,
+            "lr_base": 3e-3,
+            "lr_image_size": 224,
+            "n_data": 500,
+            "outer_loops": 500,
+            "mls_period": 50,
+            "early": 10,
+            "cutmix": 1.0,
+        },
+        evaluate={
+            "network": _IMAGENET_NET,
+            "augment": ("resized_crop", "flip", "jitter", "lighting"),
+            "cutmix": 1.0,
+        },
+        metric_alone="l1",
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+    ),
+    # Not of the paper: 8x8 grey digits, small enough to be condensed on a laptop in about a minute.
+    "digits": Preset(
+        condense={
+            "network": {"depth": 2, "width": 64},
+            "factor": 1,
+            "lr_image_size": 8,
+            "outer_loops": 200,
+            "inner_iterations": 20,
+            "mls_period": 20,
+            "n_data": 500,
+            "augment": ("color", "crop"),
+            "cutmix": 0.0,
+        },
+        evaluate={
+            "network": {"depth": 2, "width": 64},
+            "augment": ("color", "crop", "scale", "rotate"),
+            "cutmix": 0.0,
+            "epochs": 300,
+        },
+    ),
+}
+
+_TEN_DIGITS = tuple("0123456789")
+NAMED: dict[str, DataFacts] = {
+    "digits": DataFacts(name="digits", channels=1, image_size=8, classes=_TEN_DIGITS, smallest_class=139),
+    "cifar10": DataFacts(
+        name="cifar10",
+        channels=3,
+        image_size=32,
+        classes=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+        smallest_class=5000,
+    ),
+    "cifar100": DataFacts(
+        name="cifar100",
+        channels=3,
+        image_size=32,
+        classes=tuple(f"class {i}" for i in range(100)),
+        smallest_class=500,
+    ),
+    "svhn": DataFacts(name="svhn", channels=3, image_size=32, classes=_TEN_DIGITS, smallest_class=4659),
+    "mnist": DataFacts(name="mnist", channels=1, image_size=28, classes=_TEN_DIGITS, smallest_class=5421),
+    "fashion-mnist": DataFacts(
+        name="fashion-mnist",
+        channels=1,
+        image_size=28,
+        classes=(
+            "T-shirt/top",
+            "Trouser",
+            "Pullover",
+            "Dress",
+            "Coat",
+            "Sandal",
+            "Shirt",
+            "Sneaker",
+            "Bag",
+            "Ankle boot",
+        ),
+        smallest_class=6000,
+    ),
+    "imagenet-10": DataFacts(
+        name="imagenet-10",
+        channels=3,
+        image_size=224,
+        classes=tuple(f"class {i}" for i in range(10)),
+        smallest_class=732,
+    ),
+}
+"""What is known of the named sets before they are loaded. Loading replaces placeholder class names by the true ones."""
+
+
+def preset_for(facts: DataFacts) -> str:
+    """The preset for a data set: its own, or the nearest one by image size, channels and classes."""
+    if facts.name in PRESETS:
+        return facts.name
+    if facts.image_size >= 64:
+        return "imagenet-10"
+    if facts.image_size <= 16:
+        return "digits"
+    if facts.channels == 1:
+        return "fashion-mnist"
+    return "cifar100" if len(facts.classes) > 20 else "cifar10"
+
+
+def condense_config(preset: str, overrides: Mapping[str, Any]) -> CondenseConfig:
+    """The preset's configuration with the caller's own values on top."""
+    chosen = _named(preset)
+    merged = _merge(chosen.condense, overrides)
+    if merged.get("subset_loss") == "none" and "metric" not in overrides:
+        merged["metric"] = chosen.metric_alone
+    return CondenseConfig.model_validate(merged)
+
+
+def evaluate_config(preset: str, overrides: Mapping[str, Any]) -> EvaluateConfig:
+    """The preset's evaluation with the caller's own values on top."""
+    return EvaluateConfig.model_validate(_merge(_named(preset).evaluate, overrides))
+
+
+def _merge(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """`overrides` over `base`; a nested mapping (the network) is merged field by field."""
+    return dict(base) | {
+        key: {**base[key], **value}
+        if isinstance(value, Mapping) and isinstance(base.get(key), Mapping)
+        else value
+        for key, value in overrides.items()
+    }
+
+
+def _named(preset: str) -> Preset:
+    if preset not in PRESETS:
+        raise ConfigError(f"there is no preset {preset!r}: choose one of {', '.join(PRESETS)}")
+    return PRESETS[preset]

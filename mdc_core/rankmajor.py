@@ -1,0 +1,306 @@
+"""The delivery format `rankmajor/1`: one object per condensed set, every subset a prefix of it. numpy only.
+
+Letters: N ipc, C classes, f factor, ch channels, H image side, s = ceil(H / f) tile side, B bytes of a rank.
+The file of subset k is header(k) followed by the first k ranks, and is a valid safetensors file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import struct
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from mdc_core.errors import ConfigError, DataError, DigestError, FormatError
+
+FORMAT: Final = "rankmajor/1"
+HEADER_STEP: Final = 4096
+"""A header fills a whole number of these, so that ranks begin on a page of the device's storage."""
+
+Tiles = npt.NDArray[np.uint8]
+Buffer = bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True)
+class SetInfo:
+    """What a reader must know of a condensed set to use any subset of it.
+
+    Raises `ConfigError` when the values contradict each other.
+    """
+
+    ipc: int
+    """N: images per class of the whole set."""
+    factor: int
+    """f: every image holds f x f tiles."""
+    classes: tuple[str, ...]
+    """Class names; the position is the label."""
+    mean: tuple[float, ...]
+    """Channel means for pixels in [0, 1]."""
+    std: tuple[float, ...]
+    """Channel standard deviations, above 0."""
+    image_size: int
+    """H: side in pixels that the tiles are upsampled to."""
+    channels: int
+    """ch: colour channels, 1 to 4."""
+
+    def __post_init__(self) -> None:
+        for name, most in (("ipc", None), ("image_size", None), ("factor", self.image_size), ("channels", 4)):
+            _check_whole(name, getattr(self, name), most)
+        if not self.classes or not all(isinstance(name, str) and name for name in self.classes):
+            raise ConfigError(f"classes is {self.classes!r}: give at least one name, none of them empty")
+        object.__setattr__(self, "classes", tuple(self.classes))
+        for name, least in (("mean", -math.inf), ("std", 0.0)):
+            # 0 and 0.0 are equal but are written differently: plain floats make equal sets equal headers.
+            values = tuple(float(value) for value in getattr(self, name))
+            object.__setattr__(self, name, values)
+            if len(values) != self.channels:
+                raise ConfigError(f"{name} has {len(values)} values, but there are {self.channels} channels")
+            if not all(math.isfinite(value) and value > least for value in values):
+                raise ConfigError(
+                    f"{name} is {values}: give finite numbers{' above 0' if least == 0 else ''}"
+                )
+
+    @property
+    def tile_side(self) -> int:
+        """s = ceil(H / f)."""
+        return -(-self.image_size // self.factor)
+
+    @property
+    def rank_bytes(self) -> int:
+        """B = C·f²·ch·s²: bytes of one rank."""
+        return math.prod(self.tile_shape(1))
+
+    def tile_shape(self, k: int) -> tuple[int, int, int, int, int, int]:
+        """Shape `(k, C, f², ch, s, s)` of the tiles of subset k."""
+        side = self.tile_side
+        return k, len(self.classes), self.factor**2, self.channels, side, side
+
+
+@dataclass(frozen=True)
+class Digests:
+    """Hex sha256 of everything a device can be handed; entry r-1 (or k-1) belongs to rank r (or subset k)."""
+
+    object: str
+    ranks: tuple[str, ...]
+    headers: tuple[str, ...]
+    subsets: tuple[str, ...]
+
+
+def header(info: SetInfo, k: int) -> bytes:
+    """The first H bytes of subset k: a pure function of the set and k, equally long for every k."""
+    text = _header_json(info, check_size(info, k))
+    size = header_size(info)
+    return struct.pack("<Q", size - 8) + text + b" " * (size - 8 - len(text))
+
+
+def header_size(info: SetInfo) -> int:
+    """H: bytes before the first rank, a multiple of 4096. The whole set's header is the longest of all."""
+    return -(-(8 + len(_header_json(info, info.ipc))) // HEADER_STEP) * HEADER_STEP
+
+
+def subset_size(info: SetInfo, k: int) -> int:
+    """H + kB: bytes of the file of subset k."""
+    return subset_range(info, k)[1]
+
+
+def subset_range(info: SetInfo, k: int) -> tuple[int, int]:
+    """Half-open byte range `[H, H + kB)` of the object that follows header(k) in subset k."""
+    start = header_size(info)
+    return start, start + check_size(info, k) * info.rank_bytes
+
+
+def rank_range(info: SetInfo, r: int) -> tuple[int, int]:
+    """Half-open byte range of rank r, 1..N, in the object and in every subset that holds it."""
+    end = subset_size(info, r)
+    return end - info.rank_bytes, end
+
+
+def quantise(tiles: npt.NDArray[np.floating[Any]]) -> Tiles:
+    """8-bit tiles from tiles in [0, 1]: value·255, half to even, clamped. `DataError` for NaN."""
+    exact = np.asarray(tiles, dtype=np.float64)
+    if np.isnan(exact).any():
+        raise DataError(
+            "the tiles hold values that are not numbers: the run has diverged, lower its step size"
+        )
+    return np.rint(np.clip(exact * 255.0, 0.0, 255.0)).astype(np.uint8)
+
+
+def pack(tiles: Tiles, info: SetInfo) -> bytes:
+    """The object of a condensed set, of all its tiles `(N, C, f², ch, s, s)`; it is the file of subset N."""
+    if tiles.dtype != np.uint8 or tiles.shape != info.tile_shape(info.ipc):
+        raise ConfigError(
+            f"tiles are {tiles.dtype} {tiles.shape}, but this set packs uint8 {info.tile_shape(info.ipc)}"
+        )
+    return header(info, info.ipc) + tiles.tobytes()  # tobytes is in C order whatever the strides
+
+
+def subset(obj: Buffer, info: SetInfo, k: int) -> bytes:
+    """The file of subset k, cut from the object."""
+    start, end = subset_range(info, k)
+    return header(info, k) + bytes(memoryview(obj)[start:end])
+
+
+def read(data: Buffer) -> tuple[SetInfo, Tiles]:
+    """Set and tiles `(k, C, f², ch, s, s)` of the file of subset k; the tiles are a read-only view of `data`.
+
+    Strict: `FormatError` for another format or version, a header that is not byte for byte header(k), or a
+    length that is not H + kB.
+    """
+    info, k = read_header(data)
+    expected = subset_size(info, k)
+    if len(data) != expected:
+        raise FormatError(
+            f"the file has {len(data)} bytes, but its header says subset {k} of {expected}: fetch it again"
+        )
+    flat = np.frombuffer(bytes(data), dtype=np.uint8, offset=header_size(info))
+    return info, flat.reshape(info.tile_shape(k))
+
+
+def read_header(data: Buffer) -> tuple[SetInfo, int]:
+    """Set and k from the beginning of a file. `FormatError` unless the header is exactly header(k)."""
+    document = _header_document(data)
+    info = _info(document["__metadata__"])
+    try:
+        k = check_size(info, document["tiles"]["shape"][0])
+    except (LookupError, TypeError, ConfigError) as error:
+        raise FormatError(f"the header names no possible subset size ({error})") from None
+    if bytes(data[: header_size(info)]) != header(info, k):
+        raise FormatError(f"the header is not the {FORMAT} header of subset {k}: the file is damaged")
+    return info, k
+
+
+def digests(obj: Buffer, info: SetInfo) -> Digests:
+    """Digests of an object, of its ranks, and of the header and file of every subset; hashes N²B/2 bytes."""
+    payload = memoryview(obj)[header_size(info) :]
+    sizes = range(1, info.ipc + 1)
+    if len(obj) != subset_size(info, info.ipc):
+        raise FormatError(f"the object has {len(obj)} bytes, but the set has {subset_size(info, info.ipc)}")
+    headers = [header(info, k) for k in sizes]
+    size = info.rank_bytes
+    subsets = []
+    for k, head in zip(sizes, headers, strict=True):
+        state = hashlib.sha256(head)
+        state.update(payload[: k * size])
+        subsets.append(state.hexdigest())
+    return Digests(
+        object=sha256(obj),
+        ranks=tuple(sha256(payload[(r - 1) * size : r * size]) for r in sizes),
+        headers=tuple(sha256(head) for head in headers),
+        subsets=tuple(subsets),
+    )
+
+
+def verify(subset_bytes: Buffer, k: int, info: SetInfo, expected: Digests) -> None:
+    """Raise `DigestError`, with the ranks to fetch again, unless these are the bytes of subset k."""
+    size = subset_size(info, k)
+    if len(subset_bytes) != size:
+        raise DigestError(
+            f"subset {k} has {size} bytes, but these are {len(subset_bytes)}: fetch it again",
+            missing_ranks(len(subset_bytes), k, info),
+        )
+    view = memoryview(subset_bytes)
+    bad = tuple(
+        r for r in range(1, k + 1) if sha256(view[slice(*rank_range(info, r))]) != expected.ranks[r - 1]
+    )
+    if bad:
+        raise DigestError(
+            f"the sha256 of rank {', '.join(map(str, bad))} of subset {k} is not the promised one: "
+            "fetch these ranks again",
+            bad,
+        )
+    if sha256(view[: header_size(info)]) != expected.headers[k - 1]:
+        raise DigestError(
+            f"the sha256 of the header of subset {k} is not the promised one: write header({k}) again"
+        )
+
+
+def missing_ranks(length: int, k: int, info: SetInfo) -> tuple[int, ...]:
+    """The ranks of subset k that a file of `length` bytes does not hold to their end."""
+    whole = max(length - header_size(info), 0) // info.rank_bytes
+    return tuple(range(whole + 1, k + 1))
+
+
+def sha256(data: Buffer) -> str:
+    """Hex sha256 of some bytes."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def check_size(info: SetInfo, k: int) -> int:
+    """Return `k`, or raise `ConfigError` when the set has no subset (or rank) of that number."""
+    return _check_whole("k", k, info.ipc)
+
+
+def _check_whole(name: str, value: object, most: int | None) -> int:
+    """Return `value` if it is a whole number 1..most (1 or more when `most` is None)."""
+    if (
+        not isinstance(value, int)
+        or isinstance(value, bool)
+        or value < 1
+        or (most is not None and value > most)
+    ):
+        limit = "1 or more" if most is None else f"1..{most}"
+        raise ConfigError(f"{name} is {value!r}: give a whole number {limit}")
+    return value
+
+
+def _header_json(info: SetInfo, k: int) -> bytes:
+    """The JSON of header(k). Key order, separators and ASCII escapes are part of the format."""
+    metadata = {
+        "format": FORMAT,
+        "ipc": str(info.ipc),
+        "factor": str(info.factor),
+        "classes": _compact(list(info.classes)),
+        "mean": _compact(list(info.mean)),
+        "std": _compact(list(info.std)),
+        "image_size": str(info.image_size),
+        "channels": str(info.channels),
+    }
+    tensor = {"dtype": "U8", "shape": list(info.tile_shape(k)), "data_offsets": [0, k * info.rank_bytes]}
+    return _compact({"__metadata__": metadata, "tiles": tensor}).encode("ascii")
+
+
+def _compact(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def _header_document(data: Buffer) -> dict[str, Any]:
+    """The parsed header of a file of this format and version."""
+    if len(data) < 8:
+        raise FormatError(f"the file has {len(data)} bytes, too few for a {FORMAT} header: fetch it again")
+    (length,) = struct.unpack_from("<Q", data)
+    if length > len(data) - 8:
+        raise FormatError(
+            f"the header should have {length} bytes, but only {len(data) - 8} follow: fetch it again"
+        )
+    try:
+        document = json.loads(bytes(data[8 : 8 + length]))
+        version = document["__metadata__"]["format"]
+        document["tiles"]["shape"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        raise FormatError(f"this is no {FORMAT} file: it has no such header") from None
+    if version != FORMAT:
+        raise FormatError(
+            f"the file has the format {version!r}, but this release reads {FORMAT!r}: update it"
+        )
+    return dict(document)
+
+
+def _info(metadata: dict[str, Any]) -> SetInfo:
+    """The set that a header's metadata describes."""
+    try:
+        return SetInfo(
+            ipc=int(metadata["ipc"]),
+            factor=int(metadata["factor"]),
+            classes=tuple(json.loads(metadata["classes"])),
+            mean=tuple(json.loads(metadata["mean"])),
+            std=tuple(json.loads(metadata["std"])),
+            image_size=int(metadata["image_size"]),
+            channels=int(metadata["channels"]),
+        )
+    except (LookupError, TypeError, ValueError, RecursionError) as error:  # ConfigError is a ValueError
+        raise FormatError(f"the header describes no possible set ({error}): the file is damaged") from None

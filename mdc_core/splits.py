@@ -1,0 +1,49 @@
+"""Training and test images as the readers hand them over, and the hold-out where there is no test split."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mdc_core.errors import DataError
+from mdc_core.streams import stream
+
+HOLD_OUT = 0.1
+"""Share of every class that becomes the test split when a user's data have none."""
+
+Images = tuple[Tensor, Tensor]
+"""Images (M, ch, H, W), uint8, and their labels (M,), int64."""
+
+
+@dataclass(frozen=True)
+class Splits:
+    """What a data set holds: class names, whose position is the label, and its two parts."""
+
+    classes: tuple[str, ...]
+    train: Images
+    test: Images
+
+
+def hold_out(labels: Tensor, classes: tuple[str, ...], share: float = HOLD_OUT) -> tuple[Tensor, Tensor]:
+    """Split positions 0..M-1 into train and test, both ascending, `share` of every class going to test.
+
+    Which images are held out is a fixed pseudo-random choice that depends on the labels (M,) alone. Each
+    class keeps at least one image on either side.
+
+    Raises:
+        DataError: a class has fewer than two images.
+    """
+    held = torch.zeros(len(labels), dtype=torch.bool)
+    for label, name in enumerate(classes):
+        positions = (labels == label).nonzero().flatten()
+        if len(positions) < 2:
+            raise DataError(
+                f"class {name!r} has {len(positions)} training image(s) and there is no test split, so one "
+                f"would have to be held out: add images of the class (at least 2), or a test split"
+            )
+        count = min(max(1, int(len(positions) * share + 0.5)), len(positions) - 1)
+        order = torch.randperm(len(positions), generator=stream(0, "hold-out", label))
+        held[positions[order[:count]]] = True
+    return (~held).nonzero().flatten(), held.nonzero().flatten()

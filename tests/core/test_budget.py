@@ -1,0 +1,322 @@
+"""Budget to k: the formulas, the rule, and that more budget never gives less."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mdc_core import rankmajor
+from mdc_core.budget import Budget, Cost, Plan, convnet_cost, plan
+from mdc_core.errors import BudgetError, ConfigError
+from mdc_core.manifest import Manifest, build_manifest, parse_manifest
+
+N = 5
+INFO = rankmajor.SetInfo(N, 2, ("a", "b"), (0.5,), (0.25,), 8, 1)
+DIGESTS = rankmajor.digests(rankmajor.pack(np.zeros(INFO.tile_shape(N), np.uint8), INFO), INFO)
+COST = Cost(parameters=1000, activation_bytes=500, flops_per_image=1e6)
+B = INFO.rank_bytes  # 2 classes, 4 tiles of 16 bytes: 128
+RISING = {k: 0.5 + k / 20 for k in range(1, N + 1)}
+
+
+def manifest_of(accuracy: dict[int, float], epochs: int = 10) -> Manifest:
+    rows = [
+        {"network": "net", "epochs": epochs, "k": k, "mdc_mean": mean, "mdc_std": 0.0, "repeats": 3}
+        for k, mean in accuracy.items()
+    ]
+    return parse_manifest(
+        build_manifest(
+            name="toy",
+            version=1,
+            created="2030-01-01T00:00:00Z",
+            expires=None,
+            info=INFO,
+            digests=DIGESTS,
+            object_url="x",
+            network={},
+            recipe={"epochs": epochs, "batch_size": 16},
+            accuracy=rows,
+            cost={"net": COST.to_dict()},
+        )
+    )
+
+
+MANIFEST = manifest_of(RISING)
+
+
+def room_for(k: int) -> Budget:
+    return Budget(storage_bytes=4096 + k * B)
+
+
+def test_without_limits_the_whole_set() -> None:
+    whole = plan(MANIFEST, Budget())
+    assert (whole.k, whole.limited_by, whole.accuracy) == (N, None, RISING[N])
+    assert (whole.seconds, whole.joules) == (None, None)
+    assert whole.byte_range == (0, whole.total_bytes) == (0, 4096 + N * B)
+
+
+def test_the_formulas() -> None:
+    spending = Budget(flops=1e9, bandwidth_bps=8000, watts=2, have_k=2, epochs=20, batch_size=8)
+    found = plan(MANIFEST, spending, at_most=3)
+    images = 3 * 2 * 4
+    seconds = 20 * images * 1e6 / 1e9 + 8 * B / 8000
+    assert found == Plan(
+        k=3,
+        have_k=2,
+        delta_bytes=B,
+        byte_range=(4096 + 2 * B, 4096 + 3 * B),
+        total_bytes=4096 + 3 * B,
+        seconds=pytest.approx(seconds),
+        joules=pytest.approx(2 * seconds),
+        memory_bytes=4 * 1000 * 3 + 2 * 500 * 8 + 3 * B,
+        accuracy=RISING[3],
+        limited_by=None,
+    )
+    assert json.loads(json.dumps(found.to_dict()))["byte_range"] == [4096 + 2 * B, 4096 + 3 * B]
+
+
+def test_a_batch_is_no_larger_than_the_subset() -> None:
+    assert plan(MANIFEST, Budget(batch_size=1000), at_most=1).memory_bytes == 12000 + 2 * 500 * 8 + B
+
+
+@pytest.mark.parametrize(
+    ("budget", "resource"),
+    [
+        (Budget(storage_bytes=4096 + 2 * B), "storage_bytes"),
+        (Budget(transfer_bytes=4096 + 3 * B - 1), "transfer_bytes"),
+        (Budget(transfer_bytes=B, have_k=1), "transfer_bytes"),
+        (Budget(memory_bytes=12000 + 2 * 500 * 16 + 3 * B - 1), "memory_bytes"),
+        (Budget(seconds=10 * 16 * 1e-3, flops=1e9), "seconds"),
+        (Budget(seconds=8 * (4096 + 2 * B) / 1000, bandwidth_bps=1000), "seconds"),
+        (Budget(joules=3 * 10 * 16 * 1e-3, flops=1e9, watts=3), "joules"),
+    ],
+)
+def test_every_limit_can_be_the_one_that_stops_at_two(budget: Budget, resource: str) -> None:
+    found = plan(MANIFEST, budget)
+    assert (found.k, found.limited_by) == (2, resource)
+
+
+def test_a_device_that_has_more_fetches_nothing() -> None:
+    found = plan(MANIFEST, Budget(have_k=4, storage_bytes=4096 + 2 * B, transfer_bytes=0))
+    assert (found.k, found.delta_bytes) == (2, 0)
+    assert found.byte_range[0] == found.byte_range[1]
+
+
+def test_nothing_fits_names_the_limit_and_the_least_that_would_do() -> None:
+    with pytest.raises(BudgetError, match=f"storage_bytes is 100, but it needs {4096 + B}") as caught:
+        plan(MANIFEST, Budget(storage_bytes=100, memory_bytes=0))
+    assert (caught.value.resource, caught.value.needed) == ("storage_bytes", 4096 + B)
+    assert plan(MANIFEST, Budget(storage_bytes=4096 + B)).k == 1
+    assert "memory_bytes" in str(caught.value)
+
+
+def test_a_larger_size_that_is_measured_worse_is_not_taken() -> None:
+    manifest = manifest_of({1: 0.5, 2: 0.7, 3: 0.6, 4: 0.7, 5: 0.65})
+    assert [plan(manifest, room_for(k)).k for k in range(1, 6)] == [1, 2, 2, 4, 4]
+    assert plan(manifest, Budget()).limited_by == "accuracy"
+
+
+def test_a_size_that_is_named_is_taken_as_far_as_it_fits() -> None:
+    manifest = manifest_of({1: 0.5, 2: 0.7, 3: 0.6, 4: 0.7, 5: 0.65})
+    assert [plan(manifest, Budget(), at_most=k).k for k in range(1, 6)] == [1, 2, 3, 4, 5]
+    found = plan(manifest, room_for(3), at_most=5)
+    assert (found.k, found.limited_by) == (3, "storage_bytes")
+    assert plan(manifest, room_for(5), at_most=3).limited_by is None
+
+
+def test_a_metered_connection_fetches_only_what_is_measured_to_help() -> None:
+    manifest = manifest_of({1: 0.5, 2: 0.7, 3: 0.6, 4: 0.7, 5: 0.65})
+    assert plan(manifest, Budget(metered=True)).k == 2
+    assert plan(manifest, Budget(metered=True, have_k=3)).k == 2
+    assert plan(manifest, Budget(metered=True, have_k=4)).k == 4
+
+
+def test_unmeasured_sizes_count_as_the_next_smaller_measured_one() -> None:
+    manifest = manifest_of({2: 0.6, 4: 0.5})
+    found = [plan(manifest, room_for(k)) for k in range(1, 6)]
+    assert [p.k for p in found] == [1, 2, 3, 3, 3]
+    assert [p.accuracy for p in found] == [None, 0.6, 0.6, 0.6, 0.6]
+    assert plan(manifest_of({}), Budget()).k == N
+
+
+def test_accuracy_is_that_of_the_longest_training_within_the_epochs() -> None:
+    assert plan(MANIFEST, Budget(epochs=9)).accuracy is None
+    assert plan(MANIFEST, Budget(epochs=11)).accuracy == RISING[N]
+
+
+def test_min_accuracy_takes_the_least_that_reaches_it() -> None:
+    manifest = manifest_of({1: 0.5, 2: 0.7, 3: 0.6, 4: 0.8, 5: 0.9})
+    found = plan(manifest, Budget(min_accuracy=0.6))
+    assert (found.k, found.limited_by) == (2, "min_accuracy")
+    with pytest.raises(BudgetError, match=r"0\.95.*0\.9000") as caught:
+        plan(manifest, Budget(min_accuracy=0.95))
+    assert (caught.value.resource, caught.value.needed) == ("min_accuracy", 0.9)
+    with pytest.raises(BudgetError, match="subset 4") as caught:
+        plan(manifest, Budget(min_accuracy=0.75, storage_bytes=4096 + 3 * B))
+    assert (caught.value.resource, caught.value.needed) == ("storage_bytes", 4096 + 4 * B)
+
+
+def test_what_the_manifest_does_not_have_is_an_error() -> None:
+    with pytest.raises(ConfigError, match=r"have_k is 6.*0\.\.5"):
+        plan(MANIFEST, Budget(have_k=6))
+    with pytest.raises(ConfigError, match=r"k is 6.*1\.\.5"):
+        plan(MANIFEST, Budget(), at_most=6)
+    with pytest.raises(ConfigError, match=r"'resnet'.*net"):
+        plan(MANIFEST, Budget(network="resnet"))
+
+
+LIMITS: dict[str, tuple[float, float]] = {
+    "storage_bytes": (4096, 4096 + N * B),
+    "transfer_bytes": (0, 4096 + N * B),
+    "memory_bytes": (20_000, 30_000),
+    "seconds": (0, 10),
+    "joules": (0, 30),
+}
+budgets = st.fixed_dictionaries(
+    {"flops": st.floats(1e7, 1e10), "bandwidth_bps": st.floats(1e3, 1e6), "watts": st.floats(0.5, 5)},
+    optional={name: st.integers(int(low), int(high)) for name, (low, high) in LIMITS.items()}
+    | {
+        "have_k": st.integers(0, N),
+        "metered": st.booleans(),
+        "min_accuracy": st.sampled_from([0.2, 0.5, 0.8]),
+    },
+)
+larger = st.fixed_dictionaries(
+    {}, optional={name: st.integers(0, 5000) for name in (*LIMITS, "flops", "bandwidth_bps")}
+)
+measured = st.dictionaries(st.integers(1, N), st.sampled_from([0.1, 0.3, 0.5, 0.7, 0.9]))
+
+
+@settings(max_examples=300)
+@given(
+    measured, budgets, larger, st.sampled_from(["add", "drop"]), st.booleans(), st.none() | st.integers(1, N)
+)
+def test_more_budget_never_gives_less(
+    accuracy: dict[int, float],
+    small: dict[str, Any],
+    more: dict[str, int],
+    way: str,
+    unmeter: bool,
+    at_most: int | None,
+) -> None:
+    large = dict(small)
+    for name, extra in more.items():
+        if way == "add" and name in small:
+            large[name] = small[name] + extra
+        elif way == "drop" and name in LIMITS:
+            large.pop(name, None)
+    if unmeter:
+        large.pop("metered", None)
+    manifest = manifest_of(accuracy)
+    try:
+        before = plan(manifest, Budget(**small), at_most)
+    except BudgetError:
+        return
+    after = plan(manifest, Budget(**large), at_most)
+    assert after.k >= before.k
+    assert at_most is not None or (after.accuracy or -1) >= (before.accuracy or -1)
+
+
+@given(measured, budgets)
+def test_a_plan_keeps_every_limit_and_a_refusal_is_true(
+    accuracy: dict[int, float], fields: dict[str, Any]
+) -> None:
+    manifest = manifest_of(accuracy)
+    refused: BudgetError | None = None
+    try:
+        found = plan(manifest, Budget(**fields))
+    except BudgetError as error:
+        refused = error
+    if refused is not None:
+        if refused.resource == "min_accuracy":
+            assert max(accuracy.values(), default=0.0) == refused.needed < fields["min_accuracy"]
+        else:
+            assert refused.needed > fields[refused.resource]
+        return
+    needs = {"storage_bytes": found.total_bytes, "transfer_bytes": found.delta_bytes}
+    needs |= {"memory_bytes": found.memory_bytes or 0}
+    assert all(need <= fields.get(name, need) for name, need in needs.items())
+    assert (found.seconds or 0) <= fields.get("seconds", np.inf)
+    assert (found.joules or 0) <= fields.get("joules", np.inf)
+
+
+def test_a_budget_from_query_fields() -> None:
+    text = {"memory_bytes": "1e6", "seconds": "2.5", "flops": "1e9", "metered": "true", "network": "net"}
+    expected = Budget(memory_bytes=1_000_000, seconds=2.5, flops=1e9, metered=True, network="net")
+    assert Budget.from_mapping(text) == expected
+    assert Budget.from_mapping(expected.to_dict()) == expected
+    assert Budget.from_mapping({}) == Budget()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"memory": 1}, "no field 'memory'"),
+        ({"memory_bytes": -1}, "memory_bytes is -1"),
+        ({"memory_bytes": "1.5"}, "memory_bytes is 1.5: give a whole"),
+        ({"memory_bytes": "lots"}, "memory_bytes is 'lots'"),
+        ({"memory_bytes": True}, "memory_bytes is True"),
+        ({"memory_bytes": "inf"}, "memory_bytes is inf"),
+        ({"memory_bytes": 10**400}, "memory_bytes is 1000"),
+        ({"watts": "nan"}, "watts is nan"),
+        ({"seconds": float("inf"), "flops": 1}, "seconds is inf"),
+        ({"flops": 0}, "flops is 0: give a finite number above 0"),
+        ({"epochs": 0}, "epochs is 0: give a finite number 1 or more"),
+        ({"have_k": -1}, "have_k is -1"),
+        ({"min_accuracy": 90}, r"min_accuracy is 90: give a fraction"),
+        ({"metered": "maybe"}, "metered is 'maybe'"),
+        ({"network": ""}, "network is ''"),
+        ({"seconds": 5}, "flops or bandwidth_bps"),
+        ({"joules": 5, "flops": 1}, "give watts"),
+    ],
+)
+def test_a_nonsense_budget_is_refused_by_name(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Budget.from_mapping(fields)
+
+
+def test_the_convnet_of_the_published_runs() -> None:
+    cost = convnet_cost(depth=3, width=128, channels=3, image_size=32, classes=10)
+    assert cost.parameters == 320_010
+    assert cost.flops_per_image / 1e6 == pytest.approx(297, abs=0.5)
+    assert cost.activation_bytes / 2**20 == pytest.approx(1.48, abs=0.005)
+    # First convolution, second, third, head: multiply-adds of the forward pass.
+    forward = 2 * (27 * 128 * 32**2 + 1152 * 128 * 16**2 + 1152 * 128 * 8**2 + 2048 * 10)
+    assert forward / 1e6 == pytest.approx(101.5, abs=0.05)
+    assert cost.flops_per_image == 3 * forward - 2 * 27 * 128 * 32**2
+    assert Cost.from_dict(cost.to_dict()) == cost
+
+
+@pytest.mark.parametrize("image_size", [28, 32, 9])
+def test_the_analytic_cost_is_what_a_torch_network_keeps(image_size: int) -> None:
+    torch = pytest.importorskip("torch")
+    layers: list[Any] = []
+    for block in range(2):
+        padding = 3 if (image_size, block) == (28, 0) else 1
+        convolution = torch.nn.Conv2d(1 if block == 0 else 8, 8, 3, padding=padding)
+        layers += [convolution, torch.nn.GroupNorm(8, 8), torch.nn.ReLU(), torch.nn.AvgPool2d(2)]
+    side = ((32 if image_size == 28 else image_size) // 2) // 2
+    network = torch.nn.Sequential(*layers, torch.nn.Flatten(), torch.nn.Linear(8 * side**2, 10))
+    image = torch.zeros(1, 1, image_size, image_size)
+    kept: dict[int, int] = {}
+    known = {tensor.data_ptr() for tensor in [*network.parameters(), image]}
+
+    def keep(tensor: Any) -> Any:
+        # Feature maps only: the norm keeps two small statistics per channel as well.
+        if tensor.data_ptr() not in known and tensor.numel() > 8:
+            kept[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = network(image)
+    cost = convnet_cost(depth=2, width=8, channels=1, image_size=image_size, classes=10)
+    assert output.shape == (1, 10)
+    assert cost.parameters == sum(tensor.numel() for tensor in network.parameters())
+    assert cost.activation_bytes == sum(kept.values())
+
+
+def test_a_network_deeper_than_the_image_has_halvings_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"depth is 4.*halved 3 times"):
+        convnet_cost(4, 8, 1, 8, 2)

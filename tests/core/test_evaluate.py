@@ -1,0 +1,117 @@
+"""Training and judging: the batches, the schedule, the counts, and that training learns."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from mdc_core.config import EvaluateConfig
+from mdc_core.data import DataSet
+from mdc_core.errors import ConfigError
+from mdc_core.evaluate import Trial, evaluate, random_images, summarise, trials_planned
+from mdc_core.networks import build_network
+from mdc_core.streams import stream
+from mdc_core.synthetic import SyntheticSet
+from mdc_core.train import accuracy, class_accuracy, fit, shuffled
+from tests.core.toys import TOY_NETWORK, toy_real
+
+RECIPE = EvaluateConfig(
+    epochs=30, repeats=2, network=TOY_NETWORK, sizes=(1, 3), batch_size=4, augment=("color", "crop", "rotate")
+)
+
+
+def data() -> DataSet:
+    return DataSet("toy", toy_real(seed=0), toy_real(seed=0))
+
+
+def prototypes() -> SyntheticSet:
+    """Three real images of each class, as they are (factor 1)."""
+    real = toy_real()
+    picked = [real.floats(positions[:3]) for positions in real.class_index()]
+    return SyntheticSet(torch.stack(picked, dim=1).unsqueeze(2), 8)
+
+
+def test_shuffled_epochs_use_every_image_once() -> None:
+    batches = list(itertools.islice(shuffled(10, 4, stream(0, "x")), 6))
+    assert [len(b) for b in batches] == [4, 4, 2, 4, 4, 2]
+    first, second = torch.cat(batches[:3]), torch.cat(batches[3:])
+    assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(10))
+    assert first.tolist() != second.tolist()
+
+
+def test_an_evaluation_learns_and_counts_its_trials() -> None:
+    trials = list(evaluate(prototypes(), data(), RECIPE))
+    assert len(trials) == trials_planned(RECIPE, 3) == 2 * 2 * 2
+    assert {(t.k, t.source, t.repeat) for t in trials} == set(
+        itertools.product((1, 3), ("condensed", "random"), (0, 1))
+    )
+    assert all(t.best >= t.accuracy for t in trials)
+    largest = [t.accuracy for t in trials if t.k == 3]
+    assert min(largest) > 0.9
+
+
+def test_an_evaluation_repeats_itself() -> None:
+    recipe = RECIPE.model_copy(update={"repeats": 1, "epochs": 3})
+    assert list(evaluate(prototypes(), data(), recipe)) == list(evaluate(prototypes(), data(), recipe))
+
+
+def test_a_cut_off_evaluation_goes_on() -> None:
+    recipe = RECIPE.model_copy(update={"repeats": 1, "epochs": 3})
+    whole = list(evaluate(prototypes(), data(), recipe))
+    assert list(evaluate(prototypes(), data(), recipe, done=whole[:3])) == whole[3:]
+
+
+def test_random_images_grow_by_prefix_and_differ_by_repeat() -> None:
+    real = toy_real()
+    small, labels = random_images(real, 2, seed=0, repeat=0)
+    large, _ = random_images(real, 5, seed=0, repeat=0)
+    assert labels.tolist() == [0, 0, 1, 1]
+    assert torch.equal(small[:2], large[:2])
+    assert not torch.equal(small, random_images(real, 2, seed=0, repeat=1)[0])
+
+
+def test_sizes_out_of_range_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"k is 9"):
+        next(evaluate(prototypes(), data(), EvaluateConfig(sizes=(9,))))
+
+
+def test_learning_rate_drops_at_the_milestones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """0.01 · 0.2 after 2/3 and · 0.04 after 5/6 of the epochs."""
+    rates = []
+    step = torch.optim.SGD.step
+
+    def recording(self: torch.optim.SGD, *args: object, **kwargs: object) -> object:
+        rates.append(self.param_groups[0]["lr"])
+        return step(self, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(torch.optim.SGD, "step", recording)
+    net = build_network(TOY_NETWORK, channels=3, image_size=8, classes=2, generator=stream(0, "w"))
+    recipe = EvaluateConfig(epochs=6, network=TOY_NETWORK, augment=(), cutmix=0.0)
+    assert list(fit(net, torch.rand(4, 3, 8, 8), torch.tensor([0, 0, 1, 1]), recipe, stream(0, "f"))) == [
+        1, 2, 3, 4, 5, 6,
+    ]  # fmt: skip
+    assert rates == pytest.approx([0.01, 0.01, 0.01, 0.01, 0.002, 0.0004])
+
+
+def test_accuracy_counts_by_class() -> None:
+    real = toy_real()
+    net = build_network(TOY_NETWORK, channels=3, image_size=8, classes=2, generator=stream(0, "w"))
+    predicted = net(real.normalise(real.floats(torch.arange(32)))).argmax(1)
+    expected = (predicted == real.labels).float()
+    assert accuracy(net, real) == pytest.approx(float(expected.mean()))
+    by_class = class_accuracy(net, real, batch=5)
+    assert by_class.tolist() == pytest.approx([float(expected[:16].mean()), float(expected[16:].mean())])
+
+
+def test_summary_by_hand() -> None:
+    trials = [
+        Trial(2, "random", 0, 0.5, 0.6),
+        Trial(1, "condensed", 0, 0.2, 0.2),
+        Trial(1, "condensed", 1, 0.4, 0.5),
+    ]
+    first, second = summarise(trials)
+    assert (first.k, first.source, first.repeats) == (1, "condensed", 2)
+    assert (first.mean, first.std, first.best) == pytest.approx((0.3, 0.02**0.5, 0.35))
+    assert (second.k, second.source, second.std, second.repeats) == (2, "random", 0.0, 1)

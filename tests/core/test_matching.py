@@ -1,0 +1,169 @@
+"""The engine against a literal, slow transcription of the matching update: per class, per subset, per parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mdc_core import augment
+from mdc_core.data import RealSet
+from mdc_core.matching import distance, match_class
+from mdc_core.networks import Network, build_network
+from mdc_core.streams import stream
+from tests.core.toys import TOY_NETWORK, toy_real
+
+N, FACTOR, SIDE = 4, 2, 8
+
+
+def literal_distance(metric: str, synthetic: tuple[Tensor, ...], real: tuple[Tensor, ...]) -> Tensor:
+    total = torch.zeros((), dtype=torch.float64)
+    for gs, gr in zip(synthetic, real, strict=True):
+        if metric == "mse":
+            total = total + ((gs - gr) ** 2).sum()
+        elif metric == "l1":
+            total = total + (gs - gr).abs().sum()
+        else:
+            for row_s, row_r in zip(gs, gr, strict=True):
+                cosine = (row_s * row_r).sum() / (row_s.norm() * row_r.norm())
+                total = total + 1 - cosine
+    return total
+
+
+def literal_match(
+    net: Network,
+    tiles: Tensor,
+    real_images: Tensor,
+    label: int,
+    view: Callable[[Tensor], Tensor],
+    weights: dict[int, float],
+    frozen: int,
+    metric: str,
+) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
+    """Loss, tile gradient, feature distances and gradient distances, as the paper writes them."""
+    weights_4d = [p for p in net.parameters() if p.ndim == 4]
+
+    def gradient(images: Tensor, graph: bool) -> tuple[Tensor, ...]:
+        target = torch.full((len(images),), label)
+        return torch.autograd.grad(F.cross_entropy(net(images), target), weights_4d, create_graph=graph)
+
+    tiles = tiles.clone().requires_grad_()
+    decoded = [
+        F.interpolate(tiles[rank, piece][None], size=(SIDE, SIDE), mode="bilinear", align_corners=False)
+        for rank in range(N)
+        for piece in range(FACTOR**2)
+    ]
+    real_view = view(real_images)
+    real_gradient = gradient(real_view, graph=False)
+    loss = torch.zeros((), dtype=torch.float64)
+    features, gradients = [], []
+    real_feature = net.features(real_view).mean(0)
+    for n in range(1, N + 1):
+        subset = view(torch.cat(decoded[: n * FACTOR**2]))
+        features.append(((real_feature - net.features(subset).mean(0)) ** 2).sum().detach())
+        apart = literal_distance(metric, gradient(subset, graph=True), real_gradient)
+        gradients.append(apart.detach())
+        if n in weights:
+            loss = loss + weights[n] * apart
+    (slope,) = torch.autograd.grad(loss, tiles)
+    slope[:frozen] = 0
+    return loss.detach(), slope, features, gradients
+
+
+def setup(
+    ops: tuple[augment.AugmentOp, ...],
+) -> tuple[RealSet, Network, Tensor, Tensor, augment.AugmentParams]:
+    real = toy_real()
+    net = build_network(
+        TOY_NETWORK, channels=3, image_size=SIDE, classes=2, generator=stream(1, "weights")
+    ).double()
+    tiles = torch.rand(N, FACTOR**2, 3, 4, 4, generator=stream(1, "tiles"), dtype=torch.float64)
+    images = real.floats(real.class_index()[1][:8]).double()
+    params = augment.draw(ops, 1, channels=3, image_size=SIDE, generator=stream(1, "augment"))
+    return real, net, tiles, images, params
+
+
+@pytest.mark.parametrize("metric", ["mse", "l1", "cos"])
+@pytest.mark.parametrize(
+    ("weights", "frozen"),
+    [
+        ({4: 1.0}, 0),
+        ({4: 1.0, 1: 1.0}, 0),
+        ({4: 1.0, 3: 1.0}, 1),
+        ({4: 1.0, 3: 1.0}, 2),
+        ({4: 1.0, 1: 0.5, 2: 0.25, 3: 2.0}, 0),
+    ],
+)
+def test_engine_equals_the_literal_update(metric: str, weights: dict[int, float], frozen: int) -> None:
+    real, net, tiles, images, params = setup(("color", "crop", "cutout"))
+    found = match_class(
+        net,
+        tiles,
+        images,
+        1,
+        real=real,
+        params=params,
+        weights=weights,
+        frozen=frozen,
+        metric=metric,
+        extra_cuts=range(1, N),
+    )
+    loss, slope, features, gradients = literal_match(
+        net, tiles, images, 1, lambda x: augment.apply(params, real.normalise(x)), weights, frozen, metric
+    )
+    torch.testing.assert_close(found.loss, loss, rtol=1e-6, atol=0)
+    assert (found.tile_gradient - slope).norm() <= 1e-6 * slope.norm()
+    torch.testing.assert_close(found.feature_distances, torch.stack(features), rtol=1e-6, atol=0)
+    by_size = torch.stack([found.gradient_distances[n] for n in range(1, N + 1)])
+    torch.testing.assert_close(by_size, torch.stack(gradients), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("ops", [("flip", "color", "scale"), ("rotate", "cutout"), ()])
+def test_cuts_do_not_change_the_result(ops: tuple[augment.AugmentOp, ...]) -> None:
+    real, net, tiles, images, params = setup(ops)
+
+    def match(cuts: range) -> tuple[Tensor, Tensor]:
+        found = match_class(
+            net, tiles, images, 1, real=real, params=params, weights={N: 1.0}, frozen=0, metric="mse",
+            extra_cuts=cuts,
+        )  # fmt: skip
+        return found.loss, found.tile_gradient
+
+    for one, many in zip(match(range(0)), match(range(1, N)), strict=True):
+        torch.testing.assert_close(one, many, rtol=1e-9, atol=1e-12)
+
+
+def test_tile_gradient_is_the_derivative_of_the_loss() -> None:
+    """A finite difference of the base and subset loss along a random direction."""
+    real, net, tiles, images, params = setup(("color",))
+
+    def loss(at: Tensor) -> Tensor:
+        return match_class(
+            net, at, images, 1, real=real, params=params, weights={N: 1.0, 2: 1.0}, frozen=0, metric="mse"
+        ).loss
+
+    slope = match_class(
+        net, tiles, images, 1, real=real, params=params, weights={N: 1.0, 2: 1.0}, frozen=0, metric="mse"
+    ).tile_gradient
+    direction = torch.randn(tiles.shape, generator=stream(2, "direction"), dtype=torch.float64)
+    step = 1e-6
+    measured = (loss(tiles + step * direction) - loss(tiles - step * direction)) / (2 * step)
+    torch.testing.assert_close((slope * direction).sum(), measured, rtol=1e-5, atol=0)
+
+
+def test_equal_gradients_are_at_distance_zero() -> None:
+    gradient = [torch.randn(4, 3, 3, 3, dtype=torch.float64)]
+    for metric in ("mse", "l1", "cos"):
+        assert float(distance(metric, gradient, gradient)) == pytest.approx(0, abs=1e-12)
+
+
+def test_no_gradient_is_left_behind() -> None:
+    real, net, tiles, images, params = setup(("color", "crop", "cutout"))
+    match_class(
+        net, tiles, images, 1, real=real, params=params, weights={N: 1.0, 1: 1.0}, frozen=0, metric="mse"
+    )
+    assert tiles.grad is None
+    assert all(p.grad is None for p in net.parameters())
