@@ -1,0 +1,1 @@
+"""What runs on the device: plan, fetch, verify, decode. Needs numpy and httpx, no torch."""

@@ -1,0 +1,148 @@
+"""The command line of `mdc-device`: what can be said, and what it means."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+
+from mdc_core.budget import Budget
+from mdc_core.errors import ConfigError
+
+EXIT_CODES = """exit codes:
+  0    done
+  1    this device cannot: no space, no permission, no such file
+  2    wrong use: an unknown option, an impossible value, a k that the set does not have
+  3    the server cannot be reached, or failed; what was fetched is kept, run the same command again
+  4    the server refused: no key or no permission, no such set
+  5    damaged data: wrong digests, an unknown format, an expired manifest
+  6    the budget is too small for any subset; the message names the limit and what would do
+  130  interrupted; run the same command again to go on
+
+amounts: 64000, 64k or 64kB (thousands: k M G T), 64Ki or 64KiB (1024s: Ki Mi Gi Ti), 1.5G, 2e9
+"""
+
+_AMOUNT = re.compile(r"(?P<number>[0-9.]+(?:e[+-]?[0-9]+)?)\s*(?P<prefix>[kmgt]i?)?b?", re.IGNORECASE)
+_POWER = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+
+# Budget field, its option, what an unset value means to the user.
+_LIMITS = (
+    ("memory_bytes", "--memory", "BYTES", "memory for the training"),
+    ("storage_bytes", "--storage", "BYTES", "room for the file"),
+    ("transfer_bytes", "--transfer", "BYTES", "bytes that may be fetched"),
+    ("bandwidth_bps", "--bandwidth", "BIT/S", "bits per second of the connection"),
+    ("seconds", "--seconds", "S", "deadline for fetching and training"),
+    ("flops", "--flops", "FLOP/S", "sustained operations per second of this device"),
+    ("joules", "--joules", "J", "energy for fetching and training"),
+    ("watts", "--watts", "W", "power that this device draws meanwhile"),
+    ("epochs", "--epochs", "N", "epochs of the training, if not those of the manifest"),
+    ("batch_size", "--batch-size", "N", "images per step, if not those of the manifest"),
+)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser; its help lists the exit codes."""
+    top = argparse.ArgumentParser(
+        prog="mdc-device",
+        description="Fetch the part of a condensed data set that this device affords, and verify it.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="fetch | plan | verify")
+
+    fetch = _command(
+        commands, "fetch", "fetch a subset, verified; an interrupted fetch goes on where it ended"
+    )
+    _add_server(fetch)
+    fetch.add_argument("--to", required=True, metavar="FILE", help="where to put the subset")
+    _add_budget(fetch)
+
+    plan = _command(commands, "plan", "show which subset a budget affords, and fetch nothing")
+    _add_server(plan)
+    _add_budget(plan)
+    plan.add_argument(
+        "--have", type=_count, default=0, metavar="K", help="ranks that this device already has"
+    )
+
+    verify = _command(commands, "verify", "check a fetched file against its manifest")
+    verify.add_argument("file", metavar="FILE", help="a fetched subset")
+    verify.add_argument("--manifest", metavar="FILE", help="its manifest; default: FILE.manifest.json")
+    return top
+
+
+def budget(arguments: argparse.Namespace) -> Budget:
+    """The budget that the options state. `ConfigError` names one that is impossible."""
+    given = {name: getattr(arguments, name) for name, *_ in _LIMITS}
+    given |= {"min_accuracy": arguments.min_accuracy, "network": arguments.network}
+    fields = {name: value for name, value in given.items() if value is not None}
+    return Budget.from_mapping(
+        {**fields, "metered": arguments.metered, "have_k": getattr(arguments, "have", 0)}
+    )
+
+
+def amount(text: str) -> float:
+    """A number with an optional unit prefix: 64k, 10MB, 1GiB. `ConfigError` when it is none."""
+    match = _AMOUNT.fullmatch(text.strip())
+    try:
+        number = float(match["number"]) if match else math.nan
+    except ValueError:
+        number = math.nan
+    if match is None or not math.isfinite(number):
+        raise ConfigError(f"{text!r} is no amount: give a number such as 64000, 64k, 10MB or 1GiB")
+    prefix = (match["prefix"] or "").lower()
+    return number * (1024.0 if prefix.endswith("i") else 1000.0) ** _POWER[prefix.removesuffix("i")]
+
+
+def _command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, what: str
+) -> argparse.ArgumentParser:
+    command = commands.add_parser(
+        name,
+        help=what,
+        description=what[0].upper() + what[1:] + ".",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("--json", action="store_true", help="print one JSON object")
+    return command
+
+
+def _add_server(command: argparse.ArgumentParser) -> None:
+    command.add_argument("url", metavar="URL", help="the server, such as https://condense.example")
+    command.add_argument("set", metavar="SET", help="name of the set")
+    command.add_argument("--key", help="API key; default: the environment variable MDC_KEY")
+    command.add_argument(
+        "--k",
+        type=_size,
+        default=None,
+        metavar="N|auto",
+        help="images per class: N, or as many up to N as the budget affords; auto (the default): the best it affords",
+    )
+
+
+def _add_budget(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("budget", "what this device can spend; left out: no limit")
+    for name, option, unit, what in _LIMITS:
+        group.add_argument(option, dest=name, type=_argument, metavar=unit, help=what)
+    group.add_argument(
+        "--min-accuracy", type=float, metavar="A", help="the least k measured to reach A, 0 to 1"
+    )
+    group.add_argument("--network", metavar="NAME", help="network to train, as in the manifest")
+    group.add_argument("--metered", action="store_true", help="fetch no byte that is not measured to help")
+
+
+def _argument(text: str) -> float:
+    try:
+        return amount(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _size(text: str) -> int | None:
+    return None if text == "auto" else _count(text)
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number")
+    return int(text)

@@ -1,0 +1,64 @@
+"""From the file of a subset to training images, in numpy alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from mdc_core import rankmajor
+from mdc_core.rankmajor import SetInfo, Tiles
+
+Images = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Subset k of a condensed set; images and labels are in rank-major order: rank, then class, then tile."""
+
+    info: SetInfo
+    """Shape and normalisation of the set."""
+    tiles: Tiles
+    """`(k, C, f², ch, s, s)`, uint8, read-only."""
+    k: int
+    """Images per class."""
+
+    def images(self) -> Images:
+        """Decoded images `(k·C·f², ch, H, H)`, float32 in [0, 1], not normalised."""
+        flat = self.tiles.reshape(-1, *self.tiles.shape[3:])  # (k·C·f², ch, s, s)
+        return upsample(flat.astype(np.float32) / np.float32(255), self.info.image_size)
+
+    def labels(self) -> npt.NDArray[np.int64]:
+        """Labels `(k·C·f²,)` of the images: positions in `info.classes`."""
+        _, classes, tiles = self.tiles.shape[:3]
+        return np.tile(np.repeat(np.arange(classes, dtype=np.int64), tiles), self.k)
+
+
+def open_subset(path: str | Path) -> Subset:
+    """The subset in a file. `FormatError` when the file is damaged, cut short or of an unknown version."""
+    info, tiles = rankmajor.read(Path(path).read_bytes())
+    return Subset(info=info, tiles=tiles, k=tiles.shape[0])
+
+
+def upsample(tiles: Images, side: int) -> Images:
+    """Bilinear enlargement of `(…, s, s)` to `(…, side, side)`, float32; edges are repeated.
+
+    The same as `torch.nn.functional.interpolate(mode="bilinear", align_corners=False)`.
+    """
+    lower, upper, weight = _taps(tiles.shape[-1], side)
+    keep = np.float32(1) - weight
+    rows = tiles[..., lower, :] * keep[:, None] + tiles[..., upper, :] * weight[:, None]
+    enlarged: Images = rows[..., lower] * keep + rows[..., upper] * weight
+    return enlarged
+
+
+def _taps(source: int, side: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], Images]:
+    """For each output position the two input positions that it mixes, and the weight of the second."""
+    # As torch has it: the scale in float32, then one fused multiply-add, rounded once to float32.
+    scale = np.float64(np.float32(source) / np.float32(side))
+    centre = np.maximum(((np.arange(side) + 0.5) * scale - 0.5).astype(np.float32), np.float32(0))
+    lower = np.minimum(centre.astype(np.intp), source - 1)
+    upper = np.minimum(lower + 1, source - 1)
+    return lower, upper, (centre - lower).astype(np.float32)

@@ -1,0 +1,154 @@
+"""A real HTTP server on this machine that delivers one set, and misbehaves when it is told to."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import numpy as np
+import pytest
+
+from mdc_core import rankmajor
+from mdc_core.cost import Cost
+from mdc_core.manifest import build_manifest
+
+KEY = "mdc_1_secret"
+
+
+@dataclass
+class Device:
+    """The served set and the server's moods; tests change it between requests."""
+
+    info: rankmajor.SetInfo
+    obj: bytes
+    manifest: dict[str, Any]
+    url: str = ""
+    requests: list[tuple[str, dict[str, str]]] = field(default_factory=list)
+    drop_after: list[int] = field(default_factory=list)
+    """Bytes of body after which the next answers break off."""
+    corrupt: dict[int, int] = field(default_factory=dict)
+    """Offset in the file: how many more times its byte is served wrong."""
+    ignore_ranges: bool = False
+    wrong_range: bool = False
+    etag: str | None = None
+    status: int | None = None
+    problem: dict[str, Any] | None = None
+    hold: threading.Event | None = None
+    """When there: half a body is sent, `held` is set, and the rest waits for it."""
+    held: threading.Event = field(default_factory=threading.Event)
+
+    def subset(self, k: int) -> bytes:
+        return rankmajor.subset(self.obj, self.info, k)
+
+    def ranges(self) -> list[str | None]:
+        """The Range headers of the requests for subsets so far."""
+        return [headers.get("range") for path, headers in self.requests if path.startswith("/subsets/")]
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    device: Device
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        device = self.device
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        device.requests.append((self.path, headers))
+        url = urlsplit(self.path)
+        if headers.get("authorization") != f"Bearer {KEY}":
+            self.refuse(401, {"code": "unauthorised", "detail": "this key is not known: ask for another"})
+        elif device.status is not None:
+            self.refuse(device.status, device.problem)
+        elif url.path == "/v1/sets/toy/manifest":
+            self.answer(200, json.dumps(device.manifest).encode(), {})
+        elif match := re.fullmatch(r"/subsets/(\d+)", url.path):
+            assert parse_qs(url.query) == {"set": ["toy"]}
+            self.deliver(int(match[1]), headers)
+        else:
+            self.refuse(404, {"code": "set-not-found", "detail": "there is no such set: list them"})
+
+    def deliver(self, k: int, headers: dict[str, str]) -> None:
+        device = self.device
+        data = bytearray(device.subset(k))
+        size = len(data)
+        etag = f'"{device.etag or rankmajor.sha256(data)}"'
+        if headers.get("if-match") not in (None, etag) and device.etag is None:
+            return self.refuse(412, None)
+        for offset in [offset for offset, times in device.corrupt.items() if times > 0]:
+            data[offset] ^= 0xFF
+        status, start, end, extra = 200, 0, size, {"ETag": etag}
+        if "range" in headers and not device.ignore_ranges:
+            match = re.fullmatch(r"bytes=(\d+)-(\d+)", headers["range"])
+            assert match, "only closed ranges are asked for"
+            status, start, end = 206, int(match[1]), int(match[2]) + 1
+            assert start < end <= size
+            extra["Content-Range"] = f"bytes {start + device.wrong_range}-{end - 1}/{size}"
+        for offset in device.corrupt:
+            device.corrupt[offset] -= start <= offset < end
+        return self.answer(status, bytes(data[start:end]), extra)
+
+    def answer(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.path.startswith("/subsets/") and self.device.drop_after:
+            body = body[: self.device.drop_after.pop(0)]
+            self.close_connection = True
+        if self.path.startswith("/subsets/") and self.device.hold is not None:
+            self.wfile.write(body[: len(body) // 2])
+            self.device.held.set()
+            self.device.hold.wait(timeout=30)
+            self.close_connection = True
+            return
+        self.wfile.write(body)
+
+    def refuse(self, status: int, problem: dict[str, Any] | None) -> None:
+        kind = "application/problem+json" if problem else "text/plain"
+        self.answer(status, json.dumps(problem).encode() if problem else b"no", {"Content-Type": kind})
+
+
+def served_set(version: int = 1, seed: int = 0) -> Device:
+    info = rankmajor.SetInfo(5, 2, ("cat", "dog", "owl"), (0.5,), (0.25,), 9, 1)
+    tiles = np.random.default_rng(seed).integers(0, 256, info.tile_shape(5), dtype=np.uint8)
+    obj = rankmajor.pack(tiles, info)
+    row = {"network": "net", "epochs": 3, "mdc_std": 0.0, "repeats": 2}
+    manifest = build_manifest(
+        name="toy",
+        version=version,
+        created="2030-01-01T00:00:00Z",
+        expires=None,
+        info=info,
+        digests=rankmajor.digests(obj, info),
+        object_url="/objects/toy",
+        network={"name": "net"},
+        recipe={"epochs": 3},
+        accuracy=[{**row, "k": k, "mdc_mean": 0.5 + k / 20} for k in range(1, 6)],
+        cost={"net": Cost(parameters=100, activation_bytes=10, flops_per_image=1e6)},
+    )
+    return Device(info=info, obj=obj, manifest=manifest)
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
+    """The set `toy`, served with the key in the environment."""
+    served = served_set()
+    handler = type("ToyHandler", (Handler,), {"device": served})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    served.url = f"http://127.0.0.1:{server.server_address[1]}"
+    monkeypatch.setenv("MDC_KEY", KEY)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    yield served
+    server.shutdown()
+    thread.join()
+    server.server_close()

@@ -1,0 +1,29 @@
+"""The example of the documentation: it trains on a fetched file and learns."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mdc_core import rankmajor
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "train_on_device.py"
+
+
+def test_it_learns_from_a_subset(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    data = pytest.importorskip("mdc_core.data")
+    train = data.load_named("digits", tmp_path).train
+    info = rankmajor.SetInfo(5, 1, train.classes, train.mean, train.std, 8, 1)
+    images = np.stack([train.images[train.labels == label][:5].numpy() for label in range(10)], axis=1)
+    path = tmp_path / "digits.mdc"
+    path.write_bytes(rankmajor.pack(images[:, :, None], info))  # (N, C, 1, ch, H, H)
+    command = [sys.executable, EXAMPLE, path, "--seconds", "2", "--test", "digits", "--json"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True, timeout=120)
+    found = json.loads(done.stdout)
+    assert (found["k"], found["images"]) == (5, 50)
+    assert found["steps"] > 0
+    assert found["accuracy"] > 0.25  # chance is 0.1
