@@ -1,0 +1,1 @@
+"""The database schema, revision by revision; `server.store.migrate` runs it."""

@@ -1,0 +1,113 @@
+"""The application: `create_app(settings)`, or `uvicorn --factory server.app:app_from_env`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.concurrency import run_in_threadpool
+
+from mdc_core.errors import ConfigError
+from server import problems
+from server.auth import ensure_admin_key
+from server.deps import Services
+from server.logs import configure_logging
+from server.problems import ProblemBody
+from server.routes import datasets, health, jobs, keys, sets, subsets
+from server.settings import Settings
+from server.store import migrate
+from server.store.db import Database
+from server.store.objects import open_objects
+from server.wakeup import Wakeup
+
+VERSION = "0.1.0"
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The API over the stores that the settings name.
+
+    When it starts, the embedded mode brings its database up to date and makes the first admin key; otherwise the
+    migrations must have been run.
+
+    Raises:
+        ConfigError: the secret is missing, or the object store's URL cannot be used.
+    """
+    app = FastAPI(
+        title="Multisize Dataset Condensation",
+        version=VERSION,
+        lifespan=_lifespan,
+        docs_url="/docs",
+        redoc_url=None,
+        separate_input_output_schemas=False,
+    )
+    app.state.services = Services(
+        settings=settings,
+        db=Database(settings.database_url),
+        objects=open_objects(settings.objects_url),
+        wakeup=Wakeup(settings.broker_url),
+        secret_key=settings.secret_key(),
+    )
+    problems.install(app)
+    for module in (datasets, jobs, sets, subsets, keys, health):
+        app.include_router(module.router)
+    _complete_openapi(app)
+    return app
+
+
+def app_from_env() -> FastAPI:
+    """The API with the settings of the environment, logging JSON lines."""
+    configure_logging()
+    return create_app(Settings())
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    services: Services = app.state.services
+    await run_in_threadpool(_prepare, services)
+    try:
+        yield
+    finally:
+        services.wakeup.close()
+        services.db.dispose()
+
+
+def _prepare(services: Services) -> None:
+    """Check or make what the application needs: broker file, schema, and in the embedded mode an admin key."""
+    settings = services.settings
+    services.wakeup.prepare()
+    if settings.embedded:
+        migrate.upgrade(settings.database_url)
+        with services.db.begin() as session:
+            ensure_admin_key(settings, session)
+        return
+    with services.db.engine.connect() as connection:
+        revision = migrate.current(connection)
+    if revision != migrate.head():
+        raise ConfigError(
+            f"the database is at revision {revision}, this release needs {migrate.head()}: run "
+            "python -m server.cli migrate"
+        )
+
+
+def _complete_openapi(app: FastAPI) -> None:
+    """Add to the OpenAPI document what FastAPI does not know: the problems, and the partial configurations."""
+    plain = app.openapi
+
+    def described() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            document = plain()
+            schema = ProblemBody.model_json_schema(ref_template="#/components/schemas/{model}")
+            schemas = document.setdefault("components", {}).setdefault("schemas", {})
+            schemas |= schema.pop("$defs", {}) | {"Problem": schema}
+            # A request holds any part of a configuration: its model cannot say so, as the preset fills the rest.
+            for field, config in (("condense", "CondenseConfig"), ("evaluate", "EvaluateConfig")):
+                description = schemas["JobRequest"]["properties"][field]["description"]
+                schemas["JobRequest"]["properties"][field] = {
+                    "$ref": f"#/components/schemas/{config}",
+                    "description": description,
+                }
+        return app.openapi_schema or {}
+
+    app.openapi = described  # type: ignore[method-assign]

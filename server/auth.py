@@ -1,0 +1,130 @@
+"""API keys `mdc_<id>_<secret>`: made, checked, and asked for their scopes."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated, Literal, get_args
+
+from fastapi import Depends, Security
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer, SecurityScopes
+from sqlalchemy.orm import Session
+
+from server.deps import ServicesDep
+from server.problems import Problem
+from server.settings import Settings, write_private
+from server.store import keys
+from server.store.tables import ApiKey, utcnow
+
+Scope = Literal["jobs:read", "jobs:write", "subsets:read", "admin"]
+SCOPES: tuple[str, ...] = get_args(Scope)
+"""What a key may be allowed to do; `admin` implies the others."""
+
+_bearer = HTTPBearer(auto_error=False, scheme_name="ApiKey", description="An API key: `mdc_<id>_<secret>`.")
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who sent the request."""
+
+    key_id: str
+    scopes: frozenset[str]
+
+    @property
+    def is_admin(self) -> bool:
+        """Whether the caller sees what others own."""
+        return "admin" in self.scopes
+
+    @property
+    def sees(self) -> str | None:
+        """The owner whose rows the caller may see; None: everybody's."""
+        return None if self.is_admin else self.key_id
+
+
+def create_key(
+    session: Session, secret_key: bytes, *, name: str, scopes: list[str], expires_at: datetime | None = None
+) -> tuple[ApiKey, str]:
+    """Add a key; returns its row and the key itself, which is known only now."""
+    key_id = secrets.token_hex(8)
+    token = f"mdc_{key_id}_{secrets.token_urlsafe(32)}"  # 256 random bits
+    row = keys.add(
+        session,
+        key_id=key_id,
+        name=name,
+        secret_hmac=_hmac(secret_key, token),
+        scopes=scopes,
+        expires_at=expires_at,
+    )
+    return row, token
+
+
+def check_key(session: Session, secret_key: bytes, token: str) -> ApiKey | None:
+    """The key that `token` is; None when it is unknown, revoked or expired."""
+    parts = token.split("_", 2)
+    if len(parts) != 3 or parts[0] != "mdc":
+        return None
+    row = keys.get(session, parts[1])
+    kept = row.secret_hmac if row is not None else "0" * 64
+    if not hmac.compare_digest(kept, _hmac(secret_key, token)):
+        return None
+    return row if row is not None and keys.works(row, utcnow()) else None
+
+
+def ensure_admin_key(settings: Settings, session: Session) -> None:
+    """In the embedded mode make the first admin key, and write it to `data_dir`/admin.key (mode 0600).
+
+    Nothing happens when an admin key that works is there already, or outside the embedded mode.
+    """
+    if not settings.embedded or keys.admins(session):
+        return
+    _, token = create_key(session, settings.secret_key(), name="first admin key", scopes=["admin"])
+    write_private(settings.data_dir / "admin.key", token, replace=True)
+
+
+def _hmac(secret_key: bytes, token: str) -> str:
+    return hmac.new(secret_key, token.encode(), hashlib.sha256).hexdigest()
+
+
+def _caller(
+    needed: SecurityScopes,
+    services: ServicesDep,
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
+) -> Caller:
+    """The caller, who has every scope that the route needs."""
+    challenge = {"WWW-Authenticate": "Bearer"}
+    if credentials is None:
+        raise Problem(
+            401,
+            "unauthenticated",
+            "no API key was sent: add the header Authorization: Bearer mdc_…",
+            headers=challenge,
+        )
+    now = utcnow()
+    with services.db.read() as session:
+        row = check_key(session, services.secret_key, credentials.credentials)
+    if row is None:
+        raise Problem(
+            401,
+            "unauthenticated",
+            "the API key is unknown, revoked or expired: ask for a new one",
+            headers=challenge,
+        )
+    if not keys.used_recently(row, now):
+        with services.db.begin() as session:
+            keys.mark_used(session, row.id, now)
+    caller = Caller(row.id, frozenset(row.scopes))
+    missing = set() if caller.is_admin else set(needed.scopes) - caller.scopes
+    if missing:
+        raise Problem(
+            403, "scope-missing", f"the API key {row.id} lacks the scope {', '.join(sorted(missing))}"
+        )
+    return caller
+
+
+JobsReader = Annotated[Caller, Security(_caller, scopes=["jobs:read"])]
+JobsWriter = Annotated[Caller, Security(_caller, scopes=["jobs:write"])]
+SubsetsReader = Annotated[Caller, Security(_caller, scopes=["subsets:read"])]
+Admin = Annotated[Caller, Security(_caller, scopes=["admin"])]

@@ -1,0 +1,46 @@
+"""Operator's commands: `python -m server.cli migrate`, `python -m server.cli create-key NAME --scope admin`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from mdc_core.errors import ConfigError
+from server.auth import SCOPES, create_key
+from server.settings import Settings
+from server.store import migrate as migrations
+from server.store.db import Database
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
+
+
+@app.command()
+def migrate(revision: str = "head") -> None:
+    """Bring the database up to a revision; run it before a new release starts."""
+    migrations.upgrade(Settings().database_url, revision)
+
+
+@app.command("create-key")
+def create(
+    name: str,
+    scope: Annotated[list[str], typer.Option(help=f"One of {', '.join(SCOPES)}; may be repeated.")],
+) -> None:
+    """Make an API key and print it; the first admin key of a server with a database of its own."""
+    if unknown := [given for given in scope if given not in SCOPES]:
+        raise typer.BadParameter(f"there is no scope {unknown[0]!r}: choose from {', '.join(SCOPES)}")
+    settings = Settings()
+    db = Database(settings.database_url)
+    try:
+        secret_key = settings.secret_key()
+        with db.begin() as session:
+            _, token = create_key(session, secret_key, name=name, scopes=sorted(set(scope)))
+    except ConfigError as error:
+        raise typer.BadParameter(str(error)) from error
+    finally:
+        db.dispose()
+    typer.echo(token)
+
+
+if __name__ == "__main__":
+    app()

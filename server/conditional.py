@@ -1,0 +1,48 @@
+"""Ranges and conditions of RFC 9110 as pure functions of the header's text."""
+
+from __future__ import annotations
+
+import re
+
+from server.problems import Problem
+
+_RANGE = re.compile(r"bytes=\s*(?:(\d+)-(\d*)|-(\d+))\s*", re.IGNORECASE)
+_TAG = re.compile(r'(W/)?("[\x21\x23-\x7e\x80-\xff]*")')
+
+
+def matches(header: str, etag: str, *, weak: bool) -> bool:
+    """Whether the list of entity tags (or `*`) names `etag`.
+
+    `weak` compares as If-None-Match does; else a weak tag never matches, as in If-Match (section 8.8.3.2).
+    """
+    if header.strip() == "*":
+        return True
+    return any(tag == etag and (weak or not is_weak) for is_weak, tag in _TAG.findall(header))
+
+
+def byte_range(header: str | None, if_range: str | None, etag: str, length: int) -> tuple[int, int] | None:
+    """The half-open range of a Range header; None: send everything.
+
+    Ignored, as section 14.2 allows, are other units, several ranges and what cannot be parsed, and everything when
+    If-Range does not name `etag`. Raises `Problem` 416 for a range beyond the end.
+    """
+    if header is None or (if_range is not None and if_range.strip() != etag):
+        return None
+    found = _RANGE.fullmatch(header.strip())
+    if found is None:
+        return None
+    first, last, suffix = found.groups()
+    if suffix is not None:
+        start, end = max(0, length - int(suffix)), length
+    else:
+        start, end = int(first), min(length, int(last) + 1) if last else length
+        if last and int(last) < int(first):
+            return None
+    if start >= end:
+        raise Problem(
+            416,
+            "range-not-satisfiable",
+            f"the range {header!r} is beyond the {length} bytes: they are numbered 0..{length - 1}",
+            headers={"Content-Range": f"bytes */{length}", "Accept-Ranges": "bytes"},
+        )
+    return start, end

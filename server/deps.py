@@ -1,0 +1,54 @@
+"""What the routes work with: made once per application, handed to them by FastAPI."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Query, Request
+
+from server.problems import FieldError, invalid
+from server.settings import Settings
+from server.store.db import Database
+from server.store.ids import from_cursor
+from server.store.objects import ObjectStore
+from server.wakeup import Wakeup
+
+
+@dataclass(frozen=True)
+class Services:
+    """The effects behind the API."""
+
+    settings: Settings
+    db: Database
+    objects: ObjectStore
+    wakeup: Wakeup
+    secret_key: bytes
+
+
+def _services(request: Request) -> Services:
+    services: Services = request.app.state.services
+    return services
+
+
+ServicesDep = Annotated[Services, Depends(_services)]
+
+LimitQuery = Annotated[int, Query(ge=1, le=100, description="Entries per page.")]
+
+
+def _after(
+    after: Annotated[
+        str | None, Query(max_length=300, description="`next_cursor` of the page before.")
+    ] = None,
+) -> str | None:
+    """The position in the cursor."""
+    if after is None:
+        return None
+    try:
+        return from_cursor(after)
+    except ValueError as error:
+        raise invalid("invalid-request", [FieldError(field="query.after", message=str(error))]) from error
+
+
+AfterQuery = Annotated[str | None, Depends(_after)]
+"""Where a list goes on; None: at its beginning."""

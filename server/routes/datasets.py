@@ -1,0 +1,149 @@
+"""Data sets: named ones, and uploads."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Request, Response
+from starlette.concurrency import run_in_threadpool
+
+from mdc_core.errors import DataError
+from mdc_core.presets import NAMED
+from server.auth import Caller, JobsReader, JobsWriter
+from server.deps import AfterQuery, LimitQuery, Services, ServicesDep
+from server.problems import FieldError, Problem, invalid, not_found, responses
+from server.schemas import SLUG, DatasetOut, Page
+from server.store import datasets
+from server.store.ids import to_cursor
+from server.store.tables import Dataset
+from server.uploads.inspect import inspect_upload
+from server.uploads.receive import Received, received_body
+
+router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
+
+MEDIA_TYPES = (
+    "application/zip",
+    "application/x-zip-compressed",
+    "application/x-npz",
+    "application/octet-stream",
+)
+_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            media: {"schema": {"type": "string", "format": "binary"}}
+            for media in ("application/zip", "application/x-npz")
+        },
+    }
+}
+
+
+@router.post(
+    "",
+    operation_id="uploadDataset",
+    status_code=201,
+    response_model=DatasetOut,
+    responses={
+        200: {"model": DatasetOut, "description": "You have uploaded these bytes before."},
+        **responses(400, 401, 403, 413, 415, 422),
+    },
+    openapi_extra=_BODY,
+)
+async def upload_dataset(
+    request: Request,
+    response: Response,
+    caller: JobsWriter,
+    services: ServicesDep,
+    name: Annotated[str | None, Query(pattern=SLUG, description="Left out: made from the digest.")] = None,
+    content_type: Annotated[str, Header(include_in_schema=False)] = "",
+    content_length: Annotated[int | None, Header(include_in_schema=False, ge=0)] = None,
+) -> DatasetOut:
+    """Upload a zip of `train/<class>/*` and `test/<class>/*` images, or an npz, as the raw body.
+
+    Without a test split a tenth of every class is held out. The same bytes again give the same data set.
+    """
+    _check_request(services, name, content_type, content_length)
+    limit = services.settings.upload_max_bytes
+    async with received_body(request, services.settings.data_dir / "uploads", limit) as received:
+        row, is_new = await run_in_threadpool(_keep, services, caller, name, received)
+    response.status_code = 201 if is_new else 200
+    response.headers["Location"] = f"/v1/datasets/{row.id}"
+    return DatasetOut.of(row)
+
+
+def _check_request(services: Services, name: str | None, content_type: str, length: int | None) -> None:
+    """What can be refused before the body is read."""
+    if name in NAMED:
+        message = f"{name!r} is the name of a named data set: choose another"
+        raise invalid("invalid-request", [FieldError(field="query.name", message=message)])
+    media = content_type.partition(";")[0].strip().lower()
+    if media not in MEDIA_TYPES:
+        raise Problem(
+            415,
+            "unsupported-media-type",
+            f"Content-Type is {media!r}: send the file as the body itself, not as a form, as one of "
+            f"{', '.join(MEDIA_TYPES)}",
+            headers={"Accept": ", ".join(MEDIA_TYPES)},
+        )
+    limit = services.settings.upload_max_bytes
+    if length is not None and length > limit:
+        raise Problem(413, "body-too-large", f"the body has {length} bytes, at most {limit} are accepted")
+
+
+def _keep(services: Services, caller: Caller, name: str | None, received: Received) -> tuple[Dataset, bool]:
+    """Inspect the file, store its bytes, then its row; and whether it is new to the caller."""
+    with services.db.read() as session:
+        known = datasets.same(session, caller.key_id, received.sha256)
+    if known is not None:
+        return known, False
+    chosen = name or f"upload-{received.sha256[:12]}"
+    try:
+        kind, facts = inspect_upload(received.path, chosen)
+    except DataError as error:
+        raise invalid("bad-dataset", [FieldError(field="body", message=str(error))]) from error
+    key = f"datasets/{received.sha256}"
+    if services.objects.head(key) != received.size:
+        services.objects.put(key, received.path)
+    with services.db.begin() as session:
+        return datasets.add(
+            session,
+            owner_id=caller.key_id,
+            name=chosen,
+            kind=kind,
+            sha256=received.sha256,
+            size=received.size,
+            object_key=key,
+            facts=facts.model_dump(mode="json"),
+        )
+
+
+@router.get(
+    "", operation_id="listDatasets", response_model=Page[DatasetOut], responses=responses(401, 403, 422)
+)
+def list_datasets(
+    caller: JobsReader, services: ServicesDep, after: AfterQuery, limit: LimitQuery = 20
+) -> Page[DatasetOut]:
+    """The named data sets (on the first page), then your uploads, newest first."""
+    with services.db.read() as session:
+        found = datasets.page(session, owner_id=caller.sees, after=after, limit=limit + 1)
+    more = len(found) > limit
+    named = [DatasetOut.named(facts) for facts in NAMED.values()] if after is None else []
+    data = [*named, *(DatasetOut.of(row) for row in found[:limit])]
+    return Page(data=data, has_more=more, next_cursor=to_cursor(data[-1].id) if more else None)
+
+
+@router.get(
+    "/{dataset_id}",
+    operation_id="getDataset",
+    response_model=DatasetOut,
+    responses=responses(401, 403, 404, 422),
+)
+def get_dataset(dataset_id: str, caller: JobsReader, services: ServicesDep) -> DatasetOut:
+    """A data set by its name or id."""
+    if dataset_id in NAMED:
+        return DatasetOut.named(NAMED[dataset_id])
+    with services.db.read() as session:
+        row = datasets.get(session, dataset_id, owner_id=caller.sees)
+    if row is None:
+        raise not_found(f"data set {dataset_id!r}")
+    return DatasetOut.of(row)

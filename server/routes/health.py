@@ -1,0 +1,47 @@
+"""For probes: open, and not part of the documented API."""
+
+from __future__ import annotations
+
+import structlog
+from fastapi import APIRouter
+from sqlalchemy import text
+
+from server.deps import ServicesDep
+from server.problems import Problem
+from server.store.migrate import current, head
+
+router = APIRouter(include_in_schema=False)
+
+
+@router.get("/healthz")
+def healthz() -> dict[str, str]:
+    """The process answers."""
+    return {"status": "ok"}
+
+
+@router.get("/readyz")
+def readyz(services: ServicesDep) -> dict[str, str]:
+    """Database and object store answer. The broker is no part of it: a submission does without."""
+    try:
+        with services.db.read() as session:
+            session.execute(text("SELECT 1"))
+            revision = current(session.connection())
+    except Exception as error:
+        raise _unready("database", error) from error
+    if revision != head():
+        raise Problem(
+            503,
+            "not-ready",
+            f"the database is at revision {revision}, this release needs {head()}: run the migrations",
+        )
+    try:
+        services.objects.head("readyz")
+    except Exception as error:
+        raise _unready("object store", error) from error
+    return {"status": "ready"}
+
+
+def _unready(what: str, error: Exception) -> Problem:
+    """The probe learns what fails, the log why."""
+    structlog.get_logger().warning("not ready", part=what, error=repr(error))
+    return Problem(503, "not-ready", f"the {what} does not answer: see the server's log")

@@ -1,0 +1,96 @@
+"""Jobs: submit, watch, cancel."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Query, Response
+
+from server.auth import JobsReader, JobsWriter
+from server.deps import AfterQuery, LimitQuery, ServicesDep
+from server.problems import Problem, not_found, responses
+from server.schemas import JobOut, JobRequest, Page
+from server.store import jobs
+from server.store.ids import to_cursor
+from server.store.states import JobState
+from server.submission import submit
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+
+RETRY_SECONDS = 2
+"""When it is worth looking at a new job again."""
+
+
+@router.post(
+    "",
+    operation_id="submitJob",
+    status_code=202,
+    response_model=JobOut,
+    responses=responses(401, 403, 409, 413, 422),
+)
+def submit_job(
+    body: JobRequest,
+    response: Response,
+    caller: JobsWriter,
+    services: ServicesDep,
+    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
+) -> JobOut:
+    """Queue a condensation. With an Idempotency-Key a repetition answers with the job of the first time."""
+    with services.db.begin() as session:
+        job = submit(session, caller, body, idempotency_key)
+    services.wakeup.send(job.id)
+    response.headers["Location"] = f"/v1/jobs/{job.id}"
+    response.headers["Retry-After"] = str(RETRY_SECONDS)
+    return JobOut.of(job)
+
+
+@router.get("", operation_id="listJobs", response_model=Page[JobOut], responses=responses(401, 403, 422))
+def list_jobs(
+    caller: JobsReader,
+    services: ServicesDep,
+    after: AfterQuery,
+    limit: LimitQuery = 20,
+    state: JobState | None = None,
+    owner: Annotated[str | None, Query(max_length=32, description="Key id; admins only.")] = None,
+) -> Page[JobOut]:
+    """Your jobs, newest first; with the scope admin those of all keys, or of `owner`."""
+    if owner is not None and not caller.is_admin and owner != caller.key_id:
+        raise Problem(403, "scope-missing", "only a key with the scope admin may list the jobs of another")
+    with services.db.read() as session:
+        found = jobs.page(session, owner_id=owner or caller.sees, state=state, after=after, limit=limit + 1)
+    more = len(found) > limit
+    data = [JobOut.of(job) for job in found[:limit]]
+    return Page(data=data, has_more=more, next_cursor=to_cursor(data[-1].id) if more else None)
+
+
+@router.get(
+    "/{job_id}", operation_id="getJob", response_model=JobOut, responses=responses(401, 403, 404, 422)
+)
+def get_job(job_id: str, caller: JobsReader, services: ServicesDep) -> JobOut:
+    """A job with its progress; a failed one is answered with 200 and an `error`."""
+    with services.db.read() as session:
+        job = jobs.get(session, job_id, owner_id=caller.sees)
+    if job is None:
+        raise not_found(f"job {job_id!r}")
+    return JobOut.of(job)
+
+
+@router.post(
+    "/{job_id}/cancel",
+    operation_id="cancelJob",
+    status_code=202,
+    response_model=JobOut,
+    responses=responses(401, 403, 404, 409, 422),
+)
+def cancel_job(job_id: str, caller: JobsWriter, services: ServicesDep) -> JobOut:
+    """Stop a job: at once when it is queued, else as soon as its worker has stopped it."""
+    with services.db.begin() as session:
+        job = jobs.get(session, job_id, owner_id=caller.sees)
+        if job is None:
+            raise not_found(f"job {job_id!r}")
+        job = jobs.cancel(session, job_id) or job
+        if job.state in (JobState.SUCCEEDED, JobState.FAILED):
+            raise Problem(
+                409, "job-ended", f"job {job_id} has {job.state.value}: it cannot be canceled any more"
+            )
+        return JobOut.of(job)

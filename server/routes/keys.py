@@ -1,0 +1,66 @@
+"""API keys: make, list, revoke."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Response
+
+from server.auth import Admin, create_key
+from server.deps import AfterQuery, LimitQuery, ServicesDep
+from server.problems import Problem, not_found, responses
+from server.schemas import KeyOut, KeyRequest, NewKey, Page
+from server.store import keys
+from server.store.ids import to_cursor
+
+router = APIRouter(prefix="/v1/keys", tags=["keys"])
+
+
+@router.post(
+    "",
+    operation_id="createKey",
+    status_code=201,
+    response_model=NewKey,
+    responses=responses(401, 403, 413, 422),
+)
+def create(body: KeyRequest, response: Response, caller: Admin, services: ServicesDep) -> NewKey:
+    """Make a key. The answer is the only place where it is ever shown."""
+    with services.db.begin() as session:
+        row, token = create_key(
+            session,
+            services.secret_key,
+            name=body.name,
+            scopes=sorted(set(body.scopes)),
+            expires_at=body.expires_at,
+        )
+    response.headers["Cache-Control"] = "no-store"
+    return NewKey(**KeyOut.of(row).model_dump(), key=token)
+
+
+@router.get("", operation_id="listKeys", response_model=Page[KeyOut], responses=responses(401, 403, 422))
+def list_keys(
+    caller: Admin, services: ServicesDep, after: AfterQuery, limit: LimitQuery = 20
+) -> Page[KeyOut]:
+    """All keys, without their secrets."""
+    with services.db.read() as session:
+        found = keys.page(session, after=after, limit=limit + 1)
+    more = len(found) > limit
+    data = [KeyOut.of(key) for key in found[:limit]]
+    return Page(data=data, has_more=more, next_cursor=to_cursor(data[-1].id) if more else None)
+
+
+@router.delete(
+    "/{key_id}",
+    operation_id="revokeKey",
+    status_code=204,
+    response_class=Response,
+    responses=responses(401, 403, 404, 409, 422),
+)
+def revoke(key_id: str, caller: Admin, services: ServicesDep) -> Response:
+    """Make a key useless from now on. The last admin key that works cannot be revoked."""
+    with services.db.begin() as session:
+        key = keys.get(session, key_id)
+        if key is None:
+            raise not_found(f"key {key_id!r}")
+        if [admin.id for admin in keys.admins(session)] == [key_id]:
+            raise Problem(409, "last-admin-key", f"{key_id} is the last admin key: make another one first")
+        keys.revoke(session, key_id)
+    return Response(status_code=204)

@@ -1,0 +1,292 @@
+"""Bodies of requests and responses. The configurations are `mdc_core.config`'s own."""
+
+from __future__ import annotations
+
+import math
+from datetime import datetime, timedelta
+from typing import Annotated, Any, Generic, Literal, Self, TypeVar
+
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
+
+from mdc_core.config import CondenseConfig, DataFacts, EvaluateConfig
+from server.auth import SCOPES, Scope
+from server.store.states import JobState
+from server.store.tables import ApiKey, CondensedSet, Dataset, Job, utcnow
+
+SLUG = r"^[a-z0-9][a-z0-9-]{0,62}$"
+Slug = Annotated[str, Field(pattern=SLUG)]
+
+T = TypeVar("T")
+
+
+class Body(BaseModel):
+    """A request's body: an unknown field is an error that names it."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+
+class Shown(BaseModel):
+    """A response's body."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+
+class Page(Shown, Generic[T]):
+    """Part of a list."""
+
+    data: list[T]
+    has_more: bool
+    next_cursor: str | None
+    """Send it as `after` for the following page."""
+
+
+def _finite(values: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no infinity, but Python reads 1e999 as one, and no database would store it."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            _finite(value)
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{name} is {value}: give a finite number")
+    return values
+
+
+Overrides = Annotated[dict[str, Any], AfterValidator(_finite)]
+
+
+class JobRequest(Body):
+    """A condensation to run."""
+
+    dataset: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,63}$")]
+    """Name of a named data set, or id of an uploaded one."""
+    name: Slug | None = None
+    """Name of the set to publish; left out: `<dataset>-ipc<N>`."""
+    preset: Annotated[str, Field(max_length=63)] | None = None
+    """Settings to start from; left out: those nearest to the data set."""
+    condense: Overrides = Field(default_factory=dict)
+    """What differs from the preset's condensation."""
+    evaluate: Overrides = Field(default_factory=dict)
+    """What differs from the preset's evaluation."""
+
+
+Phase = Literal["queued", "loading", "condensing", "evaluating", "publishing"]
+
+
+class Progress(Shown):
+    """How far a job is."""
+
+    phase: Phase = "queued"
+    step: int = 0
+    """Steps done in this phase (condensing: outer loops)."""
+    total: int | None = None
+    """Steps of this phase."""
+    eta_s: float | None = None
+    """Expected seconds until the phase ends."""
+    loss: float | None = None
+    """Matching loss, mean over the last outer loop."""
+    mls: int | list[int] | None = None
+    """Selected size n of the most learnable subset; with `class_wise` one per class."""
+
+
+class JobError(Shown):
+    """Why a job failed."""
+
+    code: str
+    detail: str
+
+
+class SetLink(Shown):
+    """The version of the set that a job published."""
+
+    name: str
+    version: int
+    url: str
+
+
+class JobOut(Shown):
+    """A condensation and where it is."""
+
+    id: str
+    state: JobState
+    dataset: str
+    name: str
+    owner: str
+    """Id of the key that submitted it."""
+    condense: CondenseConfig
+    evaluate: EvaluateConfig
+    progress: Progress
+    attempt: int
+    """Times that a worker has taken it up."""
+    created_at: datetime
+    started_at: datetime | None
+    ended_at: datetime | None
+    error: JobError | None
+    set: SetLink | None
+    links: dict[str, str]
+
+    @classmethod
+    def of(cls, job: Job) -> Self:
+        """The job as callers see it."""
+        here = f"/v1/jobs/{job.id}"
+        links = {"self": here, "cancel": f"{here}/cancel"}
+        published = None
+        if job.set_version is not None:
+            published = SetLink(
+                name=job.name, version=job.set_version, url=f"/v1/sets/{job.name}@{job.set_version}"
+            )
+            links["set"] = published.url
+        return cls(
+            id=job.id,
+            state=job.state,
+            dataset=job.dataset,
+            name=job.name,
+            owner=job.owner_id,
+            condense=CondenseConfig.model_validate(job.condense),
+            evaluate=EvaluateConfig.model_validate(job.evaluate),
+            progress=_progress(job),
+            attempt=job.attempt,
+            created_at=job.created_at,
+            started_at=job.started_at,
+            ended_at=job.ended_at,
+            error=None
+            if job.error_code is None
+            else JobError(code=job.error_code, detail=job.error_detail or ""),
+            set=published,
+            links=links,
+        )
+
+
+def _progress(job: Job) -> Progress:
+    """What the worker reported last; before its first report a running job is loading its data."""
+    reported = job.progress or {}
+    if job.state is JobState.QUEUED:
+        return Progress.model_validate({**reported, "phase": "queued", "eta_s": None})
+    default = "queued" if job.attempt == 0 else "loading"
+    return Progress.model_validate({"phase": default, **reported})
+
+
+class DatasetOut(Shown):
+    """A data set that jobs can name."""
+
+    id: str
+    """What a job's `dataset` says: the name of a named set, or the id of an upload."""
+    name: str
+    kind: Literal["named", "zip", "npz"]
+    facts: DataFacts
+    sha256: str | None
+    """Digest of the uploaded file."""
+    bytes: int | None
+    """Size of the uploaded file."""
+    created_at: datetime | None
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> Self:
+        """An upload."""
+        return cls.model_validate(
+            {
+                "id": dataset.id,
+                "name": dataset.name,
+                "kind": dataset.kind,
+                "facts": dataset.facts,
+                "sha256": dataset.sha256,
+                "bytes": dataset.bytes,
+                "created_at": dataset.created_at,
+            }
+        )
+
+    @classmethod
+    def named(cls, facts: DataFacts) -> Self:
+        """A named set."""
+        return cls(
+            id=facts.name,
+            name=facts.name,
+            kind="named",
+            facts=facts,
+            sha256=None,
+            bytes=None,
+            created_at=None,
+        )
+
+
+class SetOut(Shown):
+    """A published version of a condensed set."""
+
+    name: str
+    version: int
+    job: str
+    ipc: int
+    """N: the set has subsets 1..N."""
+    factor: int
+    classes: list[str]
+    image_size: int
+    channels: int
+    bytes: int
+    """Size of subset N."""
+    accuracy: list[dict[str, Any]]
+    """Measured test accuracy per k, as in the manifest."""
+    created_at: datetime
+    links: dict[str, str]
+
+    @classmethod
+    def of(cls, row: CondensedSet) -> Self:
+        """The version as callers see it; the manifest must be loaded."""
+        here = f"/v1/sets/{row.name}@{row.version}"
+        shape = {
+            key: row.manifest[key]
+            for key in ("ipc", "factor", "classes", "image_size", "channels", "accuracy")
+        }
+        return cls(
+            name=row.name,
+            version=row.version,
+            job=row.job_id,
+            bytes=row.object_bytes,
+            created_at=row.created_at,
+            links={
+                "self": here,
+                "manifest": f"{here}/manifest",
+                "preview": f"{here}/preview.png",
+                "subset": f"{here}/subsets/{{k}}",
+            },
+            **shape,
+        )
+
+
+def _in_future(moment: datetime) -> datetime:
+    if moment <= utcnow() + timedelta(seconds=1):
+        raise ValueError(f"{moment.isoformat()} has passed: give a time to come, or leave it out")
+    return moment
+
+
+class KeyRequest(Body):
+    """An API key to make."""
+
+    name: Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,100}$")]
+    """What it is for."""
+    scopes: Annotated[list[Scope], Field(min_length=1, max_length=len(SCOPES))]
+    """What it may do; `admin` implies the others."""
+    expires_at: Annotated[AwareDatetime, AfterValidator(_in_future)] | None = None
+    """When it ceases to work; left out: never."""
+
+
+class KeyOut(Shown):
+    """An API key without its secret."""
+
+    id: str
+    name: str
+    scopes: list[str]
+    created_at: datetime
+    expires_at: datetime | None
+    last_used_at: datetime | None
+    """To the minute."""
+    revoked_at: datetime | None
+
+    @classmethod
+    def of(cls, key: ApiKey) -> Self:
+        """The key as admins see it."""
+        return cls.model_validate(key, from_attributes=True)
+
+
+class NewKey(KeyOut):
+    """A key that was just made."""
+
+    key: str
+    """The key itself: it is shown this once."""

@@ -1,0 +1,137 @@
+"""Settings from the environment (`MDC_…`), shared by the API and the worker."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import AfterValidator, Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from mdc_core.errors import ConfigError
+
+MIN_SECRET = 32
+"""Characters that a configured secret has at least: 128 bits even when it is written in hexadecimal."""
+
+GiB = 2**30
+
+
+def _absolute(path: Path) -> Path:
+    return path.expanduser().absolute()
+
+
+def _in_data_dir(template: str) -> Any:
+    """A field that follows `data_dir` unless it is set; `{}` in the template is the folder."""
+    return Field(default_factory=lambda data: template.format(data.get("data_dir", "")))
+
+
+AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
+
+
+class Settings(BaseSettings):
+    """What differs between two installations. Every field is `MDC_<NAME>` in the environment."""
+
+    model_config = SettingsConfigDict(env_prefix="MDC_", frozen=True, use_attribute_docstrings=True)
+
+    data_dir: AbsolutePath = Field(default=Path("mdc-data"), validate_default=True)
+    """Folder of the embedded mode: database, broker, objects, secret, first admin key."""
+    database_url: str = _in_data_dir("sqlite:///{}/mdc.sqlite3")
+    """SQLAlchemy URL: `sqlite:///FILE` or `postgresql+psycopg://…`."""
+    broker_url: str = _in_data_dir("sqla+sqlite:///{}/broker.sqlite3")
+    """Celery broker URL, for example `redis://…`."""
+    objects_url: str = _in_data_dir("file://{}/objects")
+    """Object store: `file:///FOLDER`, `s3://BUCKET/PREFIX`, `memory://`."""
+    data_root: AbsolutePath = Field(default_factory=lambda data: Path(data.get("data_dir", ".")) / "datasets")
+    """Folder that the named data sets are read from, or downloaded to."""
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: int = Field(default=8000, ge=1, le=65535)
+    """Port to listen on."""
+    secret: SecretStr | None = None
+    """Key of the HMAC that API keys are stored under; made by itself in the embedded mode only."""
+    upload_max_bytes: int = Field(default=2 * GiB, ge=1)
+    """Largest data set that may be uploaded."""
+    max_attempts: int = Field(default=5, ge=1)
+    """Attempts after which an interrupted job fails."""
+    lease_seconds: float = Field(default=90, gt=0)
+    """How long a worker holds a job without renewing its lease."""
+    lease_renew_seconds: float = Field(default=15, gt=0)
+    """How often it renews."""
+    checkpoint_seconds: float = Field(default=60, ge=0)
+    """Least time between two checkpoints of a job."""
+    threads: int = Field(default=0, ge=0)
+    """CPU threads of a job; 0: one per core. Small images are condensed about as fast with 1."""
+    kill_grace_seconds: float = Field(default=120, ge=0)
+    """Time that a stopped job has to write its checkpoint before it is killed."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.lease_renew_seconds >= self.lease_seconds:
+            raise ConfigError(
+                f"MDC_LEASE_RENEW_SECONDS is {self.lease_renew_seconds:g}, but the lease ends after "
+                f"{self.lease_seconds:g} s: renew it at least twice in that time"
+            )
+        if self.secret is not None and len(self.secret.get_secret_value()) < MIN_SECRET:
+            raise ConfigError(
+                f"MDC_SECRET has {len(self.secret.get_secret_value())} characters: it takes at least "
+                f"{MIN_SECRET}, for example the output of: openssl rand -hex 32"
+            )
+        return self
+
+    @property
+    def embedded(self) -> bool:
+        """Whether everything lives in a folder of this machine: SQLite and a folder of objects."""
+        return self.database_url.startswith("sqlite") and self.objects_url.startswith("file:")
+
+    def secret_key(self) -> bytes:
+        """The HMAC key: `secret`, or in the embedded mode a generated one in `data_dir`/secret (mode 0600).
+
+        Raises `ConfigError` when it is missing outside the embedded mode. Only the API needs it.
+        """
+        if self.secret is not None:
+            return self.secret.get_secret_value().encode()
+        if not self.embedded:
+            raise ConfigError(
+                "MDC_SECRET is not set: with a database server or a remote object store choose one of at "
+                f"least {MIN_SECRET} characters, for example the output of: openssl rand -hex 32"
+            )
+        return _kept_secret(self.data_dir / "secret")
+
+
+def _kept_secret(path: Path) -> bytes:
+    """The content of `path`, generated at first; two processes that start together get the same one."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_private(path, secrets.token_hex(32), replace=False)
+    kept = path.read_bytes().strip()
+    if len(kept) < MIN_SECRET:
+        raise ConfigError(
+            f"{path} holds {len(kept)} characters, a secret takes at least {MIN_SECRET}: restore the file "
+            "(a new secret makes every API key invalid)"
+        )
+    return kept
+
+
+def write_private(path: Path, text: str, *, replace: bool) -> None:
+    """Write `text` and a line end to `path` with mode 0600, whole or not at all.
+
+    With `replace` false an existing file is left as it is.
+    """
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")  # mkstemp makes mode 0600
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(text + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        if replace:
+            os.replace(temporary, path)
+            return
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return
+    finally:
+        Path(temporary).unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""SQL and objects. Functions take a `Session` and never commit: the caller's `with db.begin()` does."""

@@ -1,0 +1,65 @@
+"""Uploaded data sets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from server.store.db import insert_new
+from server.store.ids import new_id
+from server.store.tables import Dataset
+
+
+def add(
+    session: Session,
+    *,
+    owner_id: str,
+    name: str,
+    kind: str,
+    sha256: str,
+    size: int,
+    object_key: str,
+    facts: dict[str, Any],
+) -> tuple[Dataset, bool]:
+    """Add an upload of `size` bytes that lie under `object_key`.
+
+    Returns the owner's data set of these bytes, and whether it is new.
+    """
+    is_new = insert_new(
+        session,
+        Dataset,
+        id=new_id("ds"),
+        owner_id=owner_id,
+        name=name,
+        kind=kind,
+        sha256=sha256,
+        bytes=size,
+        object_key=object_key,
+        facts=facts,
+    )
+    dataset = same(session, owner_id, sha256)
+    assert dataset is not None, "either this transaction has added it, or another"
+    return dataset, is_new
+
+
+def get(session: Session, dataset_id: str, *, owner_id: str | None = None) -> Dataset | None:
+    """The data set; with `owner_id` only when it is that owner's."""
+    dataset = session.get(Dataset, dataset_id)
+    return dataset if dataset is not None and owner_id in (None, dataset.owner_id) else None
+
+
+def same(session: Session, owner_id: str, sha256: str) -> Dataset | None:
+    """The owner's data set of exactly these bytes."""
+    return session.scalar(select(Dataset).where(Dataset.owner_id == owner_id, Dataset.sha256 == sha256))
+
+
+def page(session: Session, *, owner_id: str | None, after: str | None, limit: int) -> list[Dataset]:
+    """Up to `limit` data sets that are older than the one with id `after`, newest first."""
+    query = select(Dataset).order_by(Dataset.id.desc()).limit(limit)
+    if owner_id is not None:
+        query = query.where(Dataset.owner_id == owner_id)
+    if after is not None:
+        query = query.where(Dataset.id < after)
+    return list(session.scalars(query))

@@ -1,0 +1,84 @@
+"""The database: SQLite in the embedded mode, PostgreSQL in production, the same code on both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
+
+BUSY_TIMEOUT_MS = 10_000
+"""How long SQLite waits for another writer."""
+
+
+class Database:
+    """Hands out transactions. Makes the folder of an SQLite file; the tables are the migrations' part."""
+
+    def __init__(self, url: str) -> None:
+        """`url` is an SQLAlchemy URL; connections are opened when first needed."""
+        self.engine = open_engine(url)
+        self._writer = sessionmaker(self.engine, expire_on_commit=False)
+        # A reader must not queue behind the writer that every other transaction is on SQLite.
+        readers = self.engine.execution_options(sqlite_begin="DEFERRED")
+        self._reader = sessionmaker(readers, expire_on_commit=False)
+
+    @contextmanager
+    def begin(self) -> Iterator[Session]:
+        """A transaction that may write: committed at the end, rolled back when an exception passes."""
+        with self._writer.begin() as session:
+            yield session
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        """A transaction that only reads."""
+        with self._reader.begin() as session:
+            yield session
+
+    def dispose(self) -> None:
+        """Close every connection."""
+        self.engine.dispose()
+
+
+def insert_new(session: Session, table: type[DeclarativeBase], **values: Any) -> bool:
+    """Add a row unless one with such a key is there, and whether it was added.
+
+    A concurrent transaction that adds the same key is waited for.
+    """
+    insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
+    statement = insert(table).values(**values).on_conflict_do_nothing()
+    return session.execute(statement.returning(*inspect(table).primary_key)).first() is not None
+
+
+def open_engine(url: str) -> Engine:
+    """An engine for `url`, with the pragmas and the transactions that SQLite needs."""
+    parsed = make_url(url)
+    if parsed.get_backend_name() != "sqlite":
+        return create_engine(parsed, pool_size=10, max_overflow=30, pool_pre_ping=True)
+    if parsed.database and parsed.database != ":memory:":
+        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+    engine = create_engine(parsed)
+    event.listen(engine, "connect", _set_pragmas)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _set_pragmas(connection: Any, _record: object) -> None:
+    # The driver would open a transaction by itself, and only at the first write: see `_begin_sqlite`.
+    connection.isolation_level = None
+    for pragma in (
+        f"busy_timeout={BUSY_TIMEOUT_MS}",  # first: changing the journal mode may have to wait as well
+        "journal_mode=WAL",
+        "foreign_keys=ON",
+        "synchronous=NORMAL",
+    ):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    """Take the write lock at the start: else a transaction that reads, then writes, may fail as 'locked'."""
+    mode = connection.get_execution_options().get("sqlite_begin", "IMMEDIATE")
+    connection.exec_driver_sql(f"BEGIN {mode}")

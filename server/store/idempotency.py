@@ -1,0 +1,30 @@
+"""Submissions that are sent again: the first answer counts."""
+
+from __future__ import annotations
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from server.store.db import insert_new
+from server.store.tables import IdempotencyKey
+
+
+def reserve(session: Session, owner_id: str, key: str, body_sha256: str) -> IdempotencyKey | None:
+    """Take the key for this transaction; None when it is new, else the row of the first submission.
+
+    A concurrent submission with the same key waits here until the first is committed or rolled back.
+    """
+    if insert_new(session, IdempotencyKey, owner_id=owner_id, key=key, body_sha256=body_sha256):
+        return None
+    return session.scalars(
+        select(IdempotencyKey).where(IdempotencyKey.owner_id == owner_id, IdempotencyKey.key == key)
+    ).one()
+
+
+def answer(session: Session, owner_id: str, key: str, job_id: str) -> None:
+    """Note the job that was the answer."""
+    session.execute(
+        update(IdempotencyKey)
+        .where(IdempotencyKey.owner_id == owner_id, IdempotencyKey.key == key)
+        .values(job_id=job_id)
+    )

@@ -1,0 +1,150 @@
+"""Objects: immutable bytes under a key, in a folder, in S3 (GCS, Azure), or in memory."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import unquote, urlsplit
+
+import obstore
+from obstore.store import LocalStore, from_url
+
+from mdc_core.errors import ConfigError
+
+CHUNK = 256 * 1024
+"""Bytes that a stream holds at once, so that a slow reader holds no more."""
+
+
+class ObjectStore(Protocol):
+    """What the service needs of a store. Keys are relative paths; a missing key is a `FileNotFoundError`."""
+
+    def put(self, key: str, data: bytes | Path) -> None:
+        """Store bytes, or the content of a file, whole or not at all; durable on return."""
+
+    def get(self, key: str) -> bytes:
+        """The whole object."""
+
+    def get_range(self, key: str, start: int, end: int) -> bytes:
+        """Bytes [start, end)."""
+
+    def stream(self, key: str, start: int, end: int, chunk: int = CHUNK) -> Iterator[bytes]:
+        """Bytes [start, end) piece by piece. The object is opened, and found missing, by the call itself."""
+
+    def head(self, key: str) -> int | None:
+        """Size in bytes; None when there is no such object."""
+
+    def list(self, prefix: str) -> Iterator[str]:
+        """Keys below the folder `prefix`."""
+
+    def delete(self, key: str) -> None:
+        """Remove the object, if there is one."""
+
+
+class RemoteObjects:
+    """Every store that obstore knows."""
+
+    def __init__(self, store: Any) -> None:
+        """`store` is one of `obstore.store`."""
+        self._store = store
+
+    def put(self, key: str, data: bytes | Path) -> None:
+        """See `ObjectStore.put`; a file is sent in parts."""
+        obstore.put(self._store, key, data)
+
+    def get(self, key: str) -> bytes:
+        """See `ObjectStore.get`."""
+        return bytes(obstore.get(self._store, key).bytes())
+
+    def get_range(self, key: str, start: int, end: int) -> bytes:
+        """See `ObjectStore.get_range`."""
+        return bytes(obstore.get_range(self._store, key, start=start, end=end))
+
+    def stream(self, key: str, start: int, end: int, chunk: int = CHUNK) -> Iterator[bytes]:
+        """See `ObjectStore.stream`."""
+        if start == end:
+            return iter(())
+        opened = obstore.get(self._store, key, options={"range": (start, end)})
+        return (bytes(piece) for piece in opened.stream(min_chunk_size=chunk))
+
+    def head(self, key: str) -> int | None:
+        """See `ObjectStore.head`."""
+        try:
+            return int(obstore.head(self._store, key)["size"])
+        except FileNotFoundError:
+            return None
+
+    def list(self, prefix: str) -> Iterator[str]:
+        """See `ObjectStore.list`."""
+        for page in obstore.list(self._store, prefix=prefix):
+            yield from (str(meta["path"]) for meta in page)
+
+    def delete(self, key: str) -> None:
+        """See `ObjectStore.delete`."""
+        try:
+            obstore.delete(self._store, key)
+        except FileNotFoundError:
+            return
+
+
+class FolderObjects(RemoteObjects):
+    """A folder of this machine. Writes are durable: file and folder are flushed to the disk."""
+
+    def __init__(self, folder: Path) -> None:
+        """Make the folder if it is missing."""
+        folder.mkdir(parents=True, exist_ok=True)
+        super().__init__(LocalStore(prefix=folder))
+        self._folder = folder
+
+    def put(self, key: str, data: bytes | Path) -> None:
+        """See `ObjectStore.put`: temporary file, fsync, rename, fsync of the folder."""
+        steps = key.split("/")
+        if any(step in ("", ".", "..") or "#" in step for step in steps):
+            raise ValueError(f"{key!r} is not a key: it is names joined by '/', without '#', '.' and '..'")
+        target = self._folder.joinpath(*steps)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # obstore takes a file 'name#number' for an unfinished upload, and lists none of them.
+        temporary = target.with_name(f"{target.name}#{secrets.randbits(62)}")
+        try:
+            with temporary.open("xb") as file:
+                if isinstance(data, Path):
+                    with data.open("rb") as source:
+                        while piece := source.read(CHUNK):
+                            file.write(piece)
+                else:
+                    file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        folder = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def open_objects(url: str) -> ObjectStore:
+    """The store at `file:///FOLDER`, `s3://BUCKET/PREFIX`, `gs://…`, `az://…` or `memory://`.
+
+    Credentials and endpoints come from the environment (`AWS_…`, `GOOGLE_…`, `AZURE_…`).
+    Raises `ConfigError` when the URL cannot be understood.
+    """
+    parts = urlsplit(url)
+    if parts.scheme == "file":
+        if parts.netloc or not parts.path.startswith("/"):
+            raise ConfigError(f"object store {url!r}: write a folder as file:///absolute/path")
+        return FolderObjects(Path(unquote(parts.path)))
+    try:
+        if parts.scheme == "memory":
+            return RemoteObjects(from_url(url))
+        # The default ends a whole download after 30 s, which a slow device needs for its first image.
+        return RemoteObjects(
+            from_url(url, client_options={"timeout": "2 hours", "connect_timeout": "10 seconds"})
+        )
+    except (ValueError, obstore.exceptions.BaseError) as error:
+        raise ConfigError(f"object store {url!r} cannot be used: {str(error).splitlines()[0]}") from error

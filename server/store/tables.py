@@ -1,0 +1,207 @@
+"""The tables. `migrations/` makes the same; a test compares the two."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any, ClassVar
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    DateTime,
+    Dialect,
+    Enum,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from server.store.states import JobState
+
+
+def utcnow() -> datetime:
+    """The time in UTC, aware of its zone."""
+    return datetime.now(UTC)
+
+
+class UTCDateTime(TypeDecorator[datetime]):
+    """A point in time: `timestamptz` on PostgreSQL, UTC without a zone on SQLite, aware in Python."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """To the database; a time without a zone is a mistake."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError(f"{value!r} has no time zone: use utcnow()")
+        value = value.astimezone(UTC)
+        return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """From the database."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class Base(DeclarativeBase):
+    """Names every constraint, so that a migration can drop it on both databases."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    # Plain JSON, not JSONB: PostgreSQL then keeps the text, so a manifest is served as it was written.
+    type_annotation_map: ClassVar[dict[Any, Any]] = {
+        datetime: UTCDateTime(),
+        dict[str, Any]: JSON(none_as_null=True),
+        list[str]: JSON(),
+    }
+
+
+class ApiKey(Base):
+    """A caller. The secret itself is not kept, only its HMAC."""
+
+    __tablename__ = "api_keys"
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    name: Mapped[str] = mapped_column(String(100))
+    secret_hmac: Mapped[str] = mapped_column(String(64))
+    scopes: Mapped[list[str]]
+    created_at: Mapped[datetime] = mapped_column(default=utcnow)
+    expires_at: Mapped[datetime | None]
+    last_used_at: Mapped[datetime | None]
+    revoked_at: Mapped[datetime | None]
+
+
+class Dataset(Base):
+    """An uploaded data set; its bytes are the object `object_key`."""
+
+    __tablename__ = "datasets"
+    __table_args__ = (UniqueConstraint("owner_id", "sha256"),)
+
+    id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    owner_id: Mapped[str] = mapped_column(ForeignKey("api_keys.id"))
+    name: Mapped[str] = mapped_column(String(63))
+    kind: Mapped[str] = mapped_column(String(8))
+    """`zip` or `npz`."""
+    sha256: Mapped[str] = mapped_column(String(64))
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    object_key: Mapped[str] = mapped_column(String(200))
+    facts: Mapped[dict[str, Any]]
+    """A `DataFacts`."""
+    created_at: Mapped[datetime] = mapped_column(default=utcnow)
+
+
+class Job(Base):
+    """One condensation, from submission to its end; SQL is the queue of record."""
+
+    __tablename__ = "jobs"
+    # The first serves the claim of the oldest queued job, the second a caller's list; both end in the
+    # id, which is ordered by time.
+    __table_args__ = (Index(None, "state", "id"), Index(None, "owner_id", "id"))
+
+    id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    owner_id: Mapped[str] = mapped_column(ForeignKey("api_keys.id"))
+    dataset: Mapped[str] = mapped_column(String(63))
+    """Name of a named data set, or id of an uploaded one."""
+    name: Mapped[str] = mapped_column(ForeignKey("set_names.name"))
+    """Name of the set that the job publishes."""
+    condense: Mapped[dict[str, Any]]
+    """A whole `CondenseConfig`."""
+    evaluate: Mapped[dict[str, Any]]
+    """A whole `EvaluateConfig`."""
+    state: Mapped[JobState] = mapped_column(
+        Enum(
+            JobState,
+            native_enum=False,
+            length=16,
+            name="state",
+            create_constraint=True,
+            values_callable=lambda states: [state.value for state in states],
+        )
+    )
+    attempt: Mapped[int] = mapped_column(Integer, default=0)
+    """Number of claims so far; what a worker writes is refused unless it names this number."""
+    lease_owner: Mapped[str | None] = mapped_column(String(200))
+    lease_expires_at: Mapped[datetime | None] = mapped_column(index=True)
+    progress: Mapped[dict[str, Any] | None]
+    progressed_at: Mapped[datetime | None]
+    checkpoint_key: Mapped[str | None] = mapped_column(String(200))
+    checkpoint_step: Mapped[int | None]
+    error_code: Mapped[str | None] = mapped_column(String(63))
+    error_detail: Mapped[str | None] = mapped_column(Text)
+    set_version: Mapped[int | None]
+    created_at: Mapped[datetime] = mapped_column(default=utcnow)
+    started_at: Mapped[datetime | None]
+    """Start of the first attempt."""
+    ended_at: Mapped[datetime | None]
+
+
+class JobEvent(Base):
+    """A change of a job's state; the row before it holds the state that it came from."""
+
+    __tablename__ = "job_events"
+
+    id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), index=True)
+    state: Mapped[str] = mapped_column(String(16))
+    attempt: Mapped[int]
+    detail: Mapped[str | None] = mapped_column(Text)
+    created_at: Mapped[datetime] = mapped_column(default=utcnow)
+
+
+class IdempotencyKey(Base):
+    """The first answer to a submission, for those who send it again."""
+
+    __tablename__ = "idempotency_keys"
+
+    owner_id: Mapped[str] = mapped_column(ForeignKey("api_keys.id"), primary_key=True)
+    key: Mapped[str] = mapped_column(String(255), primary_key=True)
+    body_sha256: Mapped[str] = mapped_column(String(64))
+    job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"))
+    created_at: Mapped[datetime] = mapped_column(default=utcnow)
+
+
+class SetName(Base):
+    """A name of condensed sets: it belongs to the key that used it first, and counts its versions."""
+
+    __tablename__ = "set_names"
+
+    name: Mapped[str] = mapped_column(String(63), primary_key=True)
+    owner_id: Mapped[str] = mapped_column(ForeignKey("api_keys.id"))
+    latest_version: Mapped[int] = mapped_column(Integer, default=0)
+    """0 until the first version is published."""
+    created_at: Mapped[datetime] = mapped_column(default=utcnow)
+
+
+class CondensedSet(Base):
+    """A published version of a set; never changed afterwards."""
+
+    __tablename__ = "condensed_sets"
+
+    name: Mapped[str] = mapped_column(ForeignKey("set_names.name"), primary_key=True)
+    version: Mapped[int] = mapped_column(Integer, primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), unique=True)
+    owner_id: Mapped[str] = mapped_column(ForeignKey("api_keys.id"))
+    object_key: Mapped[str] = mapped_column(String(200))
+    """The `rankmajor/1` object that devices read."""
+    object_bytes: Mapped[int] = mapped_column(BigInteger)
+    master_key: Mapped[str] = mapped_column(String(200))
+    """The float32 tiles, for encoding the set again."""
+    # A thousand ranks make a manifest of some hundred kB, which a list does not show.
+    manifest: Mapped[dict[str, Any]] = mapped_column(JSON, deferred=True)
+    created_at: Mapped[datetime] = mapped_column(default=utcnow)

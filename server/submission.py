@@ -1,0 +1,120 @@
+"""From a request to a queued job: every setting is resolved and checked before a worker sees it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+from sqlalchemy.orm import Session
+
+from mdc_core.config import CondenseConfig, DataFacts, EvaluateConfig, check_network
+from mdc_core.errors import ConfigError
+from mdc_core.presets import NAMED, PRESETS, condense_config, evaluate_config, preset_for
+from server.auth import Caller
+from server.problems import FieldError, Problem, field_errors, invalid
+from server.schemas import JobRequest
+from server.store import datasets, idempotency, jobs, sets
+from server.store.tables import Job
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A request with nothing left open."""
+
+    dataset: str
+    name: str
+    condense: CondenseConfig
+    evaluate: EvaluateConfig
+
+
+def submit(session: Session, caller: Caller, request: JobRequest, idempotency_key: str | None) -> Job:
+    """Queue the job, or return the one that the same request with the same idempotency key has queued.
+
+    Raises:
+        Problem: 422 for settings that are impossible, 409 for a set name that is another's.
+    """
+    resolved = resolve(session, caller, request)
+    if idempotency_key is not None:
+        body = json.dumps(request.model_dump(mode="json"), sort_keys=True)
+        digest = hashlib.sha256(body.encode()).hexdigest()
+        first = idempotency.reserve(session, caller.key_id, idempotency_key, digest)
+        if first is not None:
+            return _first_answer(session, first.job_id, first.body_sha256 == digest)
+    if not sets.claim_name(session, resolved.name, caller.key_id):
+        raise Problem(
+            409,
+            "set-name-taken",
+            f"the set name {resolved.name!r} belongs to another key: choose another name",
+            errors=[FieldError(field="name", message="belongs to another key")],
+        )
+    job = jobs.submit(
+        session,
+        owner_id=caller.key_id,
+        dataset=resolved.dataset,
+        name=resolved.name,
+        condense=resolved.condense.model_dump(mode="json"),
+        evaluate=resolved.evaluate.model_dump(mode="json"),
+    )
+    if idempotency_key is not None:
+        idempotency.answer(session, caller.key_id, idempotency_key, job.id)
+    return job
+
+
+def _first_answer(session: Session, job_id: str | None, same_body: bool) -> Job:
+    if not same_body:
+        raise Problem(
+            422,
+            "idempotency-mismatch",
+            "this Idempotency-Key was sent with another body before: use a new key for a new job",
+        )
+    job = None if job_id is None else jobs.get(session, job_id)
+    assert job is not None, "a key is committed together with its job"
+    return job
+
+
+def resolve(session: Session, caller: Caller, request: JobRequest) -> Resolved:
+    """Fill in what the request leaves to the preset, and check it against the data set. `Problem` 422."""
+    facts = _facts(session, caller, request.dataset)
+    preset = request.preset if request.preset is not None else preset_for(facts)
+    if preset not in PRESETS:
+        message = f"there is no preset {preset!r}: choose one of {', '.join(PRESETS)}"
+        raise invalid("invalid-config", [FieldError(field="preset", message=message)])
+    condense = _checked("condense", lambda: _built(condense_config, preset, request.condense))
+    evaluate = _checked("evaluate", lambda: _built(evaluate_config, preset, request.evaluate))
+    _checked("condense", lambda: condense.check_data(facts))
+    _checked("evaluate.sizes", lambda: evaluate.sizes_of(condense.ipc))
+    _checked("evaluate.network", lambda: check_network(evaluate.network, facts.image_size))
+    name = request.name if request.name is not None else f"{facts.name[:50]}-ipc{condense.ipc}"
+    return Resolved(request.dataset, name, condense, evaluate)
+
+
+def _facts(session: Session, caller: Caller, dataset: str) -> DataFacts:
+    if dataset in NAMED:
+        return NAMED[dataset]
+    row = datasets.get(session, dataset, owner_id=caller.sees)
+    if row is None:
+        message = (
+            f"there is no data set {dataset!r}: use {', '.join(NAMED)}, or the id of one that you uploaded"
+        )
+        raise invalid("unknown-dataset", [FieldError(field="dataset", message=message)])
+    return DataFacts.model_validate(row.facts)
+
+
+def _built(build: Callable[[str, Mapping[str, Any]], T], preset: str, overrides: Mapping[str, Any]) -> T:
+    return build(preset, overrides)
+
+
+def _checked(field: str, check: Callable[[], T]) -> T:
+    """The result of `check`; what it finds wrong is a 422 about `field`, or a field within it."""
+    try:
+        return check()
+    except ValidationError as error:
+        raise invalid("invalid-config", field_errors(error, field)) from error
+    except ConfigError as error:
+        raise invalid("invalid-config", [FieldError(field=field, message=str(error))]) from error

@@ -1,0 +1,1 @@
+"""Uploaded data sets: received, and inspected without decoding a pixel. Nothing here trusts its input."""

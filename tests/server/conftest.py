@@ -1,0 +1,134 @@
+"""A migrated database of either kind, and the API on it."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+from pydantic import SecretStr
+
+from server.app import create_app
+from server.auth import create_key
+from server.deps import Services
+from server.settings import Settings
+from server.store import migrate
+from server.store.db import Database
+from tests.services import clear, postgres_database
+
+with warnings.catch_warnings():
+    # The newest Starlette asks for another HTTP client than the one that this project uses.
+    warnings.simplefilter("ignore")
+    from fastapi.testclient import TestClient
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quiet_log() -> None:
+    """Keep log lines out of the output; the default would draw every exception with all local variables."""
+    structlog.configure(
+        processors=[structlog.processors.format_exc_info, structlog.processors.KeyValueRenderer()],
+        logger_factory=structlog.ReturnLoggerFactory(),
+    )
+
+
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("template") / "mdc.sqlite3"
+    migrate.upgrade(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    with postgres_database() as url:
+        migrate.upgrade(url)
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A migrated database without rows."""
+    if request.param == "sqlite":
+        (tmp_path / "data").mkdir()
+        path = tmp_path / "data" / "mdc.sqlite3"
+        shutil.copy(request.getfixturevalue("sqlite_template"), path)
+        yield f"sqlite:///{path}"
+        return
+    url: str = request.getfixturevalue("postgres_url")
+    yield url
+    clear(url)
+
+
+# For what does not depend on the database.
+sqlite_only = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+
+
+@pytest.fixture
+def db(database_url: str) -> Iterator[Database]:
+    database = Database(database_url)
+    yield database
+    database.dispose()
+
+
+@pytest.fixture
+def owner(db: Database) -> str:
+    """Id of an API key that owns what a test makes."""
+    return make_owner(db)
+
+
+def make_owner(db: Database) -> str:
+    with db.begin() as session:
+        row, _ = create_key(session, b"k" * 32, name="owner", scopes=["jobs:write"])
+        return row.id
+
+
+@dataclass
+class Api:
+    """The API as callers with different keys see it."""
+
+    client: TestClient
+    services: Services
+    admin: dict[str, str]
+
+    def key(self, *scopes: str) -> dict[str, str]:
+        """Headers with a new key of these scopes."""
+        answer = self.client.post(
+            "/v1/keys", json={"name": "test", "scopes": list(scopes)}, headers=self.admin
+        )
+        assert answer.status_code == 201, answer.text
+        return bearer(answer.json()["key"])
+
+
+def bearer(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+@pytest.fixture
+def make_settings(database_url: str, tmp_path: Path) -> Callable[..., Settings]:
+    def make(**changes: Any) -> Settings:
+        return Settings(
+            **{
+                "data_dir": tmp_path / "data",
+                "database_url": database_url,
+                "secret": SecretStr("s" * 32),
+                "upload_max_bytes": 2**20,
+                **changes,
+            }
+        )
+
+    return make
+
+
+@pytest.fixture
+def api(make_settings: Callable[..., Settings]) -> Iterator[Api]:
+    app = create_app(make_settings())
+    services: Services = app.state.services
+    with TestClient(app, raise_server_exceptions=False) as client:
+        with services.db.begin() as session:
+            _, token = create_key(session, services.secret_key, name="admin", scopes=["admin"])
+        yield Api(client, services, bearer(token))

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mdc_core.errors import ConfigError
+from server.store.objects import ObjectStore, open_objects
+
+
+@pytest.fixture(params=["file", "memory"])
+def objects(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
+    return open_objects("memory://" if request.param == "memory" else f"file://{tmp_path}/the objects")
+
+
+def test_what_is_put_is_got_whole_and_in_ranges(objects: ObjectStore, tmp_path: Path) -> None:
+    content = bytes(range(256)) * 5000
+    source = tmp_path / "source"
+    source.write_bytes(content)
+    objects.put("sets/a", content)
+    objects.put("sets/b", source)
+    for key in ("sets/a", "sets/b"):
+        assert objects.head(key) == len(content)
+        assert objects.get(key) == content
+        assert objects.get_range(key, 3, 700_001) == content[3:700_001]
+        assert b"".join(objects.stream(key, 5, len(content) - 1)) == content[5:-1]
+        assert list(objects.stream(key, 7, 7)) == []
+
+
+def test_a_stream_comes_in_pieces(tmp_path: Path) -> None:
+    objects = open_objects(f"file://{tmp_path}/objects")
+    objects.put("a", bytes(1_000_000))
+    pieces = [len(piece) for piece in objects.stream("a", 0, 1_000_000, 100_000)]
+    assert sum(pieces) == 1_000_000
+    assert max(pieces) < 200_000
+
+
+def test_put_replaces_delete_removes_list_lists(objects: ObjectStore) -> None:
+    for key in ("jobs/1/a", "jobs/1/b", "jobs/2/a"):
+        objects.put(key, b"old")
+    objects.put("jobs/1/a", b"new")
+    assert objects.get("jobs/1/a") == b"new"
+    assert sorted(objects.list("jobs/1")) == ["jobs/1/a", "jobs/1/b"]
+    assert list(objects.list("nothing")) == []
+    objects.delete("jobs/1/a")
+    objects.delete("jobs/1/a")
+    assert objects.head("jobs/1/a") is None
+    assert list(objects.list("jobs/1")) == ["jobs/1/b"]
+
+
+def test_a_missing_object_is_found_missing_by_the_call_itself(objects: ObjectStore) -> None:
+    with pytest.raises(FileNotFoundError):
+        objects.get("no")
+    with pytest.raises(FileNotFoundError):
+        objects.get_range("no", 0, 1)
+    with pytest.raises(FileNotFoundError):
+        objects.stream("no", 0, 1)
+
+
+def test_a_put_that_fails_leaves_the_old_object_and_no_rest(tmp_path: Path) -> None:
+    objects = open_objects(f"file://{tmp_path}/objects")
+    objects.put("a", b"old")
+    with pytest.raises(FileNotFoundError):
+        objects.put("a", tmp_path / "not there")
+    assert objects.get("a") == b"old"
+    assert [path.name for path in (tmp_path / "objects").iterdir()] == ["a"]
+
+
+@given(st.sampled_from(["", "/a", "a/", "a//b", "../a", "a/../b", "./a", "a#1"]))
+def test_keys_stay_inside_the_folder(tmp_path_factory: pytest.TempPathFactory, key: str) -> None:
+    folder = tmp_path_factory.mktemp("keys")
+    objects = open_objects(f"file://{folder}/objects")
+    with pytest.raises(ValueError, match="not a key"):
+        objects.put(key, b"x")
+
+
+@pytest.mark.parametrize("url", ["file://relative/folder", "file:relative", "ftp://host/x", "nonsense"])
+def test_a_wrong_url_is_named(url: str) -> None:
+    with pytest.raises(ConfigError, match=url):
+        open_objects(url)

@@ -1,0 +1,263 @@
+"""Delivery of a real packed set over HTTP."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mdc_core import rankmajor
+from mdc_core.budget import Budget, convnet_cost, plan
+from mdc_core.manifest import build_manifest, parse_manifest
+from mdc_core.rankmajor import SetInfo
+from server.store import jobs, sets
+from tests.server.conftest import Api
+from tests.server.test_problems import check
+
+INFO = SetInfo(ipc=4, factor=2, classes=("a", "b", "c"), mean=(0.5,), std=(0.25,), image_size=8, channels=1)
+ACCURACY = (0.5, 0.7, 0.8, 0.9)
+
+
+@dataclass
+class Published:
+    """A set `toy` with two versions, of different tiles."""
+
+    api: Api
+    reader: dict[str, str]
+    objects: tuple[bytes, bytes]
+
+    def get(self, url: str, method: str = "GET", **headers: str) -> Any:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        return self.api.client.request(method, url, headers={**self.reader, **named})
+
+
+def publish(api: Api, owner: str, name: str, seed: int) -> bytes:
+    tiles = np.random.default_rng(seed).integers(0, 256, INFO.tile_shape(INFO.ipc), dtype=np.uint8)
+    packed = rankmajor.pack(tiles, INFO)
+    digests = rankmajor.digests(packed, INFO)
+    key = f"objects/{digests.object}"
+    api.services.objects.put(key, packed)
+
+    def manifest(name: str, version: int) -> dict[str, Any]:
+        return build_manifest(
+            name=name,
+            version=version,
+            created="2030-01-01T00:00:00Z",
+            expires=None,
+            info=INFO,
+            digests=digests,
+            object_url=f"/v1/sets/{name}@{version}/subsets/{INFO.ipc}",
+            network={"name": "convnet", "depth": 2, "width": 8},
+            recipe={"epochs": 10, "batch_size": 8},
+            accuracy=[
+                {
+                    "network": "convnet",
+                    "epochs": 10,
+                    "k": k,
+                    "mdc_mean": mean,
+                    "mdc_std": 0.01,
+                    "random_mean": None,
+                    "random_std": None,
+                    "repeats": 1,
+                }
+                for k, mean in enumerate(ACCURACY, 1)
+            ],
+            cost={"convnet": convnet_cost(2, 8, 1, 8, 3)},
+        )
+
+    with api.services.db.begin() as session:
+        assert sets.claim_name(session, name, owner)
+        job = jobs.submit(session, owner_id=owner, dataset="digits", name=name, condense={}, evaluate={})
+        jobs.claim(session, job.id, "worker", 90)
+        assert sets.publish(
+            session,
+            job.id,
+            1,
+            object_key=key,
+            object_bytes=len(packed),
+            master_key="masters/x",
+            build_manifest=manifest,
+        )
+    return packed
+
+
+@pytest.fixture
+def toy(api: Api) -> Published:
+    owner = api.admin["Authorization"].split("_")[1]
+    objects = publish(api, owner, "toy", 1), publish(api, owner, "toy", 2)
+    return Published(api, api.key("subsets:read"), objects)
+
+
+def test_every_subset_is_the_file_that_the_format_says(toy: Published) -> None:
+    stored = {"toy": toy.objects[1], "toy@2": toy.objects[1], "toy@1": toy.objects[0]}
+    for k, reference in product((1, 2, 3, 4), stored):
+        expected = rankmajor.subset(stored[reference], INFO, k)
+        digest = hashlib.sha256(expected).digest()
+        for url in (f"/subsets/{k}?set={reference}", f"/v1/sets/{reference}/subsets/{k}"):
+            answer = toy.get(url)
+            assert answer.status_code == 200
+            assert answer.content == expected
+            assert answer.headers["ETag"] == f'"{digest.hex()}"'
+            assert answer.headers["Repr-Digest"] == f"sha-256=:{base64.b64encode(digest).decode()}:"
+            assert answer.headers["Content-Length"] == str(len(expected))
+            assert answer.headers["Accept-Ranges"] == "bytes"
+            assert "Content-Encoding" not in answer.headers
+            control = answer.headers["Cache-Control"].split(", ")
+            assert {"private", "no-transform"} <= set(control)
+            assert ("immutable" in control) == ("@" in reference)
+            assert ("max-age=31536000" in control) == ("@" in reference)
+            version = reference.partition("@")[2] or "2"
+            assert answer.headers["Content-Location"] == f"/v1/sets/toy@{version}/subsets/{k}"
+            head = toy.get(url, "HEAD")
+            assert (head.status_code, head.content) == (200, b"")
+            for name in ("ETag", "Content-Length", "Content-Type", "Repr-Digest", "Cache-Control"):
+                assert head.headers[name] == answer.headers[name]
+
+
+def test_ranges_across_header_and_payload(toy: Published) -> None:
+    whole = rankmajor.subset(toy.objects[1], INFO, 3)
+    size, end = rankmajor.header_size(INFO), len(whole)
+    parts = [
+        (f"bytes={first}-{last}", first, last + 1)
+        for first, last in [
+            (0, 0),
+            (0, size - 1),
+            (10, size + 10),
+            (size - 1, size),
+            (size, end - 1),
+            (size + 5, size + 9),
+            (end - 1, end - 1),
+        ]
+    ]
+    parts += [("bytes=-7", end - 7, end), (f"bytes={size + 1}-", size + 1, end), ("bytes=3-999999", 3, end)]
+    for text, first, stop in parts:
+        answer = toy.get("/subsets/3?set=toy", Range=text)
+        assert answer.status_code == 206
+        assert answer.content == whole[first:stop]
+        assert answer.headers["Content-Range"] == f"bytes {first}-{stop - 1}/{end}"
+        assert answer.headers["Content-Length"] == str(stop - first)
+        assert answer.headers["Repr-Digest"] == toy.get("/subsets/3?set=toy", "HEAD").headers["Repr-Digest"]
+    assert toy.get("/subsets/3?set=toy", "HEAD", Range="bytes=0-0").status_code == 200
+    several = toy.get("/subsets/3?set=toy", Range="bytes=0-1,4-5")
+    assert (several.status_code, several.content) == (200, whole)
+    beyond = toy.get("/subsets/3?set=toy", Range=f"bytes={end}-")
+    check(beyond, 416, "range-not-satisfiable")
+    assert beyond.headers["Content-Range"] == f"bytes */{end}"
+
+
+def test_growing_is_one_range(toy: Published) -> None:
+    """The bytes of subset 2, the range to subset 4, and header(4) make subset 4."""
+    small = toy.get("/subsets/2?set=toy").content
+    size = rankmajor.subset_size(INFO, 4)
+    delta = toy.get("/subsets/4?set=toy", Range=f"bytes={len(small)}-{size - 1}").content
+    grown = rankmajor.header(INFO, 4) + small[rankmajor.header_size(INFO) :] + delta
+    assert grown == toy.get("/subsets/4?set=toy").content
+
+
+def test_conditions(toy: Published) -> None:
+    url = "/subsets/2?set=toy"
+    etag = toy.get(url, "HEAD").headers["ETag"]
+    other = '"0000"'
+    assert toy.get(url, If_Match=etag).status_code == 200
+    assert toy.get(url, If_Match="*").status_code == 200
+    check(toy.get(url, If_Match=other), 412, "precondition-failed")
+    check(toy.get(url, If_Match=f"W/{etag}"), 412, "precondition-failed")
+    assert toy.get(url, If_None_Match=other).status_code == 200
+    assert toy.get(url, If_Range=etag, Range="bytes=0-1").status_code == 206
+    assert toy.get(url, If_Range=other, Range="bytes=0-1").status_code == 200
+    assert toy.get(url, If_Match=other, If_None_Match=etag).status_code == 412
+    # Answered from the database: the object is not needed for it.
+    for key in list(toy.api.services.objects.list("objects")):
+        toy.api.services.objects.delete(key)
+    for tag in (etag, f"W/{etag}", f"{other}, {etag}", "*"):
+        fresh = toy.get(url, If_None_Match=tag, Range="bytes=0-1")
+        assert (fresh.status_code, fresh.content) == (304, b"")
+        assert fresh.headers["ETag"] == etag
+        assert "Cache-Control" in fresh.headers
+    assert toy.get(url, "HEAD").status_code == 200
+    check(toy.get(url), 500, "internal-error")
+
+
+def test_a_budget_lowers_k_as_the_plan_says(toy: Published) -> None:
+    manifest = parse_manifest(toy.get("/v1/sets/toy/manifest").json())
+    for wanted, ranks in product(("auto", "4", "2"), (1, 2, 3, 4)):
+        storage = rankmajor.subset_size(INFO, ranks)
+        at_most = None if wanted == "auto" else int(wanted)
+        expected = plan(manifest, Budget(storage_bytes=storage), at_most).k
+        assert expected == min(ranks, at_most or 4)
+        answer = toy.get(f"/subsets/{wanted}?set=toy&storage_bytes={storage}")
+        assert answer.headers["Content-Location"] == f"/v1/sets/toy@2/subsets/{expected}"
+        assert answer.content == rankmajor.subset(toy.objects[1], INFO, expected)
+
+
+def test_without_a_budget_auto_is_the_best_measured(toy: Published) -> None:
+    assert toy.get("/subsets/auto?set=toy", "HEAD").headers["Content-Location"].endswith("/subsets/4")
+
+
+def test_a_budget_that_is_too_small_says_what_would_do(toy: Published) -> None:
+    least = rankmajor.subset_size(INFO, 1)
+    problem = check(toy.get(f"/subsets/auto?set=toy&storage_bytes={least - 1}"), 422, "budget-too-small")
+    assert (problem["resource"], problem["needed"]) == ("storage_bytes", least)
+    assert toy.get(f"/subsets/auto?set=toy&storage_bytes={least}").status_code == 200
+
+
+def test_a_wrong_budget_names_the_field(toy: Published) -> None:
+    for query in ("storage_bytes=many", "unknown=1", "seconds=5", "min_accuracy=2"):
+        problem = check(toy.get(f"/subsets/auto?set=toy&{query}"), 422, "invalid-budget")
+        assert query.partition("=")[0] in problem["detail"]
+
+
+def test_there_are_only_the_subsets_1_to_n(toy: Published) -> None:
+    for k in ("0", "5", "-1", "1.5", "all", "٣", "9" * 30):
+        assert "1..4" in check(toy.get(f"/subsets/{k}?set=toy"), 404, "subset-out-of-range")["detail"]
+
+
+def test_there_are_only_the_published_versions(toy: Published) -> None:
+    for name in ("none", "toy@3", "toy@0", "toy@", "toy@x", "Toy", "toy@99999999999999999999"):
+        for url in (f"/subsets/1?set={name}", f"/v1/sets/{name}", f"/v1/sets/{name}/manifest"):
+            check(toy.get(url), 404, "not-found")
+
+
+def test_the_manifest(toy: Published) -> None:
+    answer = toy.get("/v1/sets/toy@1/manifest")
+    manifest = parse_manifest(answer.json())
+    assert (manifest.name, manifest.version, manifest.info) == ("toy", 1, INFO)
+    assert manifest.digests == rankmajor.digests(toy.objects[0], INFO)
+    assert answer.headers["ETag"] == f'"{hashlib.sha256(answer.content).hexdigest()}"'
+    # Both databases keep the order of the fields.
+    assert next(iter(json.loads(answer.content))) == "manifest_version"
+    fresh = toy.get("/v1/sets/toy@1/manifest", If_None_Match=answer.headers["ETag"])
+    assert (fresh.status_code, fresh.content) == (304, b"")
+    assert toy.get("/v1/sets/toy/manifest").headers["Content-Location"] == "/v1/sets/toy@2/manifest"
+
+
+def test_sets_are_listed_by_name_with_their_latest_version(toy: Published) -> None:
+    owner = toy.api.admin["Authorization"].split("_")[1]
+    publish(toy.api, owner, "another", 3)
+    first = toy.get("/v1/sets?limit=1").json()
+    assert [(row["name"], row["version"]) for row in first["data"]] == [("another", 1)]
+    second = toy.get(f"/v1/sets?limit=1&after={first['next_cursor']}").json()
+    (row,) = second["data"]
+    assert row == toy.get("/v1/sets/toy@2").json() == toy.get("/v1/sets/toy").json()
+    assert (row["ipc"], row["classes"], row["bytes"]) == (4, ["a", "b", "c"], len(toy.objects[1]))
+    assert [entry["mdc_mean"] for entry in row["accuracy"]] == list(ACCURACY)
+    assert not second["has_more"]
+
+
+def test_the_preview_is_a_picture(toy: Published) -> None:
+    answer = toy.get("/v1/sets/toy@1/preview.png")
+    assert answer.headers["Content-Type"] == "image/png"
+    with Image.open(io.BytesIO(answer.content)) as picture:
+        assert min(picture.size) > 3 * INFO.image_size
+    assert "immutable" in answer.headers["Cache-Control"]
+    assert toy.get("/v1/sets/toy/preview.png").headers["ETag"] != answer.headers["ETag"]
+    fresh = toy.get("/v1/sets/toy@1/preview.png", If_None_Match=answer.headers["ETag"])
+    assert (fresh.status_code, fresh.content) == (304, b"")
