@@ -1,0 +1,40 @@
+"""`python -m worker`: one worker, one job at a time. Settings come from the environment (`MDC_…`)."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+
+from server.logs import configure_logging
+from server.settings import Settings
+from server.store.db import Database
+from server.wakeup import Wakeup
+from worker.celery_app import make_app
+from worker.reaper import Reaper
+from worker.supervisor import Supervisor
+
+
+def main() -> None:
+    """Listen for wake-ups until SIGTERM or Ctrl-C; a running job is then checkpointed and put back in the queue."""
+    configure_logging()
+    settings = Settings()
+    database = Database(settings.database_url)
+    stop = threading.Event()
+    supervisor = Supervisor(settings, database, owner=f"{socket.gethostname()}:{os.getpid()}", stop=stop)
+    wakeup = Wakeup(settings.broker_url)
+    reaper = Reaper(settings, database, wakeup, stop)
+    app = make_app(settings.broker_url, supervisor.drain, on_ready=reaper.start, on_stop=stop.set)
+    try:
+        app.worker_main(
+            ["worker", "--pool=threads", "--concurrency=1", "--loglevel=WARNING", "--without-gossip"]
+        )
+    finally:
+        stop.set()
+        reaper.join()
+        wakeup.close()
+        database.dispose()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""Celery, as far as we use it: it carries wake-ups. Which job runs is decided in the database."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from celery import Celery, signals
+
+from server.wakeup import TASK, transport_options
+
+
+def make_app(
+    broker_url: str, drain: Callable[[], None], *, on_ready: Callable[[], None], on_stop: Callable[[], None]
+) -> Celery:
+    """A Celery app whose one task runs queued jobs until there are none.
+
+    The job id in the message is a hint that something waits: lost, late and doubled messages do no harm.
+    `on_ready` is called when the worker listens, `on_stop` when it is asked to end, before it waits for the task.
+    """
+    app = Celery("mdc", broker=broker_url, set_as_current=False)
+    app.conf.update(
+        task_ignore_result=True,
+        task_serializer="json",
+        accept_content=["json"],
+        # With late acknowledgement Redis hands a task out again after an hour; SQL keeps the job anyway.
+        task_acks_late=False,
+        worker_prefetch_multiplier=1,
+        worker_enable_remote_control=False,
+        worker_hijack_root_logger=False,
+        worker_redirect_stdouts=False,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_transport_options=transport_options(broker_url),
+    )
+
+    @app.task(name=TASK)  # type: ignore[untyped-decorator]
+    def run_job(_job_id: str) -> None:
+        drain()
+
+    # Celery holds receivers weakly unless told otherwise.
+    def ready(**_: Any) -> None:
+        on_ready()
+
+    def stopping(**_: Any) -> None:
+        on_stop()
+
+    signals.worker_ready.connect(ready, weak=False)
+    signals.worker_shutting_down.connect(stopping, weak=False)
+    return app

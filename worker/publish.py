@@ -1,0 +1,108 @@
+"""Publishing: the two objects of a condensed set, its manifest, and the transaction that ends the job."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from safetensors.torch import save
+
+from mdc_core import rankmajor
+from mdc_core.condense import CondenseState, result
+from mdc_core.config import CondenseConfig, EvaluateConfig, NetworkConfig
+from mdc_core.cost import Cost
+from mdc_core.data import DataSet
+from mdc_core.evaluate import Row, Trial, summarise
+from mdc_core.manifest import build_manifest
+from mdc_core.networks import build_network
+from mdc_core.networks.cost import measure_cost
+from mdc_core.streams import stream
+from server.store import sets
+from server.store.db import Database
+from server.store.objects import ObjectStore
+from server.store.tables import CondensedSet, Job
+
+
+def publish(
+    database: Database,
+    objects: ObjectStore,
+    job: Job,
+    recipe: EvaluateConfig,
+    data: DataSet,
+    state: CondenseState,
+    trials: Sequence[Trial],
+) -> CondensedSet | None:
+    """Store the set and end the job as succeeded; None, and nothing published, when the job is no longer ours.
+
+    Objects are named by their sha256 and written before the transaction, so a crash leaves at most an object
+    that nothing refers to.
+    """
+    synthetic = result(state, data.train)
+    info = synthetic.info(data.train)
+    packed = rankmajor.pack(synthetic.quantised().cpu().numpy(), info)
+    digests = rankmajor.digests(packed, info)
+    object_key = f"sets/{digests.object}.safetensors"
+    master = save({"tiles": synthetic.tiles.cpu().contiguous()}, {"format": "mdc-master/1"})
+    master_key = f"masters/{hashlib.sha256(master).hexdigest()}.safetensors"
+    objects.put(object_key, packed)
+    objects.put(master_key, master)
+    config = CondenseConfig.model_validate(job.condense)
+
+    def manifest(name: str, version: int) -> dict[str, Any]:
+        return build_manifest(
+            name=name,
+            version=version,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            expires=None,
+            info=info,
+            digests=digests,
+            object_url=f"/v1/sets/{name}@{version}/subsets/{info.ipc}",
+            network=config.network.model_dump(),
+            recipe=recipe.model_dump(mode="json"),
+            accuracy=accuracy_rows(summarise(trials), recipe),
+            cost={recipe.network.label(): network_cost(recipe.network, data).to_dict()},
+        )
+
+    with database.begin() as session:
+        return sets.publish(
+            session,
+            job.id,
+            job.attempt,
+            object_key=object_key,
+            object_bytes=len(packed),
+            master_key=master_key,
+            build_manifest=manifest,
+        )
+
+
+def accuracy_rows(rows: Sequence[Row], recipe: EvaluateConfig) -> list[dict[str, Any]]:
+    """The manifest's accuracy table: a row per k, random real images beside the condensed ones."""
+    random = {row.k: row for row in rows if row.source == "random"}
+    return [
+        {
+            "network": recipe.network.label(),
+            "epochs": recipe.epochs,
+            "k": row.k,
+            "mdc_mean": row.mean,
+            "mdc_std": row.std,
+            "random_mean": random[row.k].mean if row.k in random else None,
+            "random_std": random[row.k].std if row.k in random else None,
+            "repeats": row.repeats,
+        }
+        for row in rows
+        if row.source == "condensed"
+    ]
+
+
+def network_cost(network: NetworkConfig, data: DataSet) -> Cost:
+    """What training this network costs a device, counted on one image."""
+    net = build_network(
+        network,
+        channels=data.train.channels,
+        image_size=data.train.image_size,
+        classes=data.train.num_classes,
+        generator=stream(0, "cost"),
+    )
+    return measure_cost(net, data.train.channels, data.train.image_size)

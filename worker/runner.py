@@ -1,0 +1,227 @@
+"""The child: one attempt of one job, from its last checkpoint to the published set.
+
+    python -m worker.runner JOB_ID ATTEMPT
+
+Started by the supervisor. It ends when its standard input does, since then the supervisor is gone; on SIGTERM it
+writes a checkpoint first. Everything it writes to the database is fenced by the attempt's number.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from types import FrameType
+
+import structlog
+import torch
+from pydantic import TypeAdapter
+
+from mdc_core import checkpoint
+from mdc_core.condense import CondenseState, Step, condense, result
+from mdc_core.config import CondenseConfig, EvaluateConfig
+from mdc_core.data import DataSet
+from mdc_core.errors import MdcError
+from mdc_core.evaluate import Trial, evaluate, trials_planned
+from server.logs import configure_logging
+from server.settings import Settings
+from server.store import jobs
+from server.store.db import Database
+from server.store.objects import ObjectStore, open_objects
+from server.store.tables import Job
+from worker.data import load_job_data
+from worker.exits import DONE, STOPPED
+from worker.publish import publish
+
+_TRIALS = TypeAdapter(list[Trial])
+
+
+class StopRequestedError(Exception):
+    """SIGTERM arrived."""
+
+
+class FencedOutError(Exception):
+    """The job belongs to another attempt, or has ended."""
+
+
+@dataclass
+class Attempt:
+    """What every phase of an attempt needs."""
+
+    settings: Settings
+    database: Database
+    objects: ObjectStore
+    job: Job
+    config: CondenseConfig
+    recipe: EvaluateConfig
+    device: torch.device
+    saved_at: float = 0.0
+    """When the newest checkpoint was written, by the monotonic clock."""
+
+    def report(self, phase: str, step: int, total: int, eta: float | None = None, **more: object) -> None:
+        """Show progress; `FencedOutError` when this attempt no longer holds the job."""
+        progress = {"phase": phase, "step": step, "total": total, "eta_s": eta, **more}
+        with self.database.begin() as session:
+            if not jobs.report(session, self.job.id, self.job.attempt, progress):
+                raise FencedOutError
+
+    def save(self, state: CondenseState) -> None:
+        """Store a checkpoint and make it the job's; the one before it goes."""
+        key = f"jobs/{self.job.id}/{self.job.attempt}-{state.outer}.checkpoint"
+        self.objects.put(key, checkpoint.to_bytes(state, self.config))
+        with self.database.begin() as session:
+            held = jobs.held(session, self.job.id, self.job.attempt)
+            before = held and held.checkpoint_key
+            if not jobs.save_checkpoint(session, self.job.id, self.job.attempt, key, state.outer):
+                raise FencedOutError
+        if before and before != key:
+            self.objects.delete(before)
+        self.saved_at = time.monotonic()
+
+    @property
+    def trials_key(self) -> str:
+        """Object of the evaluation's trainings so far; every attempt computes the same ones."""
+        return f"jobs/{self.job.id}/trials.json"
+
+
+def main(argv: list[str]) -> int:
+    """Run the attempt; returns the exit status (see `worker.exits`)."""
+    job_id, attempt = argv[0], int(argv[1])
+    configure_logging()
+    log = structlog.get_logger().bind(job_id=job_id, attempt=attempt)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    signal.signal(signal.SIGTERM, _request_stop)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is for the supervisor
+    settings = Settings()
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    database = Database(settings.database_url)
+    try:
+        with database.read() as session:
+            job = jobs.get(session, job_id)
+        if job is None or job.attempt != attempt:
+            raise FencedOutError
+        _run(
+            Attempt(
+                settings=settings,
+                database=database,
+                objects=open_objects(settings.objects_url),
+                job=job,
+                config=CondenseConfig.model_validate(job.condense),
+                recipe=EvaluateConfig.model_validate(job.evaluate),
+                device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+            )
+        )
+    except StopRequestedError:
+        log.info("stopped")
+        return STOPPED
+    except FencedOutError:
+        log.warning("another attempt holds the job")
+    except (MdcError, MemoryError, torch.OutOfMemoryError) as error:
+        # These would come again in every attempt, so the job ends here, with the reason.
+        log.warning("attempt failed", error=str(error))
+        with database.begin() as session:
+            jobs.fail(session, job_id, attempt, *_reason(error))
+    finally:
+        database.dispose()
+    return DONE
+
+
+def _run(attempt: Attempt) -> None:
+    attempt.report("loading", 0, 1)
+    data = load_job_data(attempt.job, attempt.settings, attempt.database, attempt.objects)
+    state = _condense(attempt, data)
+    trials = _evaluate(attempt, data, state)
+    attempt.report("publishing", 0, 1)
+    if publish(attempt.database, attempt.objects, attempt.job, attempt.recipe, data, state, trials) is None:
+        # Held, but asked to stop meanwhile: the supervisor settles that. Otherwise fenced out.
+        attempt.report("publishing", 0, 1)
+        raise StopRequestedError
+    for key in list(attempt.objects.list(f"jobs/{attempt.job.id}")):
+        attempt.objects.delete(key)
+
+
+def _condense(attempt: Attempt, data: DataSet) -> CondenseState:
+    """All outer loops, from the job's checkpoint on; a checkpoint at intervals, at the end, and when stopped."""
+    key = attempt.job.checkpoint_key
+    state = checkpoint.resume(attempt.objects.get(key), attempt.config) if key else None
+    total = attempt.config.outer_loops
+    attempt.report("condensing", state.outer if state else 0, total)
+    attempt.saved_at = time.monotonic()
+    saved = state.outer if state else 0
+    durations: list[float] = []
+    try:
+        for step in condense(attempt.config, data.train, attempt.device, resume=state):
+            state = step.state
+            durations.append(step.seconds)
+            _report_step(attempt, step, durations)
+            due = time.monotonic() - attempt.saved_at >= attempt.settings.checkpoint_seconds
+            if due or step.outer == total:
+                attempt.save(state)
+                saved = step.outer
+    except StopRequestedError:
+        if state is not None and state.outer > saved:
+            attempt.save(state)
+        raise
+    assert state is not None  # there is at least one loop, or a checkpoint
+    return state
+
+
+def _report_step(attempt: Attempt, step: Step, durations: list[float]) -> None:
+    left = step.total - step.outer
+    mls = step.selected() if attempt.config.uses_mls else ()
+    attempt.report(
+        "condensing", step.outer, step.total, _mean(durations) * left, loss=step.loss, mls=list(mls)
+    )
+
+
+def _evaluate(attempt: Attempt, data: DataSet, state: CondenseState) -> list[Trial]:
+    """Every training of the evaluation, of the set as it is delivered; those of an earlier attempt are kept."""
+    trials: list[Trial] = []
+    if attempt.objects.head(attempt.trials_key) is not None:
+        trials = _TRIALS.validate_json(attempt.objects.get(attempt.trials_key))
+    total = trials_planned(attempt.recipe, attempt.config.ipc)
+    delivered = result(state, data.train).delivered()
+    begun, before = time.monotonic(), len(trials)
+    attempt.report("evaluating", before, total)
+    for trial in evaluate(delivered, data, attempt.recipe, attempt.device, done=tuple(trials)):
+        trials.append(trial)
+        attempt.objects.put(attempt.trials_key, _TRIALS.dump_json(trials))
+        pace = (time.monotonic() - begun) / (len(trials) - before)
+        attempt.report("evaluating", len(trials), total, pace * (total - len(trials)))
+    return trials
+
+
+def _reason(error: BaseException) -> tuple[str, str]:
+    """Code and detail of a failure that a caller can act on."""
+    if isinstance(error, MdcError):
+        return type(error).__name__.removesuffix("Error").lower() + "-error", str(error)
+    return (
+        "out-of-memory",
+        f"the worker has too little memory for this job: lower ipc, width or batch ({error})",
+    )
+
+
+def _mean(values: Iterable[float]) -> float:
+    values = list(values)
+    return sum(values) / len(values)
+
+
+def _request_stop(_signal: int, _frame: FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: the checkpoint must not be interrupted
+    raise StopRequestedError
+
+
+def _end_with_parent() -> None:
+    """Wait for end-of-file on standard input: the supervisor is gone, and another attempt will go on."""
+    while os.read(sys.stdin.fileno(), 1):
+        pass
+    os.killpg(os.getpgid(0), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
