@@ -1,0 +1,57 @@
+"""The files of a local run: the set, beside it what it was made from, and the checkpoint while it is being made."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from mdc_core.errors import FormatError, MdcError
+
+RUN_FORMAT = "mdc-run/1"
+
+
+def run_path(set_path: Path) -> Path:
+    """JSON beside the set: data set, configuration, evaluation."""
+    return set_path.with_suffix(".json")
+
+
+def checkpoint_path(set_path: Path) -> Path:
+    """The newest checkpoint of an unfinished run."""
+    return set_path.with_suffix(".checkpoint")
+
+
+def write(path: Path, data: bytes | str) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+    os.replace(temporary, path)
+
+
+def read(path: Path) -> bytes:
+    """The content; a missing or unreadable file is an `MdcError` that names it."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise MdcError(f"cannot read {path}: {error.strerror}") from error
+
+
+def write_run(set_path: Path, run: dict[str, Any]) -> None:
+    """Write what the set was made from."""
+    write(run_path(set_path), json.dumps({"format": RUN_FORMAT, **run}, indent=2))
+
+
+def read_run(set_path: Path) -> dict[str, Any]:
+    """What `write_run` wrote, empty when there is no such file; `FormatError` when it is not one of ours."""
+    path = run_path(set_path)
+    if not path.exists():
+        return {}
+    try:
+        run = json.loads(read(path))
+    except ValueError as error:
+        raise FormatError(f"{path} is not JSON: {error}") from error
+    if not isinstance(run, dict) or run.get("format") != RUN_FORMAT:
+        raise FormatError(f"{path} is not a {RUN_FORMAT} file: move it away, or name the data with --data")
+    return run

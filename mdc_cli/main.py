@@ -1,0 +1,43 @@
+"""`mdc`: every command, and what an error looks like."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from mdc_cli import local, remote, service
+from mdc_cli.output import fail
+from mdc_core.errors import MdcError
+
+
+class _Commands(TyperGroup):
+    """Shows our own errors as one line instead of a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; an `MdcError` ends with status 1, Ctrl-C with 130."""
+        try:
+            return super().invoke(ctx)
+        except MdcError as error:
+            fail(str(error))
+        except KeyboardInterrupt:
+            sys.exit(130)
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Condense a data set once, deliver any size of it to any device.\n\n"
+    "Try `mdc condense digits --ipc 10`, or `mdc up` and then `mdc submit digits --watch`.",
+)
+for module in (local, service, remote):
+    module.register(app)
+
+
+if __name__ == "__main__":
+    app()

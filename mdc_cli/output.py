@@ -1,0 +1,71 @@
+"""What the commands print: errors, tables, JSON, progress bars. People read standard error, scripts standard output."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any, NoReturn
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+people = Console(stderr=True, highlight=False)
+tables = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+
+
+def fail(message: str, status: int = 1) -> NoReturn:
+    """Print one error and end with that status."""
+    people.print("Error:", message, style="red", markup=False, soft_wrap=True)
+    sys.exit(status)
+
+
+def print_json(document: Any) -> None:
+    """One JSON document on standard output."""
+    print(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+def progress_bar() -> Progress:
+    """A bar with count, time left, and a `detail` field; plain lines do without when nobody watches."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[detail]}"),
+        console=people,
+        disable=not people.is_terminal,
+    )
+
+
+def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    """A table on standard output."""
+    if title:
+        tables.print(title, soft_wrap=True)
+    drawn = Table()
+    for column in columns:
+        drawn.add_column(column, no_wrap=True)
+    for row in rows:
+        drawn.add_row(*row)
+    tables.print(drawn)
+
+
+def accuracy(mean: float | None, std: float | None) -> str:
+    """A share as per cent with its spread: `62.10 ± 1.20 %`."""
+    if mean is None:
+        return "-"
+    return f"{100 * mean:.2f} ± {100 * (std or 0):.2f} %"
+
+
+def percent(row: dict[str, Any], source: str) -> str:
+    """One cell of an accuracy table, from a manifest's row."""
+    return accuracy(row[f"{source}_mean"], row[f"{source}_std"])

@@ -1,0 +1,199 @@
+"""Commands that talk to a service: submit, jobs, watch, cancel, sets."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.progress import Progress, TaskID
+
+from mdc_cli.client import DEFAULT_URL, Service
+from mdc_cli.local import Json, parsed
+from mdc_cli.output import people, percent, print_json, progress_bar, table
+from mdc_core.errors import MdcError
+from mdc_core.presets import NAMED
+
+Url = Annotated[str, typer.Option(help="The service.", envvar="MDC_URL")]
+Key = Annotated[str | None, typer.Option(help="API key. [default: the local admin key]", envvar="MDC_KEY")]
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="A job's id.")]
+ENDED = {"succeeded", "failed", "canceled"}
+POLL_SECONDS = 1.0
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    for command in (submit, jobs, watch, cancel, sets):
+        app.command()(command)
+
+
+def submit(
+    dataset: Annotated[
+        str,
+        typer.Argument(
+            help=f"A named data set ({', '.join(NAMED)}), an uploaded one's id, or a zip or npz to upload."
+        ),
+    ],
+    ipc: Annotated[int | None, typer.Option(help="Images per class of the whole set. [default: 10]")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the set. [default: DATASET-ipcN]")] = None,
+    preset: Annotated[str | None, typer.Option(help="Settings to start from. [default: by data set]")] = None,
+    condense: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A setting of the condensation.")
+    ] = None,
+    evaluate: Annotated[
+        list[str] | None,
+        typer.Option("--evaluate", metavar="NAME=VALUE", help="A setting of the evaluation."),
+    ] = None,
+    follow: Annotated[bool, typer.Option("--watch", help="Show its progress until it ends.")] = False,
+    url: Url = DEFAULT_URL,
+    key: Key = None,
+    as_json: Json = False,
+) -> None:
+    """Submit a condensation job."""
+    service = Service(url, key)
+    if dataset not in NAMED and Path(dataset).exists():
+        dataset = _upload(service, Path(dataset))
+    settings = parsed(condense) | ({} if ipc is None else {"ipc": ipc})
+    body = {"dataset": dataset, "condense": settings, "evaluate": parsed(evaluate)}
+    body |= {field: value for field, value in (("name", name), ("preset", preset)) if value is not None}
+    job = service.call("POST", "/v1/jobs", json=body)
+    if not as_json:
+        people.print(f"Job {job['id']}, set {job['name']}. Look at it with: mdc watch {job['id']}")
+    if follow:
+        _watch_to_the_end(service, job["id"], as_json)
+    elif as_json:
+        print_json(job)
+
+
+def jobs(
+    state: Annotated[str | None, typer.Option(help="Only those in this state.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="The newest so many.")] = 20,
+    url: Url = DEFAULT_URL,
+    key: Key = None,
+    as_json: Json = False,
+) -> None:
+    """List jobs, the newest first."""
+    query = {} if state is None else {"state": state}
+    found = Service(url, key).pages("/v1/jobs", limit, **query)
+    if as_json:
+        print_json(found)
+        return
+    rows = [[job["id"], job["state"], job["dataset"], job["name"], _progress(job)] for job in found]
+    table("", ["job", "state", "data set", "set", "progress"], rows)
+
+
+def watch(job: JobId, url: Url = DEFAULT_URL, key: Key = None, as_json: Json = False) -> None:
+    """Show a job's progress until it ends; status 1 when it failed. Ctrl-C stops watching, not the job."""
+    _watch_to_the_end(Service(url, key), job, as_json)
+
+
+def cancel(job: JobId, url: Url = DEFAULT_URL, key: Key = None, as_json: Json = False) -> None:
+    """Stop a job."""
+    stopped = Service(url, key).call("POST", f"/v1/jobs/{job}/cancel")
+    if as_json:
+        print_json(stopped)
+    else:
+        people.print(f"Job {job} is {stopped['state']}.")
+
+
+def sets(
+    name: Annotated[str | None, typer.Argument(help="Only this one (NAME or NAME@VERSION), in full.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 100,
+    url: Url = DEFAULT_URL,
+    key: Key = None,
+    as_json: Json = False,
+) -> None:
+    """List condensed sets, or show one's accuracy at every size."""
+    service = Service(url, key)
+    if name is not None:
+        one = service.call("GET", f"/v1/sets/{name}")
+        print_json(one) if as_json else _print_set(one)
+        return
+    found = service.pages("/v1/sets", limit)
+    if as_json:
+        print_json(found)
+        return
+    columns = ["set", "version", "ipc", "classes", "bytes", "accuracy, k=1", "k=N"]
+    table("", columns, [_summary(one) for one in found])
+
+
+def _upload(service: Service, path: Path) -> str:
+    """Upload a data set; its id."""
+    if path.is_dir():
+        raise MdcError(
+            f"{path} is a folder: zip it first, with train/ and test/ at the top, and submit the zip"
+        )
+    name = re.sub(r"[^a-z0-9]+", "-", path.stem.lower()).strip("-")[:63] or "data"
+    media = "application/x-npz" if path.suffix == ".npz" else "application/zip"
+    people.print(f"Uploading {path} ({path.stat().st_size} bytes)")
+    with path.open("rb") as file:
+        dataset = service.call(
+            "POST", "/v1/datasets", params={"name": name}, content=file, headers={"Content-Type": media}
+        )
+    people.print(f"Data set {dataset['id']}: {len(dataset['facts']['classes'])} classes")
+    identifier: str = dataset["id"]
+    return identifier
+
+
+def _watch_to_the_end(service: Service, job_id: str, as_json: bool) -> None:
+    """Follow a job and print what became of it; `MdcError` when it did not succeed."""
+    job = follow_job(service, job_id)
+    if as_json:
+        print_json(job)
+    if job["state"] != "succeeded":
+        raise MdcError((job["error"] or {}).get("detail") or f"job {job_id} was {job['state']}")
+    if not as_json:
+        _print_set(service.call("GET", job["set"]["url"]))
+
+
+def follow_job(service: Service, job_id: str) -> dict[str, Any]:
+    """Poll a job to its end, under a progress bar per phase; returns it as it ended."""
+    with progress_bar() as bar:
+        phases: dict[str, TaskID] = {}
+        while (job := service.call("GET", f"/v1/jobs/{job_id}"))["state"] not in ENDED:
+            _show(bar, phases, job)
+            time.sleep(POLL_SECONDS)
+    ended: dict[str, Any] = job
+    return ended
+
+
+def _show(bar: Progress, phases: dict[str, TaskID], job: dict[str, Any]) -> None:
+    progress = job["progress"]
+    if progress["phase"] not in phases:
+        for earlier in phases.values():
+            bar.update(earlier, completed=bar.tasks[earlier].total, detail="")
+        phases[progress["phase"]] = bar.add_task(progress["phase"], total=progress["total"], detail="")
+    detail = "" if progress["loss"] is None else f"loss {progress['loss']:.4g}, MLS {progress['mls']}"
+    bar.update(phases[progress["phase"]], completed=progress["step"], total=progress["total"], detail=detail)
+
+
+def _progress(job: dict[str, Any]) -> str:
+    if job["state"] in ENDED:
+        return str((job["error"] or {}).get("detail", ""))[:60]
+    progress = job["progress"]
+    return f"{progress['phase']} {progress['step']}/{progress['total'] or '?'}"
+
+
+def _print_set(one: dict[str, Any]) -> None:
+    rows = one["accuracy"]
+    recipe = (
+        f", {rows[0]['network']}, {rows[0]['epochs']} epochs, {rows[0]['repeats']} networks" if rows else ""
+    )
+    title = f"{one['name']}@{one['version']}{recipe}"
+    cells = [[str(row["k"]), percent(row, "mdc"), percent(row, "random")] for row in rows]
+    table(title, ["k", "condensed", "random real"], cells)
+
+
+def _summary(one: dict[str, Any]) -> list[str]:
+    rows = one["accuracy"]
+    ends = [percent(rows[0], "mdc"), percent(rows[-1], "mdc")] if rows else ["-", "-"]
+    return [
+        one["name"],
+        str(one["version"]),
+        str(one["ipc"]),
+        str(len(one["classes"])),
+        str(one["bytes"]),
+        *ends,
+    ]
