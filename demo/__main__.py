@@ -1,0 +1,181 @@
+"""The whole journey on this machine: a job over HTTP, a worker that condenses, a device that fetches what it affords.
+
+    python -m demo
+
+Starts the service in a temporary folder, condenses scikit-learn's digits, and lets a separate device process fetch
+the subset that a small storage budget affords, verify it and train on it. Leaves demo/report.json and
+demo/preview.png; every process is gone at the end, also after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from mdc_cli.client import Service
+from mdc_cli.output import accuracy, people, table
+from mdc_cli.remote import follow_job
+
+HERE = Path(__file__).parent
+TRAINER = HERE.parent / "examples" / "train_on_device.py"
+NETWORK = {"depth": 2, "width": 32}
+JOB = {
+    "dataset": "digits",
+    "name": "demo",
+    "condense": {
+        "ipc": 10,
+        "network": NETWORK,
+        "outer_loops": 30,
+        "inner_iterations": 10,
+        "mls_period": 5,
+        "batch_real": 32,
+        "n_data": 256,
+        "lr_base": 1e-2,
+    },
+    "evaluate": {"network": NETWORK, "epochs": 100, "repeats": 2, "sizes": [1, 2, 3, 5, 10]},
+}
+STORAGE = "6200"
+"""What the device can spare, in bytes: enough for three of the ten images per class."""
+TRAINING_SECONDS = 4
+
+
+def main() -> None:
+    """Run the journey, print the table, write the report."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _interrupt)
+    begun = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="mdc-demo-") as folder, _service(Path(folder)) as service:
+        job = service.call("POST", "/v1/jobs", json=JOB)
+        people.print(f"1  Job {job['id']} submitted over HTTP; a worker condenses {job['dataset']}:")
+        published = follow_job(service, job["id"])["set"]
+        manifest = service.call("GET", f"{published['url']}/manifest")
+        (HERE / "preview.png").write_bytes(service.fetch(f"{published['url']}/preview.png"))
+        people.print(
+            f"2  Set {published['name']}@{published['version']} published. A device with {STORAGE} bytes to spare:"
+        )
+        device = _device(service, published["name"], Path(folder) / "device.safetensors")
+    report = {**_report(manifest, device), "seconds": round(time.monotonic() - begun, 1)}
+    (HERE / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    _print(report)
+
+
+@contextmanager
+def _service(folder: Path) -> Iterator[Service]:
+    """`mdc up` in a folder of its own, stopped at the end whatever happens."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "mdc_cli.main", "up", "--data-dir", str(folder), "--port", str(port)]
+    people.print("0  Starting the API and a worker on this machine")
+    up = subprocess.Popen(
+        command,
+        env=os.environ | {"MDC_THREADS": "1"},  # images this small gain nothing from more
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        assert up.stderr is not None
+        said = []
+        for line in up.stderr:
+            said.append(line)
+            if line.startswith("Next"):
+                break
+        else:
+            raise SystemExit("mdc up failed:\n" + "".join(said))
+        yield Service(f"http://127.0.0.1:{port}", (folder / "admin.key").read_text().strip())
+    finally:
+        # Once more Ctrl-C must not leave anything behind: what is asked to stop is waited for.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
+        up.terminate()
+        up.wait()
+
+
+def _device(service: Service, name: str, target: Path) -> dict[str, Any]:
+    """A device in processes of its own, with a key that can read subsets and nothing else."""
+    key = service.call("POST", "/v1/keys", json={"name": "demo device", "scopes": ["subsets:read"]})["key"]
+    environment = os.environ | {"MDC_KEY": key, "OMP_NUM_THREADS": "1"}
+    fetch = ["-m", "mdc_device", "fetch", service.url, name, "--k", "auto", "--storage", STORAGE]
+    fetched = _run([*fetch, "--to", str(target), "--json"], environment)
+    people.print(
+        f"   fetched subset {fetched['k']}, {fetched['total_bytes']} bytes, sha256 verified; training on it"
+    )
+    seconds = ["--seconds", str(TRAINING_SECONDS)]
+    trained = _run([str(TRAINER), str(target), *seconds, "--test", "digits", "--json"], environment)
+    return {
+        "k": fetched["k"],
+        "bytes": fetched["total_bytes"],
+        "verified": fetched["verified"],
+        "sha256": fetched["sha256"],
+        "limited_by": fetched["plan"]["limited_by"],
+        "accuracy": trained["accuracy"],
+    }
+
+
+def _run(arguments: list[str], environment: dict[str, str]) -> dict[str, Any]:
+    """The JSON that a Python process prints; its error ends the demonstration."""
+    done = subprocess.run(
+        [sys.executable, *arguments], env=environment, stdout=subprocess.PIPE, check=False, text=True
+    )
+    if done.returncode:
+        raise SystemExit(f"the device failed with status {done.returncode}")
+    document: dict[str, Any] = json.loads(done.stdout)
+    return document
+
+
+def _report(manifest: dict[str, Any], device: dict[str, Any]) -> dict[str, Any]:
+    rows = [
+        {
+            "k": row["k"],
+            "bytes": manifest["header_bytes"] + row["k"] * manifest["rank_bytes"],
+            "mdc": row["mdc_mean"],
+            "mdc_std": row["mdc_std"],
+            "random": row["random_mean"],
+            "random_std": row["random_std"],
+        }
+        for row in manifest["accuracy"]
+    ]
+    return {"set": manifest["name"], "rows": rows, "device": device}
+
+
+def _print(report: dict[str, Any]) -> None:
+    device = report["device"]
+    people.print(
+        f"3  The device holds subset {device['k']} and recognises {100 * device['accuracy']:.1f} % "
+        f"of the test images after {TRAINING_SECONDS} s of training."
+    )
+    cells = [
+        [
+            str(row["k"]),
+            str(row["bytes"]),
+            accuracy(row["mdc"], row["mdc_std"]),
+            accuracy(row["random"], row["random_std"]),
+        ]
+        for row in report["rows"]
+    ]
+    table(
+        "Test accuracy on digits, mean ± std of 2 networks",
+        ["k", "bytes", "MDC", "random-k real images"],
+        cells,
+    )
+    people.print(f"{report['seconds']} s. Wrote demo/report.json and demo/preview.png.")
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    raise SystemExit(130)
+
+
+if __name__ == "__main__":
+    main()
