@@ -36,6 +36,12 @@ class AugmentParams:
     lighting: Tensor | None = None
     """(R, ch): offset per channel."""
 
+    def rows(self, index: Tensor) -> AugmentParams:
+        """The parameters of rows `index` (B,), int64, in that order."""
+        return AugmentParams(
+            **{name: None if value is None else value[index] for name, value in vars(self).items()}
+        )
+
 
 def draw(
     ops: Sequence[AugmentOp], rows: int, *, channels: int, image_size: int, generator: torch.Generator

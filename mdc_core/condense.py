@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from mdc_core.mls import MlsState
 from mdc_core.networks import Network, build_network
 from mdc_core.splits import hold_out
 from mdc_core.streams import stream
-from mdc_core.synthetic import SyntheticSet, initial_tiles
+from mdc_core.synthetic import SyntheticSet, decode, initial_tiles
 from mdc_core.train import class_accuracy, fit, sgd, shuffled, train_samples
 
 
@@ -125,13 +125,12 @@ def _outer_loop(
         # Iteration 0 only pre-trains; after the last tile update there is nothing left to train the network for.
         samples = config.n_data if inner else config.early * len(real.labels)
         if inner:
-            matches = _match(config, real, net, tiles, state.mls, outer, inner, measured)
-            gradient = torch.stack([match.tile_gradient for match in matches], dim=1)
-            momentum = torch.where(free, config.momentum * momentum + gradient, 0.0)
+            matched = _match(config, real, net, tiles, state.mls, outer, inner, measured)
+            momentum = torch.where(free, config.momentum * momentum + matched.gradient, 0.0)
             tiles = tiles - lr * momentum
-            loss += torch.stack([match.loss for match in matches]).sum()
+            loss += torch.stack([match.loss for match in matched.classes]).sum()
             if measured:
-                measures.append(_measure(config, matches))
+                measures.append(_measure(config, matched.classes))
         if inner < config.inner_iterations:
             train_samples(
                 net,
@@ -179,6 +178,15 @@ def _fresh_network(config: CondenseConfig, real: RealSet, outer: int) -> Network
     return net.to(real.images.device)
 
 
+@dataclass(frozen=True)
+class _Matched:
+    """One iteration over all classes."""
+
+    gradient: Tensor
+    """Of the loss, with respect to the tiles (N, C, f², ch, s, s)."""
+    classes: list[ClassMatch]
+
+
 def _match(
     config: CondenseConfig,
     real: RealSet,
@@ -188,66 +196,68 @@ def _match(
     outer: int,
     inner: int,
     measured: bool,
-) -> list[ClassMatch]:
-    """One iteration's match of every class; θ is fixed meanwhile, so the classes are independent."""
+) -> _Matched:
+    """Match every class; θ is fixed meanwhile, so the classes are independent.
+
+    Every class has augmentation parameters of its own, the same for its real and its synthetic images.
+    """
     draws = stream(config.seed, "match", outer, inner)
+    side, classes = real.image_size, real.num_classes
+    params = augment.draw(config.augment, classes, channels=real.channels, image_size=side, generator=draws)
+    leaf = tiles.detach().requires_grad_()
+    ranks, _, per_image = tiles.shape[:3]
+    owners = torch.arange(classes).repeat_interleave(per_image).repeat(ranks)
+    decoded = real.normalise(decode(leaf.flatten(0, 2), side))
+    images = augment.apply(params.rows(owners), decoded).view(*tiles.shape[:4], side, side)
+    batches = _real_batches(config, real, params, draws)
     matches = []
-    for label, positions in enumerate(real.class_index()):
-        order = torch.randperm(len(positions), generator=draws)[: config.batch_real]
-        params = augment.draw(
-            config.augment, 1, channels=real.channels, image_size=real.image_size, generator=draws
-        )
-        images = real.floats(positions[order.to(positions.device)])
-        own = tiles[:, label]
-        if config.tile_batch() < own.shape[0] * own.shape[1]:
-            chosen = torch.randperm(own.shape[0] * own.shape[1], generator=draws)[: config.tile_batch()]
-            matches.append(_match_sample(config, real, net, own, images, label, params, chosen))
+    for label, batch in enumerate(batches):
+        own = images[:, label].detach()
+        if config.tile_batch() < ranks * per_image:
+            chosen = torch.randperm(ranks * per_image, generator=draws)[: config.tile_batch()]
+            matches.append(_match_sample(config, net, own, batch, label, chosen))
             continue
         track = state.of_class(label)
         matches.append(
             match_class(
                 net,
                 own,
-                images,
+                batch,
                 label,
-                real=real,
-                params=params,
                 weights=loss_weights(config, track.selected),
                 frozen=_frozen(config, state, label),
                 metric=config.metric,
                 extra_cuts=range(1, config.ipc) if measured and config.subset_metric == "gradient" else (),
             )
         )
-    return matches
+    slopes = torch.stack([match.image_gradient for match in matches], dim=1)
+    return _Matched(torch.autograd.grad(images, leaf, slopes)[0], matches)
+
+
+def _real_batches(
+    config: CondenseConfig, real: RealSet, params: augment.AugmentParams, draws: torch.Generator
+) -> Iterator[Tensor]:
+    """For every class up to `batch_real` random images (B, ch, H, H), normalised and augmented."""
+    orders = [
+        positions[torch.randperm(len(positions), generator=draws)[: config.batch_real].to(positions.device)]
+        for positions in real.class_index()
+    ]
+    sizes = [len(order) for order in orders]
+    owners = torch.arange(real.num_classes).repeat_interleave(torch.tensor(sizes))
+    images = real.normalise(real.floats(torch.cat(orders)))
+    return iter(torch.split_with_sizes(augment.apply(params.rows(owners), images), sizes))
 
 
 def _match_sample(
-    config: CondenseConfig,
-    real: RealSet,
-    net: Network,
-    tiles: Tensor,
-    images: Tensor,
-    label: int,
-    params: augment.AugmentParams,
-    chosen: Tensor,
+    config: CondenseConfig, net: Network, images: Tensor, batch: Tensor, label: int, chosen: Tensor
 ) -> ClassMatch:
     """Match a random part of a class's tiles (`batch_syn_max`, without subset loss): the others stand still."""
-    chosen = chosen.to(tiles.device)
-    sample = tiles.flatten(0, 1)[chosen].unsqueeze(1)  # every tile as a rank of its own
-    match = match_class(
-        net,
-        sample,
-        images,
-        label,
-        real=real,
-        params=params,
-        weights={len(chosen): 1.0},
-        frozen=0,
-        metric=config.metric,
-    )
-    gradient = torch.zeros_like(tiles).flatten(0, 1)
-    gradient[chosen] = match.tile_gradient.squeeze(1)
-    return ClassMatch(match.loss, gradient.view_as(tiles), match.feature_distances, match.gradient_distances)
+    chosen = chosen.to(images.device)
+    sample = images.flatten(0, 1)[chosen].unsqueeze(1)  # every tile as a rank of its own
+    match = match_class(net, sample, batch, label, weights={len(chosen): 1.0}, frozen=0, metric=config.metric)
+    gradient = torch.zeros_like(images).flatten(0, 1)
+    gradient[chosen] = match.image_gradient.squeeze(1)
+    return replace(match, image_gradient=gradient.view_as(images))
 
 
 def _measure(config: CondenseConfig, matches: list[ClassMatch]) -> Tensor:

@@ -21,9 +21,7 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 class Frozen(BaseModel):
     """A value: immutable, and an unknown field is an error that names it."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class DataFacts(Frozen):

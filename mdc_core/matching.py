@@ -5,9 +5,9 @@ costs nothing extra. All norms of our networks are per sample, so a gradient of 
 Cut the ranks into groups at the subset sizes; take one first-order gradient sum G_r per group. Then
 
     g(S[n]) = (sum of G_r over the groups inside n) / (n · f²)              for every boundary n, and
-    dL/dtiles of group r = d<G_r, V_r>/dtiles,   V_r = sum over n >= end(r) of w_n · D'(g(S[n])) / (n · f²),
+    dL/dimages of group r = d<G_r, V_r>/dimages,   V_r = sum over n >= end(r) of w_n · D'(g(S[n])) / (n · f²),
 
-which is one double backward over all tiles for any number of subsets. Frozen groups need no graph at all.
+which is one double backward over all images for any number of subsets. Frozen groups need no graph at all.
 """
 
 from __future__ import annotations
@@ -20,11 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mdc_core import augment
-from mdc_core.augment import AugmentParams
-from mdc_core.data import RealSet
 from mdc_core.networks import Network, matched_weights
-from mdc_core.synthetic import decode
 
 Gradients = Sequence[Tensor]
 
@@ -35,8 +31,8 @@ class ClassMatch:
 
     loss: Tensor
     """() the weighted sum of gradient distances."""
-    tile_gradient: Tensor
-    """(N, f², ch, s, s), zero where frozen."""
+    image_gradient: Tensor
+    """(N, f², ch, H, H), zero where frozen."""
     feature_distances: Tensor
     """(N,) squared distance between the mean features of the real batch and of the first n images (Eq. 5)."""
     gradient_distances: Mapping[int, Tensor]
@@ -59,12 +55,10 @@ def distance(metric: str, left: Gradients, right: Gradients) -> Tensor:
 
 def match_class(
     net: Network,
-    tiles: Tensor,
+    images: Tensor,
     real_images: Tensor,
     label: int,
     *,
-    real: RealSet,
-    params: AugmentParams,
     weights: Mapping[int, float],
     frozen: int,
     metric: str,
@@ -74,45 +68,36 @@ def match_class(
 
     Args:
         net: the network θ; its parameters stay as they are.
-        tiles: (N, f², ch, s, s) of this class, in [0, 1].
-        real_images: (B, ch, H, H) of this class, in [0, 1].
+        images: (N, f², ch, H, H), the decoded tiles of this class, normalised and augmented.
+        real_images: (B, ch, H, H) of this class, normalised and augmented by the same parameters.
         label: the class.
-        real: whose mean and std normalise the images.
-        params: one row of augmentation parameters for both batches.
         weights: subset size n in 1..N → weight w_n of its distance in the loss.
         frozen: ranks 1..frozen are constants.
         metric: `mse`, `l1` or `cos`.
         extra_cuts: further sizes whose gradient distance is wanted.
     """
     parameters = matched_weights(net)
-
-    def view(images: Tensor) -> Tensor:
-        return augment.apply(params, real.normalise(images))
-
-    ranks, per_image = tiles.shape[:2]
-    side = real_images.shape[-1]
-    real_sum, real_features = _gradient_sum(net, view(real_images), label, parameters, graph=False)
+    ranks, per_image = images.shape[:2]
+    real_sum, real_features = _gradient_sum(net, real_images, label, parameters, graph=False)
     real_gradient = [g / len(real_images) for g in real_sum]
 
     cuts = sorted({0, ranks, frozen, *weights, *extra_cuts})
     groups, features = [], []
     for start, end in pairwise(cuts):
-        leaf = tiles[start:end].detach().requires_grad_(end > frozen)
-        images = view(decode(leaf.flatten(0, 1), side))
-        gradient, feature = _gradient_sum(net, images, label, parameters, graph=end > frozen)
+        leaf = images[start:end].detach().requires_grad_(end > frozen)
+        gradient, feature = _gradient_sum(net, leaf.flatten(0, 1), label, parameters, graph=end > frozen)
         groups.append((end, leaf, gradient))
         features.append(feature.view(end - start, per_image, -1).mean(1))
 
-    totals = _prefix_means(groups, per_image)
-    loss, contractions, distances = _contract(totals, real_gradient, weights, metric, per_image)
-    grown = [(leaf, gradient, contractions[end]) for end, leaf, gradient in groups if end > frozen]
-    outputs = [g for _, gradient, _ in grown for g in gradient]
-    directions = [v for _, _, contraction in grown for v in contraction]
-    derivatives = torch.autograd.grad(outputs, [leaf for leaf, _, _ in grown], directions)
-    still = tiles.new_zeros(tiles[:frozen].shape)
+    means = _prefix_means(groups, per_image)
+    loss, contractions, distances = _contract(means, real_gradient, weights, metric, per_image)
+    free = [(leaf, gradient, contractions[end]) for end, leaf, gradient in groups if end > frozen]
+    outputs = [g for _, gradient, _ in free for g in gradient]
+    directions = [v for _, _, contraction in free for v in contraction]
+    derivatives = torch.autograd.grad(outputs, [leaf for leaf, _, _ in free], directions)
     return ClassMatch(
         loss=loss,
-        tile_gradient=torch.cat([still, *derivatives]),
+        image_gradient=torch.cat([torch.zeros_like(images[:frozen]), *derivatives]),
         feature_distances=_feature_distances(torch.cat(features), real_features),
         gradient_distances=distances,
     )

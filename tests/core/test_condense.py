@@ -86,9 +86,10 @@ def test_tile_updates_equal_a_literal_loop(real: RealSet) -> None:
         draws = stream(config.seed, "match", 1, inner)
         leaf = tiles.clone().requires_grad_()
         loss = torch.zeros((), dtype=torch.float64)
+        drawn = augment.draw(config.augment, 2, channels=3, image_size=8, generator=draws)
         for label in (0, 1):
             order = torch.randperm(16, generator=draws)[:8]
-            params = augment.draw(config.augment, 1, channels=3, image_size=8, generator=draws)
+            params = drawn.rows(torch.tensor([label]))
 
             def gradient(images: torch.Tensor, label: int = label, params: augment.AugmentParams = params):  # type: ignore[no-untyped-def]
                 view = augment.apply(params, real.normalise(images))
@@ -109,10 +110,9 @@ def test_tile_updates_equal_a_literal_loop(real: RealSet) -> None:
     assert (found - moved).norm() <= 1e-4 * moved.norm()
 
 
-@pytest.mark.parametrize(("lr_base", "leaves_range"), [(0.02, False), (1000.0, True)])
-def test_frozen_ranks_stay_bit_equal(real: RealSet, lr_base: float, leaves_range: bool) -> None:
+def test_frozen_ranks_stay_bit_equal(real: RealSet) -> None:
     """What is frozen does not move: not by momentum, not by steps, and outside [0, 1] not by the clamp either."""
-    steps = run(real, ipc=4, outer_loops=16, mls_period=1, lr_base=lr_base, inner_iterations=1)
+    steps = run(real, ipc=4, outer_loops=16, mls_period=1, inner_iterations=1)
     frozen_seen = outside = 0
     for before, after in pairwise(steps):
         frozen = before.state.mls.tracks[0].frozen("predecessor")
@@ -123,7 +123,7 @@ def test_frozen_ranks_stay_bit_equal(real: RealSet, lr_base: float, leaves_range
         assert not after.state.momentum[:frozen].any()
         assert not torch.equal(before.state.tiles[frozen:], after.state.tiles[frozen:])
     assert frozen_seen >= 2, "this seed never froze anything: the test would prove nothing"
-    assert (outside > 0) == leaves_range
+    assert outside, "nothing frozen lies outside [0, 1]: the test would not see a clamp"
 
 
 @pytest.mark.parametrize("metric", ["feature", "gradient", "accuracy"])

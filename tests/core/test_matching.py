@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mdc_core import augment
-from mdc_core.data import RealSet
-from mdc_core.matching import distance, match_class
+from mdc_core.matching import ClassMatch, distance, match_class
 from mdc_core.networks import Network, build_network
 from mdc_core.streams import stream
+from mdc_core.synthetic import decode
 from tests.core.toys import TOY_NETWORK, toy_real
 
 N, FACTOR, SIDE = 4, 2, 8
@@ -73,9 +73,19 @@ def literal_match(
     return loss.detach(), slope, features, gradients
 
 
+def match_tiles(
+    net: Network, tiles: Tensor, real_images: Tensor, view: Callable[[Tensor], Tensor], **how: object
+) -> tuple[ClassMatch, Tensor]:
+    """The engine's match, and its gradient carried back to the tiles."""
+    leaf = tiles.clone().requires_grad_()
+    images = view(decode(leaf.flatten(0, 1), SIDE)).view(N, FACTOR**2, 3, SIDE, SIDE)
+    match = match_class(net, images.detach(), view(real_images), 1, **how)  # type: ignore[arg-type]
+    return match, torch.autograd.grad(images, leaf, match.image_gradient)[0]
+
+
 def setup(
     ops: tuple[augment.AugmentOp, ...],
-) -> tuple[RealSet, Network, Tensor, Tensor, augment.AugmentParams]:
+) -> tuple[Network, Tensor, Tensor, Callable[[Tensor], Tensor]]:
     real = toy_real()
     net = build_network(
         TOY_NETWORK, channels=3, image_size=SIDE, classes=2, generator=stream(1, "weights")
@@ -83,7 +93,7 @@ def setup(
     tiles = torch.rand(N, FACTOR**2, 3, 4, 4, generator=stream(1, "tiles"), dtype=torch.float64)
     images = real.floats(real.class_index()[1][:8]).double()
     params = augment.draw(ops, 1, channels=3, image_size=SIDE, generator=stream(1, "augment"))
-    return real, net, tiles, images, params
+    return net, tiles, images, lambda x: augment.apply(params, real.normalise(x))
 
 
 @pytest.mark.parametrize("metric", ["mse", "l1", "cos"])
@@ -98,24 +108,13 @@ def setup(
     ],
 )
 def test_engine_equals_the_literal_update(metric: str, weights: dict[int, float], frozen: int) -> None:
-    real, net, tiles, images, params = setup(("color", "crop", "cutout"))
-    found = match_class(
-        net,
-        tiles,
-        images,
-        1,
-        real=real,
-        params=params,
-        weights=weights,
-        frozen=frozen,
-        metric=metric,
-        extra_cuts=range(1, N),
+    net, tiles, images, view = setup(("color", "crop", "cutout"))
+    found, found_slope = match_tiles(
+        net, tiles, images, view, weights=weights, frozen=frozen, metric=metric, extra_cuts=range(1, N)
     )
-    loss, slope, features, gradients = literal_match(
-        net, tiles, images, 1, lambda x: augment.apply(params, real.normalise(x)), weights, frozen, metric
-    )
+    loss, slope, features, gradients = literal_match(net, tiles, images, 1, view, weights, frozen, metric)
     torch.testing.assert_close(found.loss, loss, rtol=1e-6, atol=0)
-    assert (found.tile_gradient - slope).norm() <= 1e-6 * slope.norm()
+    assert (found_slope - slope).norm() <= 1e-6 * slope.norm()
     torch.testing.assert_close(found.feature_distances, torch.stack(features), rtol=1e-6, atol=0)
     by_size = torch.stack([found.gradient_distances[n] for n in range(1, N + 1)])
     torch.testing.assert_close(by_size, torch.stack(gradients), rtol=1e-6, atol=0)
@@ -123,14 +122,12 @@ def test_engine_equals_the_literal_update(metric: str, weights: dict[int, float]
 
 @pytest.mark.parametrize("ops", [("flip", "color", "scale"), ("rotate", "cutout"), ()])
 def test_cuts_do_not_change_the_result(ops: tuple[augment.AugmentOp, ...]) -> None:
-    real, net, tiles, images, params = setup(ops)
+    net, tiles, images, view = setup(ops)
 
     def match(cuts: range) -> tuple[Tensor, Tensor]:
-        found = match_class(
-            net, tiles, images, 1, real=real, params=params, weights={N: 1.0}, frozen=0, metric="mse",
-            extra_cuts=cuts,
-        )  # fmt: skip
-        return found.loss, found.tile_gradient
+        how = {"weights": {N: 1.0}, "frozen": 0, "metric": "mse", "extra_cuts": cuts}
+        found, slope = match_tiles(net, tiles, images, view, **how)
+        return found.loss, slope
 
     for one, many in zip(match(range(0)), match(range(1, N)), strict=True):
         torch.testing.assert_close(one, many, rtol=1e-9, atol=1e-12)
@@ -138,16 +135,14 @@ def test_cuts_do_not_change_the_result(ops: tuple[augment.AugmentOp, ...]) -> No
 
 def test_tile_gradient_is_the_derivative_of_the_loss() -> None:
     """A finite difference of the base and subset loss along a random direction."""
-    real, net, tiles, images, params = setup(("color",))
+    net, tiles, images, view = setup(("color",))
+
+    how = {"weights": {N: 1.0, 2: 1.0}, "frozen": 0, "metric": "mse"}
 
     def loss(at: Tensor) -> Tensor:
-        return match_class(
-            net, at, images, 1, real=real, params=params, weights={N: 1.0, 2: 1.0}, frozen=0, metric="mse"
-        ).loss
+        return match_tiles(net, at, images, view, **how)[0].loss
 
-    slope = match_class(
-        net, tiles, images, 1, real=real, params=params, weights={N: 1.0, 2: 1.0}, frozen=0, metric="mse"
-    ).tile_gradient
+    _, slope = match_tiles(net, tiles, images, view, **how)
     direction = torch.randn(tiles.shape, generator=stream(2, "direction"), dtype=torch.float64)
     step = 1e-6
     measured = (loss(tiles + step * direction) - loss(tiles - step * direction)) / (2 * step)
@@ -161,9 +156,7 @@ def test_equal_gradients_are_at_distance_zero() -> None:
 
 
 def test_no_gradient_is_left_behind() -> None:
-    real, net, tiles, images, params = setup(("color", "crop", "cutout"))
-    match_class(
-        net, tiles, images, 1, real=real, params=params, weights={N: 1.0, 1: 1.0}, frozen=0, metric="mse"
-    )
+    net, tiles, images, view = setup(("color", "crop", "cutout"))
+    match_tiles(net, tiles, images, view, weights={N: 1.0, 1: 1.0}, frozen=0, metric="mse")
     assert tiles.grad is None
     assert all(p.grad is None for p in net.parameters())
