@@ -13,6 +13,10 @@ from mdc_core.errors import MdcError
 DEFAULT_URL = "http://127.0.0.1:8000"
 
 
+class UnreachableError(MdcError):
+    """Nobody answers at the URL."""
+
+
 class Service:
     """A service at a URL."""
 
@@ -21,7 +25,7 @@ class Service:
         self.url = url.rstrip("/")
         self._http = httpx.Client(
             base_url=self.url,
-            headers={"Authorization": f"Bearer {key or _local_key()}"},
+            headers={"Authorization": f"Bearer {key or _local_key(self.url)}"},
             timeout=httpx.Timeout(30, write=None),
         )
 
@@ -31,7 +35,11 @@ class Service:
         Raises:
             MdcError: the service cannot be reached, or refuses; the message is the service's own.
         """
-        return self._send(method, path, **request).json()
+        response = self._send(method, path, **request)
+        try:
+            return response.json()
+        except ValueError as error:
+            raise MdcError(f"{self.url} does not speak this API: check the address") from error
 
     def fetch(self, path: str) -> bytes:
         """The bytes of an answer to GET; raises as `call` does."""
@@ -40,8 +48,8 @@ class Service:
     def _send(self, method: str, path: str, **request: Any) -> httpx.Response:
         try:
             response = self._http.request(method, path, **request)
-        except httpx.HTTPError as error:
-            raise MdcError(
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise UnreachableError(
                 f"cannot reach {self.url} ({error}): start it with 'mdc up', or name it with --url"
             ) from error
         if response.is_error:
@@ -62,8 +70,10 @@ class Service:
         return found
 
 
-def _local_key() -> str:
-    """The admin key that the embedded mode wrote, when this user may read it."""
+def _local_key(url: str) -> str:
+    """The admin key that the embedded mode wrote, when this user may read it; no other host ever gets it."""
+    if httpx.URL(url).host not in {"127.0.0.1", "localhost", "::1"}:
+        raise MdcError(f"no API key for {url}: give --key, or set MDC_KEY")
     path = Path(os.environ.get("MDC_DATA_DIR", "mdc-data")) / "admin.key"
     try:
         return path.read_text().strip()
@@ -74,13 +84,10 @@ def _local_key() -> str:
 
 
 def _refusal(response: httpx.Response) -> str:
-    """What a problem+json document says, field by field."""
+    """What a problem+json document says, every wrong field on a line of its own."""
     try:
         problem = response.json()
-    except ValueError:
+        fields = [f"{error['field']}: {error['message']}" for error in problem.get("errors") or ()]
+        return "\n  ".join(fields or [problem["detail"]])
+    except (ValueError, KeyError, TypeError, AttributeError):
         return f"the service answered {response.status_code} {response.reason_phrase}"
-    details = [problem.get("detail") or problem.get("title", "")]
-    details += [
-        f"{error.get('field', '')}: {error.get('detail', '')}" for error in problem.get("errors") or ()
-    ]
-    return "\n  ".join(details)

@@ -4,22 +4,42 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from mdc_core.errors import FormatError, MdcError
 
 RUN_FORMAT = "mdc-run/1"
+SET_SUFFIX = ".safetensors"
 
 
 def run_path(set_path: Path) -> Path:
-    """JSON beside the set: data set, configuration, evaluation."""
-    return set_path.with_suffix(".json")
+    """JSON beside the set: data set and configuration."""
+    return beside(set_path, ".json")
 
 
 def checkpoint_path(set_path: Path) -> Path:
     """The newest checkpoint of an unfinished run."""
-    return set_path.with_suffix(".checkpoint")
+    return beside(set_path, ".checkpoint")
+
+
+def beside(set_path: Path, ending: str) -> Path:
+    """The file beside a set with another ending; only the ending of sets is dropped, `a.v1` stays `a.v1`."""
+    return set_path.with_name(set_path.name.removesuffix(SET_SUFFIX) + ending)
+
+
+def check_target(set_path: Path) -> Path:
+    """Return the path, or raise `MdcError`, before hours of work, when no set can be written there."""
+    if set_path.suffix != SET_SUFFIX:
+        raise MdcError(f"{set_path} is no name for a set: end it in {SET_SUFFIX}")
+    try:
+        set_path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=set_path.parent):
+            pass
+    except OSError as error:
+        raise MdcError(f"cannot write to {set_path.parent}: {error.strerror}") from error
+    return set_path
 
 
 def write(path: Path, data: bytes | str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,12 +16,13 @@ from mdc_cli.output import accuracy, people, print_json, progress_bar, table
 from mdc_core import rankmajor
 from mdc_core.config import CondenseConfig, EvaluateConfig
 from mdc_core.errors import ConfigError, MdcError
-from mdc_core.presets import NAMED, PRESETS, condense_config, evaluate_config, preset_for
+from mdc_core.presets import NAMED, PRESETS, condense_config, evaluate_config, merge, preset_for
 
 if TYPE_CHECKING:  # torch is loaded by the commands that need it, so that --help is quick
     from mdc_core.condense import CondenseState
     from mdc_core.data import DataSet
-    from mdc_core.evaluate import Row
+    from mdc_core.evaluate import Row, Trial
+    from mdc_core.synthetic import SyntheticSet
 
 Data = Annotated[
     str, typer.Argument(help=f"A named data set ({', '.join(NAMED)}), or a folder, zip or npz of your own.")
@@ -40,6 +42,7 @@ Download = Annotated[bool, typer.Option("--download", help="Download a named dat
 Device = Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda, cuda:1, …")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 DEFAULT_ROOT = Path("mdc-data/datasets")
+CHECKPOINT_SECONDS = 60
 
 
 def register(app: typer.Typer) -> None:
@@ -81,9 +84,11 @@ def condense(
     data = load(dataset, data_root, download=download)
     given = {"ipc": ipc, "outer_loops": outer_loops, "subset_loss": subset_loss, "seed": seed}
     overrides = {name: value for name, value in given.items() if value is not None}
-    config = configured(condense_config, preset or preset_for(data.facts()), overrides | parsed(settings))
+    config = configured(
+        condense_config, preset or preset_for(data.facts()), merge(overrides, parsed(settings))
+    )
     config.check_data(data.facts())
-    path = out or Path(f"{data.name}-ipc{config.ipc}.safetensors")
+    path = files.check_target(out or Path(f"{data.name}-ipc{config.ipc}{files.SET_SUFFIX}"))
     state = _iterate(config, data, _chosen(device), path, resume)
     synthetic = result(state, data.train)
     packed = rankmajor.pack(synthetic.quantised().cpu().numpy(), synthetic.info(data.train))
@@ -94,7 +99,7 @@ def condense(
     if as_json:
         print_json(summary)
     else:
-        people.print(f"Wrote {path} ({len(packed)} bytes). Next: mdc evaluate {path}")
+        people.print(f"Wrote {path} ({len(packed)} bytes). Next: mdc evaluate {path}", soft_wrap=True)
 
 
 def evaluate(
@@ -117,7 +122,7 @@ def evaluate(
     """Train networks on the first k images per class, for every k, beside k random real images; table and plot."""
     from mdc_cli.plot import accuracy_plot
     from mdc_core.data import load
-    from mdc_core.evaluate import summarise
+    from mdc_core.evaluate import summarise, trials_planned
 
     run = files.read_run(path)
     source = data or run.get("data")
@@ -129,10 +134,19 @@ def evaluate(
     overrides = {name: value for name, value in given.items() if value is not None}
     if "condense" in run:  # the network that was matched is the one to judge by
         overrides["network"] = run["condense"]["network"]
-    recipe = configured(evaluate_config, preset_for(loaded.facts()), overrides | parsed(settings))
+    recipe = configured(evaluate_config, preset_for(loaded.facts()), merge(overrides, parsed(settings)))
     recipe.sizes_of(len(synthetic.tiles))
-    rows = summarise(_trials(synthetic, loaded, recipe, _chosen(device)))
-    picture = plot or path.with_suffix(".png")
+    done: list[Trial] = []
+    try:
+        _train_all(synthetic, loaded, recipe, _chosen(device), done)
+    except KeyboardInterrupt:
+        people.print(
+            f"Stopped after {len(done)} of {trials_planned(recipe, len(synthetic.tiles))} trainings."
+        )
+        _print_rows(summarise(done), recipe)
+        raise
+    rows = summarise(done)
+    picture = plot or files.beside(path, ".png")
     accuracy_plot(rows, f"{path.stem}: {recipe.network.label()}, {recipe.epochs} epochs", picture)
     if as_json:
         print_json({"rows": [dataclasses.asdict(row) for row in rows], "plot": str(picture)})
@@ -164,6 +178,7 @@ def import_released(
     from mdc_core.synthetic import SyntheticSet
 
     loaded = load(data, data_root, download=download)
+    files.check_target(out)
     tiles, info = convert(released, factor, loaded.train.classes)
     if (info["image_size"], info["channels"]) != (loaded.train.image_size, loaded.train.channels):
         raise MdcError(
@@ -190,10 +205,7 @@ def parsed(settings: list[str] | None) -> dict[str, Any]:
         except ValueError:
             value = text
         outer, dot, inner = name.partition(".")
-        if dot:
-            values.setdefault(outer, {})[inner] = value
-        else:
-            values[name] = value
+        values = merge(values, {outer: {inner: value}} if dot else {name: value})
     return values
 
 
@@ -210,7 +222,7 @@ def configured(make: Any, preset: str, overrides: dict[str, Any]) -> Any:
 
 
 def _iterate(config: CondenseConfig, data: DataSet, device: str, path: Path, resume: bool) -> CondenseState:
-    """Run the loops under a progress bar; what is interrupted leaves a checkpoint, and says how to go on."""
+    """Run the loops under a progress bar; a checkpoint every minute, at the end, and when interrupted."""
     from mdc_core import checkpoint
     from mdc_core.condense import condense as steps
 
@@ -229,8 +241,12 @@ def _iterate(config: CondenseConfig, data: DataSet, device: str, path: Path, res
             task = bar.add_task("condensing", total=config.outer_loops, detail="")
             if state is not None:
                 bar.update(task, completed=state.outer)
+            kept = time.monotonic()
             for step in steps(config, data.train, device, resume=state):
                 state = step.state
+                if step.outer == step.total or time.monotonic() - kept > CHECKPOINT_SECONDS:
+                    files.write(saved, checkpoint.to_bytes(state, config))
+                    kept = time.monotonic()
                 mls = f", MLS {','.join(map(str, step.selected()))}" if config.uses_mls else ""
                 bar.update(task, completed=step.outer, detail=f"loss {step.loss:.4g}{mls}")
     except KeyboardInterrupt:
@@ -243,16 +259,11 @@ def _iterate(config: CondenseConfig, data: DataSet, device: str, path: Path, res
                 "Run the same command with --resume to go on."
             )
         raise
-    except Exception:
-        if state is not None:
-            files.write(saved, checkpoint.to_bytes(state, config))
-            people.print(f"Saved {saved}")
-        raise
     assert state is not None
     return state
 
 
-def _open_set(path: Path, data: DataSet) -> Any:
+def _open_set(path: Path, data: DataSet) -> SyntheticSet:
     """The set as devices see it; `MdcError` when it does not fit the data."""
     import torch
 
@@ -269,18 +280,19 @@ def _open_set(path: Path, data: DataSet) -> Any:
     return SyntheticSet(torch.from_numpy(tiles.copy()).float() / 255, info.image_size)
 
 
-def _trials(synthetic: Any, data: DataSet, recipe: EvaluateConfig, device: str) -> list[Any]:
+def _train_all(
+    synthetic: SyntheticSet, data: DataSet, recipe: EvaluateConfig, device: str, done: list[Trial]
+) -> None:
+    """Every training under a progress bar, each added to `done`, which so outlives an interruption."""
     from mdc_core.evaluate import evaluate as trainings
     from mdc_core.evaluate import trials_planned
 
-    done = []
     with progress_bar() as bar:
         task = bar.add_task("evaluating", total=trials_planned(recipe, len(synthetic.tiles)), detail="")
         for trial in trainings(synthetic, data, recipe, device):
             done.append(trial)
             detail = f"k={trial.k} {trial.source}: {100 * trial.accuracy:.1f} %"
             bar.update(task, advance=1, detail=detail)
-    return done
 
 
 def _print_rows(rows: list[Row], recipe: EvaluateConfig) -> None:

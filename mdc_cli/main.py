@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
@@ -17,10 +18,15 @@ class _Commands(TyperGroup):
     """Shows our own errors as one line instead of a traceback."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command; an `MdcError` ends with status 1, Ctrl-C with 130."""
+        """Run the command; an error that has a reason ends with status 1, Ctrl-C with 130."""
         try:
             return super().invoke(ctx)
         except MdcError as error:
+            fail(str(error))
+        except BrokenPipeError:  # whoever read our output has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
+        except OSError as error:
             fail(str(error))
         except KeyboardInterrupt:
             sys.exit(130)

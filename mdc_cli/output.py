@@ -16,14 +16,15 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
-people = Console(stderr=True, highlight=False)
-tables = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+people = Console(stderr=True, highlight=False, markup=False)
+tables = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 160)
 
 
 def fail(message: str, status: int = 1) -> NoReturn:
     """Print one error and end with that status."""
-    people.print("Error:", message, style="red", markup=False, soft_wrap=True)
+    people.print("Error:", message, style="red", soft_wrap=True)
     sys.exit(status)
 
 
@@ -41,7 +42,7 @@ def progress_bar() -> Progress:
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[detail]}"),
+        TextColumn("{task.fields[detail]}", markup=False),
         console=people,
         disable=not people.is_terminal,
     )
@@ -55,7 +56,7 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     for column in columns:
         drawn.add_column(column, no_wrap=True)
     for row in rows:
-        drawn.add_row(*row)
+        drawn.add_row(*map(Text, row))
     tables.print(drawn)
 
 

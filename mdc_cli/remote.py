@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.progress import Progress, TaskID
 
-from mdc_cli.client import DEFAULT_URL, Service
+from mdc_cli.client import DEFAULT_URL, Service, UnreachableError
 from mdc_cli.local import Json, parsed
 from mdc_cli.output import people, percent, print_json, progress_bar, table
 from mdc_core.errors import MdcError
@@ -21,6 +21,8 @@ Key = Annotated[str | None, typer.Option(help="API key. [default: the local admi
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="A job's id.")]
 ENDED = {"succeeded", "failed", "canceled"}
 POLL_SECONDS = 1.0
+PATIENCE_SECONDS = 60
+"""How long a service that was there may be away."""
 
 
 def register(app: typer.Typer) -> None:
@@ -152,8 +154,18 @@ def follow_job(service: Service, job_id: str) -> dict[str, Any]:
     """Poll a job to its end, under a progress bar per phase; returns it as it ended."""
     with progress_bar() as bar:
         phases: dict[str, TaskID] = {}
-        while (job := service.call("GET", f"/v1/jobs/{job_id}"))["state"] not in ENDED:
-            _show(bar, phases, job)
+        answered = time.monotonic()
+        while True:
+            try:
+                job = service.call("GET", f"/v1/jobs/{job_id}")
+                answered = time.monotonic()
+            except UnreachableError:  # it may be restarting; the job goes on
+                if time.monotonic() - answered > PATIENCE_SECONDS:
+                    raise
+            else:
+                if job["state"] in ENDED:
+                    break
+                _show(bar, phases, job)
             time.sleep(POLL_SECONDS)
     ended: dict[str, Any] = job
     return ended

@@ -7,25 +7,24 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
-from types import FrameType
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import httpx
 import typer
+from pydantic import ValidationError
 
 from mdc_cli.output import people
 from mdc_core.errors import MdcError
-from server.settings import Settings
+
+if TYPE_CHECKING:
+    from server.settings import Settings
 
 START_SECONDS = 60
 STOP_SECONDS = 150
 """More than a job's grace for its checkpoint."""
-
-
-class _Stop(Exception):
-    """SIGTERM or Ctrl-C."""
 
 
 def register(app: typer.Typer) -> None:
@@ -38,37 +37,63 @@ def up(
         "mdc-data"
     ),
     host: Annotated[str, typer.Option(help="Address to listen on.", envvar="MDC_HOST")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.", envvar="MDC_PORT")] = 8000,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.", envvar="MDC_PORT")
+    ] = 8000,
     workers: Annotated[int, typer.Option(min=0, max=64, help="Worker processes; each runs one job.")] = 1,
 ) -> None:
     """Start the API and a worker; Ctrl-C stops both, and running jobs go on at the next start."""
-    port = port or _free_port(host)
-    environment = os.environ | {"MDC_DATA_DIR": str(data_dir), "MDC_HOST": host, "MDC_PORT": str(port)}
-    os.environ.update(environment)
-    settings = Settings()
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
-    _refuse_taken_port(host, port)
+    stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _raise_stop)
-    api = [sys.executable, "-m", "uvicorn", "--factory", "server.app:app_from_env", "--no-access-log"]
-    api += ["--host", host, "--port", str(port), "--log-level", "warning"]
-    url = f"http://{host}:{port}"
+        signal.signal(number, lambda *_: stop.set())
+    port = _checked_port(host, port)
+    os.environ.update({"MDC_DATA_DIR": str(data_dir), "MDC_HOST": host, "MDC_PORT": str(port)})
+    settings = _settings()
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
     log = settings.data_dir / "service.log"
+    url = f"http://{host}:{port}"
     children: list[subprocess.Popen[bytes]] = []
     try:
-        children.append(_start(api, log))
-        _wait_until_ready(url, children[0], log)
-        children += [_start([sys.executable, "-m", "worker"], log) for _ in range(workers)]
-        people.print(f"API        {url}   (description: {url}/docs)")
-        if settings.embedded:
-            people.print(f"Admin key  {settings.data_dir / 'admin.key'}", soft_wrap=True)
-        people.print(f"Log        {log}", soft_wrap=True)
-        people.print("Next       mdc submit digits --watch      Ctrl-C stops everything")
-        _watch(children, log)
-    except _Stop:
+        children.append(_start(_api_command(host, port), log))
+        if _is_ready(url, children[0], log, stop):
+            for _ in range(workers):
+                children.append(_start([sys.executable, "-m", "worker"], log))
+            _announce(url, settings, log)
+        while not stop.wait(0.5):
+            for child in children:
+                _refuse_ended(child, log)
         people.print("Stopping; a running job writes its checkpoint first.")
     finally:
         _stop(children)
+
+
+def _settings() -> Settings:
+    """The service's settings; `MdcError` names the extra that is missing, or the setting that is wrong."""
+    try:
+        from server.settings import Settings
+    except ModuleNotFoundError as error:
+        raise MdcError(
+            f"the service needs {error.name}: install multisize-condensation[worker], which has all of it"
+        ) from error
+    try:
+        return Settings()
+    except ValidationError as error:
+        wrong = [f"MDC_{'_'.join(map(str, item['loc'])).upper()}: {item['msg']}" for item in error.errors()]
+        raise MdcError("; ".join(wrong)) from error
+
+
+def _api_command(host: str, port: int) -> list[str]:
+    command = [sys.executable, "-m", "uvicorn", "--factory", "server.app:app_from_env", "--no-access-log"]
+    return [*command, "--host", host, "--port", str(port), "--log-level", "warning"]
+
+
+def _announce(url: str, settings: Settings, log: Path) -> None:
+    """What a person needs to go on; the demonstration waits for its last line."""
+    people.print(f"API        {url}   (description: {url}/docs)")
+    if settings.embedded:
+        people.print(f"Admin key  {settings.data_dir / 'admin.key'}", soft_wrap=True)
+    people.print(f"Log        {log}", soft_wrap=True)
+    people.print("Next       mdc submit digits --watch      Ctrl-C stops everything")
 
 
 def _start(command: list[str], log: Path) -> subprocess.Popen[bytes]:
@@ -79,25 +104,19 @@ def _start(command: list[str], log: Path) -> subprocess.Popen[bytes]:
         )
 
 
-def _wait_until_ready(url: str, api: subprocess.Popen[bytes], log: Path) -> None:
+def _is_ready(url: str, api: subprocess.Popen[bytes], log: Path, stop: threading.Event) -> bool:
+    """Wait for the API; False when asked to stop meanwhile, `MdcError` when it does not come."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         _refuse_ended(api, log)
         try:
             if httpx.get(f"{url}/readyz", timeout=5).is_success:
-                return
+                return True
         except httpx.TransportError:
             pass
-        time.sleep(0.1)
+        if stop.wait(0.1):
+            return False
     raise MdcError(f"the API was not ready within {START_SECONDS} s: see {log} for the reason")
-
-
-def _watch(children: list[subprocess.Popen[bytes]], log: Path) -> None:
-    """Wait until a child ends by itself, which none of them should."""
-    while True:
-        for child in children:
-            _refuse_ended(child, log)
-        time.sleep(0.5)
 
 
 def _refuse_ended(child: subprocess.Popen[bytes], log: Path) -> None:
@@ -109,8 +128,6 @@ def _refuse_ended(child: subprocess.Popen[bytes], log: Path) -> None:
 
 def _stop(children: list[subprocess.Popen[bytes]]) -> None:
     """TERM to all of them at once; whoever is not done in time is killed."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
     deadline = time.monotonic() + STOP_SECONDS
     for child in children:
         child.terminate()
@@ -122,19 +139,12 @@ def _stop(children: list[subprocess.Popen[bytes]]) -> None:
             child.wait()
 
 
-def _raise_stop(_signal: int, _frame: FrameType | None) -> None:
-    raise _Stop
-
-
-def _free_port(host: str) -> int:
-    with socket.create_server((host, 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
-
-
-def _refuse_taken_port(host: str, port: int) -> None:
+def _checked_port(host: str, port: int) -> int:
+    """The port, or a free one for 0; `MdcError` when nothing can listen there."""
     try:
-        socket.create_server((host, port)).close()
+        with socket.create_server((host, port)) as listener:
+            free: int = listener.getsockname()[1]
+            return free
     except OSError as error:
         raise MdcError(
             f"cannot listen on {host}:{port} ({error.strerror}): stop what listens there, or choose another --port"

@@ -23,6 +23,7 @@ def to_bytes(state: CondenseState, config: CondenseConfig) -> bytes:
         "config": config.model_dump_json(),
         "outer": str(state.outer),
         "mls": json.dumps(tracks),
+        "data": state.data,
     }
     tensors = {"tiles": state.tiles.cpu().contiguous(), "momentum": state.momentum.cpu().contiguous()}
     return save(tensors, metadata)
@@ -45,7 +46,11 @@ def from_bytes(data: bytes) -> tuple[CondenseState, CondenseConfig]:
         ]
         config = CondenseConfig.model_validate_json(metadata["config"])
         state = CondenseState(
-            int(metadata["outer"]), tensors["tiles"], tensors["momentum"], MlsState(tuple(tracks))
+            outer=int(metadata["outer"]),
+            tiles=tensors["tiles"],
+            momentum=tensors["momentum"],
+            mls=MlsState(tuple(tracks)),
+            data=metadata["data"],
         )
     except (KeyError, TypeError, ValueError, SafetensorError) as error:
         raise FormatError(f"this checkpoint is damaged: {error}") from error
@@ -63,6 +68,11 @@ def resume(data: bytes, config: CondenseConfig) -> CondenseState:
         raise FormatError(
             f"this checkpoint was made with {name} = {theirs[name]!r}, not {ours[name]!r}: "
             f"use the same settings, or start a new run"
+        )
+    if state.outer > config.outer_loops:
+        raise FormatError(
+            f"this checkpoint is of outer loop {state.outer}, but only {config.outer_loops} are asked for: "
+            f"raise outer_loops, or start a new run"
         )
     return state
 

@@ -5,6 +5,7 @@ Callers checkpoint, report and cancel *between* the steps that it yields; there 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from torch import Tensor
 from mdc_core import augment, mls
 from mdc_core.config import CondenseConfig, EvaluateConfig
 from mdc_core.data import RealSet
+from mdc_core.errors import ConfigError
 from mdc_core.matching import ClassMatch, match_class
 from mdc_core.mls import MlsState
 from mdc_core.networks import Network, build_network
@@ -35,6 +37,8 @@ class CondenseState:
     momentum: Tensor
     """Of the tiles, the same shape."""
     mls: MlsState
+    data: str
+    """Fingerprint of the real images; a run goes on with the same ones only."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,8 @@ class Step:
 def start_state(config: CondenseConfig, real: RealSet) -> CondenseState:
     """The state before the first loop, on the device of `real`."""
     tiles = initial_tiles(config, real)
-    return CondenseState(0, tiles, torch.zeros_like(tiles), mls.start(config, real.num_classes))
+    momentum = torch.zeros_like(tiles)
+    return CondenseState(0, tiles, momentum, mls.start(config, real.num_classes), real.fingerprint())
 
 
 def condense(
@@ -75,16 +80,22 @@ def condense(
     A run resumed from any yielded state equals the uninterrupted one, bit for bit on the CPU.
 
     Raises:
-        ConfigError: the configuration is impossible on this data.
+        ConfigError: at the first step, when the configuration is impossible on this data, or `resume` is of other
+            data; later, when the run diverges.
     """
     config.check_data(real.facts("the data set"))
     real = real.to(torch.device(device))
+    fingerprint = real.fingerprint()  # of all images, before any are held out
+    if resume is not None and resume.data != fingerprint:
+        raise ConfigError(
+            "the checkpoint was made from other images: resume with the data set it was made from"
+        )
     holdout = real
     if config.uses_mls and config.subset_metric == "accuracy":
         kept, held = hold_out(real.labels.cpu(), real.classes)
         real, holdout = real.subset(kept.to(device)), real.subset(held.to(device))
     state = resume or start_state(config, real)
-    state = CondenseState(state.outer, state.tiles.to(device), state.momentum.to(device), state.mls)
+    state = replace(state, tiles=state.tiles.to(device), momentum=state.momentum.to(device), data=fingerprint)
     for outer in range(state.outer + 1, config.outer_loops + 1):
         begun = time.perf_counter()
         state, loss, distances = _outer_loop(config, real, holdout, state, outer)
@@ -151,7 +162,11 @@ def _outer_loop(
         distances = tuple(tuple(row) for row in rows.tolist())
         mls_state = mls.advance(mls_state, distances)
     average = float(loss) / config.inner_iterations
-    return CondenseState(outer, tiles, momentum, mls_state), average, distances
+    if not (math.isfinite(average) and bool(tiles.isfinite().all())):
+        raise ConfigError(
+            f"the run diverged in outer loop {outer} (loss {average}): lower lr_base, which is {config.lr_base}"
+        )
+    return CondenseState(outer, tiles, momentum, mls_state, state.data), average, distances
 
 
 def _free_tiles(config: CondenseConfig, state: CondenseState) -> Tensor:
@@ -251,7 +266,7 @@ def _real_batches(
 def _match_sample(
     config: CondenseConfig, net: Network, images: Tensor, batch: Tensor, label: int, chosen: Tensor
 ) -> ClassMatch:
-    """Match a random part of a class's tiles (`batch_syn_max`, without subset loss): the others stand still."""
+    """Match a random part of a class's tiles (`batch_syn_max`, without subset loss): the others have no gradient."""
     chosen = chosen.to(images.device)
     sample = images.flatten(0, 1)[chosen].unsqueeze(1)  # every tile as a rank of its own
     match = match_class(net, sample, batch, label, weights={len(chosen): 1.0}, frozen=0, metric=config.metric)

@@ -16,6 +16,8 @@ AugmentOp = Literal[
     "flip", "color", "crop", "scale", "rotate", "cutout", "resized_crop", "jitter", "lighting"
 ]
 Probability = Annotated[float, Field(ge=0, le=1)]
+RESNET_LEAST_SIDE = 16
+"""Below it the last stage sees single pixels, and a norm over one pixel leaves nothing to learn from."""
 
 
 class Frozen(BaseModel):
@@ -122,11 +124,13 @@ class CondenseConfig(Frozen):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         tiles = self.ipc * self.factor**2
-        if self.subset_loss != "none" and self.batch_syn_max is not None and self.batch_syn_max < tiles:
+        has_subsets = self.subset_loss != "none" and self.ipc > 1
+        if has_subsets and self.batch_syn_max is not None and self.batch_syn_max < tiles:
             raise ConfigError(
                 f"batch_syn_max is {self.batch_syn_max}, but a class has ipc·factor² = {tiles} tiles and the "
                 f"subset loss needs all of them: leave batch_syn_max out or raise it to {tiles}"
             )
+        check_augment(self.augment)
         if self.subset_weights is not None:
             if self.subset_loss != "all":
                 raise ConfigError("subset_weights belongs to subset_loss 'all': set that, or leave it out")
@@ -199,15 +203,24 @@ class EvaluateConfig(Frozen):
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Everything random follows from it."""
 
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        check_augment(self.augment)
+        return self
+
     def sizes_of(self, ipc: int) -> tuple[int, ...]:
         """The k to evaluate of a set with `ipc` images per class; `ConfigError` when one is out of range."""
         for k in self.sizes or ():
             check_k(k, ipc)
+        if len(set(self.sizes or ())) < len(self.sizes or ()):
+            raise ConfigError(
+                f"sizes is {self.sizes}: name every k once, and ask for more networks by repeats"
+            )
         return self.sizes or tuple(range(1, ipc + 1))
 
     def milestones(self) -> tuple[int, int]:
         """Epochs after which the step size drops: 666 and 833 of 1000."""
-        return self.epochs * 2 // 3, self.epochs * 5 // 6
+        return max(1, self.epochs * 2 // 3), max(1, self.epochs * 5 // 6)
 
 
 def check_k(k: int, ipc: int) -> int:
@@ -217,8 +230,23 @@ def check_k(k: int, ipc: int) -> int:
     return k
 
 
+def check_augment(ops: tuple[AugmentOp, ...]) -> None:
+    """Raise `ConfigError` for a list of which a part would be ignored."""
+    if len(set(ops)) < len(ops):
+        raise ConfigError(f"augment is {list(ops)}: name every operation once")
+    for one, others in (("jitter", {"color"}), ("resized_crop", {"crop", "scale", "rotate"})):
+        if one in ops and others & set(ops):
+            raise ConfigError(
+                f"augment has {one!r} beside {sorted(others & set(ops))}: they exclude each other"
+            )
+
+
 def check_network(network: NetworkConfig, image_size: int) -> None:
-    """Raise `ConfigError` when the network has more halvings than the image has pixels."""
+    """Raise `ConfigError` when the image is too small for the network's halvings."""
+    if network.name == "resnet_ap" and image_size < RESNET_LEAST_SIDE:
+        raise ConfigError(
+            f"resnet_ap needs images of at least {RESNET_LEAST_SIDE} pixels, these have {image_size}: use convnet"
+        )
     if network.name == "convnet" and (image_size >> network.depth) < 1:
         raise ConfigError(
             f"network.depth is {network.depth}, but images of {image_size} pixels can be halved "

@@ -8,6 +8,7 @@ choice, at least one image per class on either side.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import zipfile
 from collections.abc import Sequence
@@ -84,6 +85,17 @@ class RealSet:
     def subset(self, positions: Tensor) -> RealSet:
         """The images at `positions` (B,), int64, in that order; `DataError` when a class has none of them."""
         return replace(self, images=self.images[positions], labels=self.labels[positions])
+
+    def fingerprint(self) -> str:
+        """Digest of images and labels: whether two sets are the same, in the same order."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        digest = hashlib.sha256()
+        for part in (self.images, self.labels):
+            digest.update(part.cpu().contiguous().numpy().data)
+        return digest.hexdigest()
 
     def class_index(self) -> list[Tensor]:
         """Per class the positions of its images, int64, ascending, on the images' device."""

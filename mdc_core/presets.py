@@ -162,18 +162,19 @@ def preset_for(facts: DataFacts) -> str:
 def condense_config(preset: str, overrides: Mapping[str, Any]) -> CondenseConfig:
     """The preset's configuration with the caller's own values on top."""
     chosen = _named(preset)
-    merged = _merge(chosen.condense, overrides)
-    if merged.get("subset_loss") == "none" and "metric" not in overrides:
+    merged = merge(chosen.condense, overrides)
+    alone = merged.get("subset_loss") == "none" or merged.get("ipc") == 1
+    if alone and "metric" not in overrides:
         merged["metric"] = chosen.metric_alone
     return CondenseConfig.model_validate(merged)
 
 
 def evaluate_config(preset: str, overrides: Mapping[str, Any]) -> EvaluateConfig:
     """The preset's evaluation with the caller's own values on top."""
-    return EvaluateConfig.model_validate(_merge(_named(preset).evaluate, overrides))
+    return EvaluateConfig.model_validate(merge(_named(preset).evaluate, overrides))
 
 
-def _merge(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+def merge(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     """`overrides` over `base`; a nested mapping (the network) is merged field by field."""
     return dict(base) | {
         key: {**base[key], **value}

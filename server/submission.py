@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from mdc_core.config import CondenseConfig, DataFacts, EvaluateConfig, check_network
 from mdc_core.errors import ConfigError
-from mdc_core.presets import NAMED, PRESETS, condense_config, evaluate_config, preset_for
+from mdc_core.presets import NAMED, PRESETS, condense_config, evaluate_config, merge, preset_for
 from server.auth import Caller
 from server.problems import FieldError, Problem, field_errors, invalid
 from server.schemas import JobRequest
@@ -86,7 +86,9 @@ def resolve(session: Session, caller: Caller, request: JobRequest) -> Resolved:
         message = f"there is no preset {preset!r}: choose one of {', '.join(PRESETS)}"
         raise invalid("invalid-config", [FieldError(field="preset", message=message)])
     condense = _checked("condense", lambda: _built(condense_config, preset, request.condense))
-    evaluate = _checked("evaluate", lambda: _built(evaluate_config, preset, request.evaluate))
+    # Unless the caller says otherwise, a set is judged by the network that it was made with.
+    judged = merge({"network": condense.network.model_dump()}, request.evaluate)
+    evaluate = _checked("evaluate", lambda: _built(evaluate_config, preset, judged))
     _checked("condense", lambda: condense.check_data(facts))
     _checked("evaluate.sizes", lambda: evaluate.sizes_of(condense.ipc))
     _checked("evaluate.network", lambda: check_network(evaluate.network, facts.image_size))

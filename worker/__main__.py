@@ -9,6 +9,7 @@ import threading
 from server.logs import configure_logging
 from server.settings import Settings
 from server.store.db import Database
+from server.store.objects import open_objects
 from server.wakeup import Wakeup
 from worker.celery_app import make_app
 from worker.reaper import Reaper
@@ -21,9 +22,11 @@ def main() -> None:
     settings = Settings()
     database = Database(settings.database_url)
     stop = threading.Event()
-    supervisor = Supervisor(settings, database, owner=f"{socket.gethostname()}:{os.getpid()}", stop=stop)
+    objects = open_objects(settings.objects_url)
+    owner = f"{socket.gethostname()}:{os.getpid()}"
+    supervisor = Supervisor(settings, database, objects, owner, stop)
     wakeup = Wakeup(settings.broker_url)
-    reaper = Reaper(settings, database, wakeup, stop)
+    reaper = Reaper(settings, database, objects, wakeup, stop)
     app = make_app(settings.broker_url, supervisor.drain, on_ready=reaper.start, on_stop=stop.set)
     try:
         app.worker_main(

@@ -26,6 +26,7 @@ def make_app(
         # With late acknowledgement Redis hands a task out again after an hour; SQL keeps the job anyway.
         task_acks_late=False,
         worker_prefetch_multiplier=1,
+        worker_disable_prefetch=broker_url.startswith("redis"),  # the one transport that knows it
         worker_enable_remote_control=False,
         worker_hijack_root_logger=False,
         worker_redirect_stdouts=False,

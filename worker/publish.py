@@ -49,6 +49,8 @@ def publish(
     objects.put(object_key, packed)
     objects.put(master_key, master)
     config = CondenseConfig.model_validate(job.condense)
+    accuracy = accuracy_rows(summarise(trials), recipe)
+    cost = {recipe.network.label(): network_cost(recipe.network, data)}
 
     def manifest(name: str, version: int) -> dict[str, Any]:
         return build_manifest(
@@ -61,8 +63,8 @@ def publish(
             object_url=f"/v1/sets/{name}@{version}/subsets/{info.ipc}",
             network=config.network.model_dump(),
             recipe=recipe.model_dump(mode="json"),
-            accuracy=accuracy_rows(summarise(trials), recipe),
-            cost={recipe.network.label(): network_cost(recipe.network, data).to_dict()},
+            accuracy=accuracy,
+            cost=cost,
         )
 
     with database.begin() as session:
@@ -87,6 +89,7 @@ def accuracy_rows(rows: Sequence[Row], recipe: EvaluateConfig) -> list[dict[str,
             "k": row.k,
             "mdc_mean": row.mean,
             "mdc_std": row.std,
+            "mdc_best": row.best,
             "random_mean": random[row.k].mean if row.k in random else None,
             "random_std": random[row.k].std if row.k in random else None,
             "repeats": row.repeats,

@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from types import FrameType
 
 import structlog
 import torch
@@ -36,12 +35,9 @@ from server.store.tables import Job
 from worker.data import load_job_data
 from worker.exits import DONE, STOPPED
 from worker.publish import publish
+from worker.stopping import Stopping, StopRequestedError
 
 _TRIALS = TypeAdapter(list[Trial])
-
-
-class StopRequestedError(Exception):
-    """SIGTERM arrived."""
 
 
 class FencedOutError(Exception):
@@ -59,11 +55,13 @@ class Attempt:
     config: CondenseConfig
     recipe: EvaluateConfig
     device: torch.device
+    stopping: Stopping
     saved_at: float = 0.0
     """When the newest checkpoint was written, by the monotonic clock."""
 
     def report(self, phase: str, step: int, total: int, eta: float | None = None, **more: object) -> None:
         """Show progress; `FencedOutError` when this attempt no longer holds the job."""
+        self.stopping.check()
         progress = {"phase": phase, "step": step, "total": total, "eta_s": eta, **more}
         with self.database.begin() as session:
             if not jobs.report(session, self.job.id, self.job.attempt, progress):
@@ -90,12 +88,12 @@ class Attempt:
 
 def main(argv: list[str]) -> int:
     """Run the attempt; returns the exit status (see `worker.exits`)."""
+    stopping = Stopping()
+    stopping.listen()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     job_id, attempt = argv[0], int(argv[1])
     configure_logging()
     log = structlog.get_logger().bind(job_id=job_id, attempt=attempt)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    signal.signal(signal.SIGTERM, _request_stop)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is for the supervisor
     settings = Settings()
     if settings.threads:
         torch.set_num_threads(settings.threads)
@@ -114,6 +112,7 @@ def main(argv: list[str]) -> int:
                 config=CondenseConfig.model_validate(job.condense),
                 recipe=EvaluateConfig.model_validate(job.evaluate),
                 device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+                stopping=stopping,
             )
         )
     except StopRequestedError:
@@ -133,16 +132,15 @@ def main(argv: list[str]) -> int:
 
 def _run(attempt: Attempt) -> None:
     attempt.report("loading", 0, 1)
-    data = load_job_data(attempt.job, attempt.settings, attempt.database, attempt.objects)
+    with attempt.stopping.interruptible():
+        data = load_job_data(attempt.job, attempt.settings, attempt.database, attempt.objects)
     state = _condense(attempt, data)
     trials = _evaluate(attempt, data, state)
     attempt.report("publishing", 0, 1)
-    if publish(attempt.database, attempt.objects, attempt.job, attempt.recipe, data, state, trials) is None:
-        # Held, but asked to stop meanwhile: the supervisor settles that. Otherwise fenced out.
-        attempt.report("publishing", 0, 1)
-        raise StopRequestedError
-    for key in list(attempt.objects.list(f"jobs/{attempt.job.id}")):
-        attempt.objects.delete(key)
+    published = publish(attempt.database, attempt.objects, attempt.job, attempt.recipe, data, state, trials)
+    if published is None:
+        attempt.report("publishing", 0, 1)  # fenced out, or still held:
+        raise StopRequestedError  # then it was asked to stop meanwhile, which the supervisor settles
 
 
 def _condense(attempt: Attempt, data: DataSet) -> CondenseState:
@@ -150,12 +148,14 @@ def _condense(attempt: Attempt, data: DataSet) -> CondenseState:
     key = attempt.job.checkpoint_key
     state = checkpoint.resume(attempt.objects.get(key), attempt.config) if key else None
     total = attempt.config.outer_loops
-    attempt.report("condensing", state.outer if state else 0, total)
-    attempt.saved_at = time.monotonic()
     saved = state.outer if state else 0
+    attempt.report("condensing", saved, total)
+    attempt.saved_at = time.monotonic()
     durations: list[float] = []
     try:
-        for step in condense(attempt.config, data.train, attempt.device, resume=state):
+        for step in attempt.stopping.between(
+            condense(attempt.config, data.train, attempt.device, resume=state)
+        ):
             state = step.state
             durations.append(step.seconds)
             _report_step(attempt, step, durations)
@@ -188,7 +188,8 @@ def _evaluate(attempt: Attempt, data: DataSet, state: CondenseState) -> list[Tri
     delivered = result(state, data.train).delivered()
     begun, before = time.monotonic(), len(trials)
     attempt.report("evaluating", before, total)
-    for trial in evaluate(delivered, data, attempt.recipe, attempt.device, done=tuple(trials)):
+    missing = evaluate(delivered, data, attempt.recipe, attempt.device, done=tuple(trials))
+    for trial in attempt.stopping.between(missing):
         trials.append(trial)
         attempt.objects.put(attempt.trials_key, _TRIALS.dump_json(trials))
         pace = (time.monotonic() - begun) / (len(trials) - before)
@@ -211,16 +212,13 @@ def _mean(values: Iterable[float]) -> float:
     return sum(values) / len(values)
 
 
-def _request_stop(_signal: int, _frame: FrameType | None) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: the checkpoint must not be interrupted
-    raise StopRequestedError
-
-
 def _end_with_parent() -> None:
     """Wait for end-of-file on standard input: the supervisor is gone, and another attempt will go on."""
     while os.read(sys.stdin.fileno(), 1):
         pass
-    os.killpg(os.getpgid(0), signal.SIGKILL)
+    if os.getpgid(0) == os.getpid():
+        os.killpg(os.getpid(), signal.SIGKILL)  # with all that this process has started
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 if __name__ == "__main__":

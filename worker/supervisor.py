@@ -6,19 +6,23 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from contextlib import suppress
 
 import structlog
+from sqlalchemy.exc import SQLAlchemyError
 from structlog.typing import FilteringBoundLogger
 
 from server.settings import Settings
 from server.store import jobs
 from server.store.db import Database
+from server.store.objects import ObjectStore
 from server.store.states import ENDED, JobState
 from server.store.tables import Job
 from worker.exits import DONE, STOPPED
+from worker.leftovers import delete_leftovers
 
 POLL_SECONDS = 0.5
 
@@ -26,10 +30,18 @@ POLL_SECONDS = 0.5
 class Supervisor:
     """One per worker process; runs one job at a time."""
 
-    def __init__(self, settings: Settings, database: Database, owner: str, stop: threading.Event) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        objects: ObjectStore,
+        owner: str,
+        stop: threading.Event,
+    ) -> None:
         """`owner` names this worker in leases; `stop` is set when the worker is to end."""
         self._settings = settings
         self._database = database
+        self._objects = objects
         self._owner = owner
         self._stop = stop
 
@@ -46,74 +58,98 @@ class Supervisor:
         """Run one attempt of a claimed job to its end, whatever that is, and settle the job's state."""
         log = structlog.get_logger().bind(job_id=job.id, attempt=job.attempt)
         log.info("attempt started", dataset=job.dataset, set=job.name)
-        child = self._start(job)
+        lease = _Lease(self._settings, self._database, job)
+        # Even a child that is killed leaves no temporary files: they are all in a folder of its own.
+        with tempfile.TemporaryDirectory(prefix="mdc-attempt-", ignore_cleanup_errors=True) as folder:
+            child = _start(job, folder)
+            try:
+                reason = self._watch(child, lease)
+            finally:
+                _end(child)
         try:
-            reason = self._watch(child, job)
-        finally:
-            _end(child)
-        self._settle(job, child.returncode, reason, log)
+            self._settle(job, child.returncode, reason, log)
+        except SQLAlchemyError as error:
+            # The lease runs out, and the reaper settles it.
+            log.warning("the job's state could not be settled", error=repr(error))
 
-    def _start(self, job: Job) -> subprocess.Popen[bytes]:
-        """The child leads a session of its own, so that all it starts can be ended with it.
-
-        It holds the other end of our pipe: when this process dies, the child reads end-of-file and ends.
-        """
-        command = [sys.executable, "-m", "worker.runner", job.id, str(job.attempt)]
-        # Threads that wait by spinning bring a busy machine to a crawl: measured 10 times slower.
-        environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
-        return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True, env=environment)
-
-    def _watch(self, child: subprocess.Popen[bytes], job: Job) -> str | None:
-        """Wait for the child, renewing the lease; returns why the child was asked to stop, None if it was not."""
-        renewed = time.monotonic()
-        while child.poll() is None:
-            if self._stop.is_set():
-                return self._stop_child(child, "the worker was shut down")
-            state = self._state(job)
-            if state is JobState.CANCELING:
-                return self._stop_child(child, "canceled")
-            if state is None:
-                return self._stop_child(child, "the lease was lost")
-            if state in ENDED:  # by the child itself, which is about to end
-                self._wait(child)
-                return None
-            if time.monotonic() - renewed >= self._settings.lease_renew_seconds:
-                with self._database.begin() as session:
-                    jobs.renew(session, job.id, job.attempt, self._settings.lease_seconds)
-                renewed = time.monotonic()
+    def _watch(self, child: subprocess.Popen[bytes], lease: _Lease) -> str | None:
+        """Wait for the child and keep the lease; returns why it was asked to stop, None if it was not."""
+        reason: str | None = None
+        deadline = float("inf")
+        while child.poll() is None and time.monotonic() < deadline:
+            state = lease.keep()
+            if reason is None:
+                reason = self._why_stop(state, lease)
+                if reason is not None:
+                    child.terminate()
+            if deadline == float("inf") and (reason is not None or state in ENDED):
+                # A child that has ended its job by itself gets the same time to end.
+                deadline = time.monotonic() + self._settings.kill_grace_seconds
             time.sleep(POLL_SECONDS)
-        return None
-
-    def _state(self, job: Job) -> JobState | None:
-        """The job's state, None when another attempt has begun or may begin at any time."""
-        with self._database.read() as session:
-            state = jobs.state_of(session, job.id, job.attempt)
-        return None if state is JobState.QUEUED else state
-
-    def _stop_child(self, child: subprocess.Popen[bytes], reason: str) -> str:
-        """Let the child write its checkpoint."""
-        child.terminate()
-        self._wait(child)
         return reason
 
-    def _wait(self, child: subprocess.Popen[bytes]) -> None:
-        """Give the child its time; if it is not done then, `_end` kills it."""
-        try:
-            child.wait(self._settings.kill_grace_seconds)
-        except subprocess.TimeoutExpired:
-            structlog.get_logger().warning("child killed", pid=child.pid, reason="it did not stop in time")
+    def _why_stop(self, state: JobState | None, lease: _Lease) -> str | None:
+        if self._stop.is_set():
+            return "the worker was shut down"
+        if lease.is_lost:
+            return "the lease was lost"
+        return "canceled" if state is JobState.CANCELING else None
 
     def _settle(self, job: Job, code: int, reason: str | None, log: FilteringBoundLogger) -> None:
         """The job's state after its child has ended; nothing when the child settled it, or the lease is gone."""
-        if code == DONE:  # with a signal, the child had settled the state before
-            log.info("attempt ended")
-            return
-        why = reason or _described(code)
-        # Only what went wrong by itself counts against the job: a shut-down is not its fault.
-        limit = job.attempt + 1 if code == STOPPED else self._settings.max_attempts
         with self._database.begin() as session:
-            state = jobs.requeue(session, job.id, job.attempt, why, limit)
-        log.warning("attempt interrupted", reason=why, state=state and state.value)
+            if code != DONE:
+                # Only what went wrong by itself counts against the job: being stopped is not its fault.
+                counted = reason is None and code != STOPPED
+                why = reason or _described(code)
+                state = jobs.requeue(
+                    session, job.id, job.attempt, why, self._settings.max_attempts, counted=counted
+                )
+                log.warning("attempt interrupted", reason=why, state=state and state.value)
+            ended = jobs.state_of(session, job.id, job.attempt) in ENDED
+        if ended:
+            delete_leftovers(self._objects, job.id)
+            log.info("job ended")
+
+
+class _Lease:
+    """The lease of one attempt, renewed in time; survives a database that is away for less than the lease."""
+
+    def __init__(self, settings: Settings, database: Database, job: Job) -> None:
+        self._settings = settings
+        self._database = database
+        self._job = job
+        self._renewed = time.monotonic()
+        self.is_lost = False
+        """Another attempt has begun, or may begin at any time."""
+
+    def keep(self) -> JobState | None:
+        """Renew the lease when it is time; the job's state as far as it can be read."""
+        now = time.monotonic()
+        try:
+            if now - self._renewed >= self._settings.lease_renew_seconds:
+                with self._database.begin() as session:
+                    jobs.renew(session, self._job.id, self._job.attempt, self._settings.lease_seconds)
+                self._renewed = now
+            with self._database.read() as session:
+                state = jobs.state_of(session, self._job.id, self._job.attempt)
+        except SQLAlchemyError as error:
+            structlog.get_logger().warning("the database does not answer", error=repr(error))
+            self.is_lost = now - self._renewed > self._settings.lease_seconds
+            return None
+        self.is_lost = state is None or state is JobState.QUEUED
+        return state
+
+
+def _start(job: Job, folder: str) -> subprocess.Popen[bytes]:
+    """The child leads a session of its own, so that all it starts can be ended with it.
+
+    It holds the other end of our pipe: when this process dies, the child reads end-of-file and ends.
+    """
+    command = [sys.executable, "-m", "worker.runner", job.id, str(job.attempt)]
+    # Threads that wait by spinning bring a busy machine to a crawl: measured 10 times slower.
+    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "TMPDIR": folder}
+    return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True, env=environment)
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:

@@ -93,6 +93,7 @@ def _create_jobs() -> None:
             nullable=False,
         ),
         sa.Column("attempt", sa.Integer(), nullable=False),
+        sa.Column("interruptions", sa.Integer(), nullable=False),
         sa.Column("lease_owner", sa.String(200)),
         time("lease_expires_at"),
         sa.Column("progress", sa.JSON()),

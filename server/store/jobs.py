@@ -141,21 +141,37 @@ def save_checkpoint(session: Session, job_id: str, attempt: int, object_key: str
 
 
 def requeue(
-    session: Session, job_id: str, attempt: int, reason: str, max_attempts: int = MAX_ATTEMPTS
+    session: Session,
+    job_id: str,
+    attempt: int,
+    reason: str,
+    max_attempts: int = MAX_ATTEMPTS,
+    *,
+    counted: bool = True,
 ) -> JobState | None:
     """Give back an interrupted job: queued again, failed after `max_attempts`, or canceled if so asked.
 
-    Returns the new state, or None when the attempt no longer holds the job.
+    An interruption that is not the job's fault, such as its worker's shut-down, is not `counted`. Returns the
+    new state, or None when the attempt no longer holds the job.
     """
     job = held(session, job_id, attempt)
     if job is None:
         return None
     if job.state is JobState.CANCELING:
         return JobState.CANCELED if cancel_done(session, job_id, attempt) else None
-    if attempt >= max_attempts:
-        detail = f"interrupted {attempt} times, which is the limit; the last time: {reason}"
+    interruptions = job.interruptions + counted
+    if interruptions >= max_attempts:
+        detail = f"interrupted {interruptions} times, which is the limit; the last time: {reason}"
         return JobState.FAILED if fail(session, job_id, attempt, "too-many-attempts", detail) else None
-    moved = move(session, job_id, JobState.QUEUED, fence=attempt, detail=reason, **_NO_LEASE)
+    moved = move(
+        session,
+        job_id,
+        JobState.QUEUED,
+        fence=attempt,
+        detail=reason,
+        interruptions=interruptions,
+        **_NO_LEASE,
+    )
     return None if moved is None else moved.state
 
 

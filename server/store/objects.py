@@ -144,7 +144,15 @@ def open_objects(url: str) -> ObjectStore:
             return RemoteObjects(from_url(url))
         # The default ends a whole download after 30 s, which a slow device needs for its first image.
         return RemoteObjects(
-            from_url(url, client_options={"timeout": "2 hours", "connect_timeout": "10 seconds"})
+            from_url(
+                url,
+                client_options={
+                    "timeout": "2 hours",
+                    "connect_timeout": "10 seconds",
+                    # Options given here replace those of the environment.
+                    "allow_http": os.environ.get("AWS_ALLOW_HTTP", "").lower() in {"1", "true", "yes"},
+                },
+            )
         )
     except (ValueError, obstore.exceptions.BaseError) as error:
         raise ConfigError(f"object store {url!r} cannot be used: {str(error).splitlines()[0]}") from error

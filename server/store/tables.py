@@ -136,6 +136,8 @@ class Job(Base):
     )
     attempt: Mapped[int] = mapped_column(Integer, default=0)
     """Number of claims so far; what a worker writes is refused unless it names this number."""
+    interruptions: Mapped[int] = mapped_column(Integer, default=0)
+    """Attempts that went wrong by themselves; a worker's shut-down is not counted."""
     lease_owner: Mapped[str | None] = mapped_column(String(200))
     lease_expires_at: Mapped[datetime | None] = mapped_column(index=True)
     progress: Mapped[dict[str, Any] | None]

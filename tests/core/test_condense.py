@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +10,6 @@ import torch.nn.functional as F
 
 from mdc_core import augment, checkpoint
 from mdc_core.condense import Step, condense, loss_weights
-from mdc_core.config import CondenseConfig
 from mdc_core.data import RealSet
 from mdc_core.errors import ConfigError, FormatError
 from mdc_core.networks import build_network
@@ -169,13 +167,26 @@ def test_impossible_data_is_refused_before_the_first_step(real: RealSet) -> None
         next(condense(toy_config(factor=8, ipc=1), toy_real(side=4, per_class=80)))
 
 
-def test_checkpoints_refuse_other_settings_and_damage(real: RealSet, tmp_path: Path) -> None:
+def test_a_checkpoint_of_other_images_is_refused(real: RealSet) -> None:
+    state = next(condense(toy_config(), real)).state
+    with pytest.raises(ConfigError, match="made from other images"):
+        next(condense(toy_config(), toy_real(seed=1), resume=state))
+
+
+def test_divergence_is_an_error_that_names_the_step_size(real: RealSet) -> None:
+    with pytest.raises(ConfigError, match=r"diverged in outer loop \d+ .*lower lr_base, which is 1e\+30"):
+        run(real, lr_base=1e30)
+
+
+def test_checkpoints_refuse_other_settings_and_damage(real: RealSet) -> None:
     config = toy_config()
     saved = checkpoint.to_bytes(next(condense(config, real)).state, config)
     with pytest.raises(FormatError, match="made with seed = 0, not 1"):
         checkpoint.resume(saved, toy_config(seed=1))
-    longer: CondenseConfig = toy_config(outer_loops=9)
-    assert checkpoint.resume(saved, longer).outer == 1
+    assert checkpoint.resume(saved, toy_config(outer_loops=9)).outer == 1
+    later = checkpoint.to_bytes(run(real)[-1].state, config)
+    with pytest.raises(FormatError, match="is of outer loop 6, but only 5 are asked for"):
+        checkpoint.resume(later, toy_config(outer_loops=5))
     for broken in (saved[:100], b"", b"\0" * 50, saved[:-8], saved.replace(b"checkpoint/1", b"checkpoint/9")):
         with pytest.raises(FormatError):
             checkpoint.from_bytes(broken)

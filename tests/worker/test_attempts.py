@@ -1,0 +1,205 @@
+"""Attempts in real child processes: published, killed, stopped, canceled, refused, fenced out."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import threading
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+from sqlalchemy import select
+
+from mdc_core import rankmajor
+from mdc_core.manifest import parse_manifest
+from server.store import datasets, jobs, sets
+from server.store.states import JobState
+from server.store.tables import JobEvent
+from tests.worker.conftest import Stores
+from worker import runner
+from worker.exits import DONE
+
+
+@contextmanager
+def draining(stores: Stores) -> Iterator[threading.Thread]:
+    """A supervisor at work in a thread, as in a worker process."""
+    thread = threading.Thread(target=stores.supervisor().drain)
+    thread.start()
+    try:
+        yield thread
+    finally:
+        thread.join(120)
+        assert not thread.is_alive()
+
+
+def children() -> set[int]:
+    """Process ids of attempts that this process has started."""
+    listed = subprocess.run(
+        ["ps", "--ppid", str(os.getpid()), "-o", "pid=,args="], capture_output=True, text=True, check=False
+    )
+    return {int(line.split()[0]) for line in listed.stdout.splitlines() if "worker.runner" in line}
+
+
+def states(stores: Stores, job_id: str) -> list[tuple[str, int]]:
+    with stores.database.read() as session:
+        rows = session.scalars(select(JobEvent).where(JobEvent.job_id == job_id).order_by(JobEvent.id))
+        return [(row.state, row.attempt) for row in rows]
+
+
+def test_an_undisturbed_job_is_published_whole(stores: Stores) -> None:
+    job_id = stores.submit()
+    with draining(stores):
+        pass
+    job = stores.job(job_id)
+    assert (job.state, job.attempt) == (JobState.SUCCEEDED, 1)
+    with stores.database.read() as session:
+        published = sets.get(session, job.name)
+    assert published is not None
+    manifest = parse_manifest(published.manifest)
+    stored = stores.objects.get(published.object_key)
+    assert rankmajor.digests(stored, manifest.info) == manifest.digests
+    _, tiles = rankmajor.read(stored)
+    assert tiles.shape == (2, 10, 1, 1, 8, 8)
+    assert [row.k for row in manifest.accuracy] == [1, 2]
+    assert all(row.random_mean is not None for row in manifest.accuracy)
+    assert set(manifest.cost) == {"convnet-d2-w4"}
+    assert stores.objects.head(published.master_key)
+    assert list(stores.objects.list("jobs")) == [], "checkpoints of an ended job stay behind"
+
+
+def kill(stores: Stores, thread: threading.Thread) -> None:
+    (child,) = children()
+    os.kill(child, signal.SIGKILL)
+
+
+def shut_down(stores: Stores, thread: threading.Thread) -> None:
+    """Stop the worker, then start another."""
+    stores.stop.set()
+    thread.join(60)
+    assert not children()
+    stores.stop.clear()
+    restarted = threading.Thread(target=stores.supervisor().drain)
+    restarted.start()
+    restarted.join(120)
+
+
+@pytest.mark.parametrize("disturb", [kill, shut_down])
+def test_a_disturbed_job_publishes_the_same_bytes(
+    stores: Stores, disturb: Callable[[Stores, threading.Thread], None]
+) -> None:
+    """SIGKILL of the child, or a shut-down of the worker, in mid-job: another attempt goes on from the checkpoint."""
+    undisturbed = stores.submit()
+    with draining(stores):
+        pass
+    disturbed = stores.submit()
+    with draining(stores) as thread:
+        stores.wait_for(disturbed, lambda job: (job.checkpoint_step or 0) >= 3)
+        disturb(stores, thread)
+    ended = stores.wait_for(disturbed, lambda job: job.ended_at is not None)
+    assert (ended.state, ended.attempt) == (JobState.SUCCEEDED, 2), ended.error_detail
+    assert stores.digest(disturbed) == stores.digest(undisturbed)
+    assert states(stores, disturbed) == [
+        ("queued", 0),
+        ("running", 1),
+        ("queued", 1),
+        ("running", 2),
+        ("succeeded", 2),
+    ]
+    assert not children()
+
+
+def test_a_canceled_job_stops(stores: Stores) -> None:
+    job_id = stores.submit(outer_loops=100_000)
+    with draining(stores):
+        stores.wait_for(job_id, lambda job: (job.checkpoint_step or 0) >= 1)
+        with stores.database.begin() as session:
+            jobs.cancel(session, job_id)
+    job = stores.job(job_id)
+    assert job.state is JobState.CANCELED
+    assert job.lease_owner is None
+    assert list(stores.objects.list("jobs")) == []
+    assert not children()
+
+
+def test_a_job_that_is_killed_every_time_fails_in_the_end(stores: Stores) -> None:
+    stores.settings = stores.settings.model_copy(update={"max_attempts": 2})
+    job_id = stores.submit(outer_loops=100_000)
+    with draining(stores) as thread:
+        for attempt in (1, 2):
+            stores.wait_for(job_id, lambda job, n=attempt: job.attempt == n and job.progress is not None)  # type: ignore[misc]
+            kill(stores, thread)
+            stores.wait_for(job_id, lambda job, n=attempt: job.attempt > n or job.ended_at is not None)  # type: ignore[misc]
+    job = stores.job(job_id)
+    assert (job.state, job.error_code) == (JobState.FAILED, "too-many-attempts")
+    assert list(stores.objects.list("jobs")) == []
+    assert "SIGKILL" in (job.error_detail or "")
+
+
+def test_a_broken_image_fails_the_job_and_names_the_file(stores: Stores) -> None:
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as members:
+        for label in ("cat", "dog"):
+            for number in (1, 2):
+                members.writestr(f"train/{label}/{number}.png", b"\x89PNG\r\n\x1a\n not a picture")
+    stores.objects.put("datasets/broken", archive.getvalue())
+    facts = {"name": "broken", "channels": 1, "image_size": 8, "classes": ["cat", "dog"], "smallest_class": 1}
+    with stores.database.begin() as session:
+        row, _ = datasets.add(
+            session,
+            owner_id=stores.owner_id,
+            name="broken",
+            kind="zip",
+            sha256="0" * 64,
+            size=len(archive.getvalue()),
+            object_key="datasets/broken",
+            facts=facts,
+        )
+    job_id = stores.submit(dataset=row.id)
+    with draining(stores):
+        pass
+    job = stores.job(job_id)
+    assert (job.state, job.attempt, job.error_code) == (JobState.FAILED, 1, "data-error")
+    assert "train/cat/1.png" in (job.error_detail or "")
+
+
+def test_an_attempt_that_was_overtaken_writes_nothing(stores: Stores) -> None:
+    job_id = stores.submit()
+    with stores.database.begin() as session:
+        jobs.claim(session, job_id, "first", 90)
+        jobs.requeue(session, job_id, 1, "test")
+        jobs.claim(session, job_id, "second", 90)
+    before = states(stores, job_id)
+    stdin, held_open = os.pipe()
+    done = subprocess.run(
+        [sys.executable, "-m", "worker.runner", job_id, "1"], stdin=stdin, check=False, timeout=120
+    )
+    os.close(stdin)
+    os.close(held_open)
+    assert done.returncode == DONE
+    assert states(stores, job_id) == before
+    assert stores.job(job_id).progress is None
+
+
+def test_a_child_ends_with_its_parent(stores: Stores) -> None:
+    """End-of-file on its standard input is all that a child needs to know of its supervisor."""
+    job_id = stores.submit(outer_loops=100_000)
+    with stores.database.begin() as session:
+        jobs.claim(session, job_id, "tests", 90)
+    child = subprocess.Popen(
+        [sys.executable, "-m", "worker.runner", job_id, "1"], stdin=subprocess.PIPE, start_new_session=True
+    )
+    stores.wait_for(job_id, lambda job: (job.checkpoint_step or 0) >= 1)
+    assert child.stdin is not None
+    child.stdin.close()
+    assert child.wait(30) == -signal.SIGKILL
+
+
+def test_out_of_memory_has_a_reason_that_helps() -> None:
+    code, detail = runner._reason(MemoryError("12 GiB"))
+    assert code == "out-of-memory"
+    assert "lower ipc, width or batch" in detail
