@@ -29,21 +29,12 @@ from mdc_cli.remote import follow_job
 
 HERE = Path(__file__).parent
 TRAINER = HERE.parent / "examples" / "train_on_device.py"
-NETWORK = {"depth": 2, "width": 32}
 JOB = {
     "dataset": "digits",
     "name": "demo",
-    "condense": {
-        "ipc": 10,
-        "network": NETWORK,
-        "outer_loops": 30,
-        "inner_iterations": 10,
-        "mls_period": 5,
-        "batch_real": 32,
-        "n_data": 256,
-        "lr_base": 1e-2,
-    },
-    "evaluate": {"network": NETWORK, "epochs": 100, "repeats": 2, "sizes": [1, 2, 3, 5, 10]},
+    # Shorter than the preset, yet the MLS is selected six times.
+    "condense": {"ipc": 10, "outer_loops": 24, "inner_iterations": 8, "mls_period": 4},
+    "evaluate": {"sizes": [1, 2, 3, 5, 10], "repeats": 2},
 }
 STORAGE = "6200"
 """What the device can spare, in bytes: enough for three of the ten images per class."""

@@ -26,6 +26,7 @@ class Preset:
 
 _SMALL_COLOUR = {"augment": ("color", "crop", "scale", "rotate")}
 _IMAGENET_NET = {"name": "resnet_ap", "width": 64}
+_DIGITS_NET = {"depth": 2, "width": 32}
 
 PRESETS: dict[str, Preset] = {
     "cifar10": Preset(mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010)),
@@ -79,21 +80,23 @@ PRESETS: dict[str, Preset] = {
     # Not of the paper: 8x8 grey digits, small enough to be condensed on a laptop in about a minute.
     "digits": Preset(
         condense={
-            "network": {"depth": 2, "width": 64},
+            "network": _DIGITS_NET,
             "factor": 1,
+            "lr_base": 1e-2,
             "lr_image_size": 8,
-            "outer_loops": 200,
-            "inner_iterations": 20,
-            "mls_period": 20,
-            "n_data": 500,
+            "outer_loops": 100,
+            "inner_iterations": 10,
+            "mls_period": 10,
+            "batch_real": 32,
+            "n_data": 256,
             "augment": ("color", "crop"),
             "cutmix": 0.0,
         },
         evaluate={
-            "network": {"depth": 2, "width": 64},
+            "network": _DIGITS_NET,
             "augment": ("color", "crop", "scale", "rotate"),
             "cutmix": 0.0,
-            "epochs": 300,
+            "epochs": 100,
         },
     ),
 }

@@ -130,7 +130,6 @@ def test_import_converts_a_released_file(tmp_path: Path) -> None:
         (["condense", "digits", "--set", "factor=9"], "factor"),
         (["condense", "digits", "--set", "speed=9"], "speed: Extra inputs are not permitted"),
         (["condense", "digits", "--set", "class_wise"], "has no '='"),
-        (["condense", "digits", "--set", "network=5", "--set", "network.depth=2"], "network"),
         (["condense", "digits", "--set", "batch_syn_max=3"], "batch_syn_max is 3, but a class has"),
         (["condense", "digits", "--subset-loss", "some"], "'mls', 'none' or 'all'"),
         (["condense", "digits", "--out", "set.json"], "end it in .safetensors"),
