@@ -51,8 +51,10 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("data", help="named data set, folder, zip or npz")
-    parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints and results")
+    parser.add_argument("data", nargs="?", default="digits", help="named data set, folder, zip or npz")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/mdc_vs_baseline"), help="folder for checkpoints and results"
+    )
     parser.add_argument(
         "--data-root", type=Path, default=Path("mdc-data/datasets"), help="of the named data sets"
     )
