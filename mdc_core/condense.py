@@ -13,17 +13,20 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from mdc_core import augment, mls
+from mdc_core import mls
 from mdc_core.config import CondenseConfig, EvaluateConfig
 from mdc_core.data import RealSet
 from mdc_core.errors import ConfigError
-from mdc_core.matching import ClassMatch, match_class
+from mdc_core.iteration import frozen_ranks, match_classes, subset_distances
 from mdc_core.mls import MlsState
 from mdc_core.networks import Network, build_network
 from mdc_core.splits import hold_out
 from mdc_core.streams import stream
-from mdc_core.synthetic import SyntheticSet, decode, initial_tiles
+from mdc_core.synthetic import SyntheticSet, initial_tiles
 from mdc_core.train import class_accuracy, fit, sgd, shuffled, train_samples
+
+Distances = tuple[tuple[float, ...], ...]
+"""F(1..N-1), a row per MLS track."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +54,8 @@ class Step:
     """T."""
     loss: float
     """Matching loss: summed over classes, averaged over the E iterations."""
-    distances: tuple[tuple[float, ...], ...] | None
-    """F(1..N-1), a row per MLS track, when this loop measured it."""
+    distances: Distances | None
+    """When this loop measured them."""
     state: CondenseState
     seconds: float
     """Wall time of this loop."""
@@ -107,79 +110,81 @@ def result(state: CondenseState, real: RealSet) -> SyntheticSet:
     return SyntheticSet(state.tiles, real.image_size)
 
 
-def loss_weights(config: CondenseConfig, selected: int) -> dict[int, float]:
-    """Weight of every subset size in the loss of a class whose MLS has `selected` images (Eq. 4)."""
-    weights = {config.ipc: 1.0}
-    if config.uses_mls:
-        weights[selected] = 1.0
-    elif config.subset_loss == "all":
-        given = config.subset_weights or (1.0,) * (config.ipc - 1)
-        weights |= {n: w for n, w in enumerate(given, start=1) if w}
-    return weights
-
-
 def _outer_loop(
     config: CondenseConfig, real: RealSet, holdout: RealSet, state: CondenseState, outer: int
-) -> tuple[CondenseState, float, tuple[tuple[float, ...], ...] | None]:
+) -> tuple[CondenseState, float, Distances | None]:
     """Match one fresh network for E iterations, then do the MLS bookkeeping."""
     free = _free_tiles(config, state)
     tiles = torch.where(free, state.tiles.clamp(0, 1), state.tiles)
     momentum = state.momentum
-    net = _fresh_network(config, real, outer)
-    optimiser = sgd(net, config.lr_network)
-    batches = shuffled(len(real.labels), config.batch_network, stream(config.seed, "order", outer))
+    theta = _Theta.fresh(config, real, outer)
+    theta.train(config.early * len(real.labels), inner=0)
     lr = config.tile_lr(real.image_size)
     measured = mls.is_measured(config, outer)
     loss = torch.zeros((), device=tiles.device)
     measures = []
-    for inner in range(config.inner_iterations + 1):
-        # Iteration 0 only pre-trains; after the last tile update there is nothing left to train the network for.
-        samples = config.n_data if inner else config.early * len(real.labels)
-        if inner:
-            matched = _match(config, real, net, tiles, state.mls, outer, inner, measured)
-            momentum = torch.where(free, config.momentum * momentum + matched.gradient, 0.0)
-            tiles = tiles - lr * momentum
-            loss += torch.stack([match.loss for match in matched.classes]).sum()
-            if measured:
-                measures.append(_measure(config, matched.classes))
-        if inner < config.inner_iterations:
-            train_samples(
-                net,
-                optimiser,
-                real,
-                batches,
-                samples,
-                ops=config.network_augment(),
-                cutmix=config.cutmix,
-                generator=stream(config.seed, "network", outer, inner),
-            )
-    mls_state, distances = state.mls, None
-    if measured:
-        if config.subset_metric == "accuracy":
-            measures = [_subset_accuracies(config, real, holdout, tiles, outer)]
-        by_class = torch.stack(measures).mean(0)  # (C, N-1)
-        rows = by_class if config.class_wise else by_class.mean(0, keepdim=True)
-        distances = tuple(tuple(row) for row in rows.tolist())
-        mls_state = mls.advance(mls_state, distances)
+    for inner in range(1, config.inner_iterations + 1):
+        matched = match_classes(config, real, theta.net, tiles, state.mls, outer, inner, measured)
+        momentum = torch.where(free, config.momentum * momentum + matched.gradient, 0.0)
+        tiles = tiles - lr * momentum
+        loss += torch.stack([match.loss for match in matched.classes]).sum()
+        if measured:
+            measures.append(subset_distances(config, matched.classes))
+        if inner < config.inner_iterations:  # after the last update the network is not used any more
+            theta.train(config.n_data, inner)
     average = float(loss) / config.inner_iterations
     if not (math.isfinite(average) and bool(tiles.isfinite().all())):
         raise ConfigError(
             f"the run diverged in outer loop {outer} (loss {average}): lower lr_base, which is {config.lr_base}"
         )
-    return CondenseState(outer, tiles, momentum, mls_state, state.data), average, distances
+    if not measured:
+        return replace(state, outer=outer, tiles=tiles, momentum=momentum), average, None
+    if config.subset_metric == "accuracy":
+        measures = [_subset_accuracies(config, real, holdout, tiles, outer)]
+    distances = _by_track(config, measures)
+    chosen = mls.advance(state.mls, distances)
+    return replace(state, outer=outer, tiles=tiles, momentum=momentum, mls=chosen), average, distances
+
+
+@dataclass(frozen=True)
+class _Theta:
+    """The network of one outer loop, and its training on real data, whose epochs go on from call to call."""
+
+    config: CondenseConfig
+    real: RealSet
+    outer: int
+    net: Network
+    optimiser: torch.optim.SGD
+    batches: Iterator[Tensor]
+
+    @classmethod
+    def fresh(cls, config: CondenseConfig, real: RealSet, outer: int) -> _Theta:
+        """New weights, a new order of the images."""
+        net = _fresh_network(config, real, outer)
+        batches = shuffled(len(real.labels), config.batch_network, stream(config.seed, "order", outer))
+        return cls(config, real, outer, net, sgd(net, config.lr_network), batches)
+
+    def train(self, samples: int, inner: int) -> None:
+        """See at least `samples` real images."""
+        train_samples(
+            self.net,
+            self.optimiser,
+            self.real,
+            self.batches,
+            samples,
+            ops=self.config.network_augment(),
+            cutmix=self.config.cutmix,
+            generator=stream(self.config.seed, "network", self.outer, inner),
+        )
 
 
 def _free_tiles(config: CondenseConfig, state: CondenseState) -> Tensor:
     """(N, C, 1, 1, 1, 1) bool: False for the frozen prefix of each class (Eq. 10)."""
     ranks, classes = state.tiles.shape[:2]
-    frozen = [_frozen(config, state.mls, label) for label in range(classes)]
+    frozen = [frozen_ranks(config, state.mls, label) for label in range(classes)]
     rank = torch.arange(ranks)[:, None]
     free = rank >= torch.tensor(frozen)
     return free.to(state.tiles.device)[:, :, None, None, None, None]
-
-
-def _frozen(config: CondenseConfig, state: MlsState, label: int) -> int:
-    return state.of_class(label).frozen(config.freeze) if config.uses_mls else 0
 
 
 def _fresh_network(config: CondenseConfig, real: RealSet, outer: int) -> Network:
@@ -193,96 +198,11 @@ def _fresh_network(config: CondenseConfig, real: RealSet, outer: int) -> Network
     return net.to(real.images.device)
 
 
-@dataclass(frozen=True)
-class _Matched:
-    """One iteration over all classes."""
-
-    gradient: Tensor
-    """Of the loss, with respect to the tiles (N, C, f², ch, s, s)."""
-    classes: list[ClassMatch]
-
-
-def _match(
-    config: CondenseConfig,
-    real: RealSet,
-    net: Network,
-    tiles: Tensor,
-    state: MlsState,
-    outer: int,
-    inner: int,
-    measured: bool,
-) -> _Matched:
-    """Match every class; θ is fixed meanwhile, so the classes are independent.
-
-    Every class has augmentation parameters of its own, the same for its real and its synthetic images.
-    """
-    draws = stream(config.seed, "match", outer, inner)
-    side, classes = real.image_size, real.num_classes
-    params = augment.draw(config.augment, classes, channels=real.channels, image_size=side, generator=draws)
-    leaf = tiles.detach().requires_grad_()
-    ranks, _, per_image = tiles.shape[:3]
-    owners = torch.arange(classes).repeat_interleave(per_image).repeat(ranks)
-    decoded = real.normalise(decode(leaf.flatten(0, 2), side))
-    images = augment.apply(params.rows(owners), decoded).view(*tiles.shape[:4], side, side)
-    batches = _real_batches(config, real, params, draws)
-    matches = []
-    for label, batch in enumerate(batches):
-        own = images[:, label].detach()
-        if config.tile_batch() < ranks * per_image:
-            chosen = torch.randperm(ranks * per_image, generator=draws)[: config.tile_batch()]
-            matches.append(_match_sample(config, net, own, batch, label, chosen))
-            continue
-        track = state.of_class(label)
-        matches.append(
-            match_class(
-                net,
-                own,
-                batch,
-                label,
-                weights=loss_weights(config, track.selected),
-                frozen=_frozen(config, state, label),
-                metric=config.metric,
-                extra_cuts=range(1, config.ipc) if measured and config.subset_metric == "gradient" else (),
-            )
-        )
-    slopes = torch.stack([match.image_gradient for match in matches], dim=1)
-    return _Matched(torch.autograd.grad(images, leaf, slopes)[0], matches)
-
-
-def _real_batches(
-    config: CondenseConfig, real: RealSet, params: augment.AugmentParams, draws: torch.Generator
-) -> Iterator[Tensor]:
-    """For every class up to `batch_real` random images (B, ch, H, H), normalised and augmented."""
-    orders = [
-        positions[torch.randperm(len(positions), generator=draws)[: config.batch_real].to(positions.device)]
-        for positions in real.class_index()
-    ]
-    sizes = [len(order) for order in orders]
-    owners = torch.arange(real.num_classes).repeat_interleave(torch.tensor(sizes))
-    images = real.normalise(real.floats(torch.cat(orders)))
-    return iter(torch.split_with_sizes(augment.apply(params.rows(owners), images), sizes))
-
-
-def _match_sample(
-    config: CondenseConfig, net: Network, images: Tensor, batch: Tensor, label: int, chosen: Tensor
-) -> ClassMatch:
-    """Match a random part of a class's tiles (`batch_syn_max`, without subset loss): the others have no gradient."""
-    chosen = chosen.to(images.device)
-    sample = images.flatten(0, 1)[chosen].unsqueeze(1)  # every tile as a rank of its own
-    match = match_class(net, sample, batch, label, weights={len(chosen): 1.0}, frozen=0, metric=config.metric)
-    gradient = torch.zeros_like(images).flatten(0, 1)
-    gradient[chosen] = match.image_gradient.squeeze(1)
-    return replace(match, image_gradient=gradient.view_as(images))
-
-
-def _measure(config: CondenseConfig, matches: list[ClassMatch]) -> Tensor:
-    """Subset distances (C, N-1), float64, of one iteration."""
-    if config.subset_metric == "gradient":
-        sizes = range(1, config.ipc)
-        rows = [torch.stack([match.gradient_distances[n] for n in sizes]) for match in matches]
-    else:
-        rows = [match.feature_distances[:-1] for match in matches]
-    return torch.stack(rows).double()
+def _by_track(config: CondenseConfig, measures: list[Tensor]) -> Distances:
+    """Measures (C, N-1) of every iteration, averaged over iterations and, unless class-wise, over classes."""
+    by_class = torch.stack(measures).mean(0)
+    rows = by_class if config.class_wise else by_class.mean(0, keepdim=True)
+    return tuple(tuple(row) for row in rows.tolist())
 
 
 def _subset_accuracies(

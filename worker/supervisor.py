@@ -105,7 +105,8 @@ class Supervisor:
                 state = jobs.requeue(
                     session, job.id, job.attempt, why, self._settings.max_attempts, counted=counted
                 )
-                log.warning("attempt interrupted", reason=why, state=state and state.value)
+                if state is not None:  # else the child had settled it before
+                    log.warning("attempt interrupted", reason=why, state=state.value)
             ended = jobs.state_of(session, job.id, job.attempt) in ENDED
         if ended:
             delete_leftovers(self._objects, job.id)

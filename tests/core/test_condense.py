@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 
 from mdc_core import augment, checkpoint
-from mdc_core.condense import Step, condense, loss_weights
+from mdc_core.condense import Step, condense
 from mdc_core.data import RealSet
 from mdc_core.errors import ConfigError, FormatError
+from mdc_core.iteration import loss_weights
 from mdc_core.networks import build_network
 from mdc_core.streams import stream
 from mdc_core.synthetic import initial_tiles
