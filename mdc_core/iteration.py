@@ -1,4 +1,4 @@
-"""One iteration: the gradients of every class are matched while the network θ stands still (Algorithm 1, inner loop)."""
+"""One iteration: match the gradients of every class while the network θ stands still (Algorithm 1, inner loop)."""
 
 from __future__ import annotations
 
