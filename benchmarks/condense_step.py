@@ -1,0 +1,155 @@
+"""One inner iteration: the engine against the literal per-class update that the tests keep, in one process.
+
+    python benchmarks/condense_step.py --ipc 10 --width 128 --selected 9 --pairs 7
+
+Both compute the same numbers on fresh random images of CIFAR-10's shape; they alternate, after a warm-up, and every
+ratio is of two neighbours. Prints one JSON object: medians and spread of the ratios, where the engine's time goes,
+and how far the two results are apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from mdc_core import augment
+from mdc_core.condense import start_state
+from mdc_core.config import CondenseConfig, NetworkConfig
+from mdc_core.data import RealSet
+from mdc_core.iteration import loss_weights, match_classes
+from mdc_core.mls import MlsState, Track
+from mdc_core.networks import Network, build_network
+from mdc_core.streams import stream
+from mdc_core.train import sgd, shuffled, train_samples
+from tests.core.literal import literal_match
+
+
+def main() -> None:
+    """Measure, then print."""
+    args = parse()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    device = torch.device(args.device)
+    config = CondenseConfig(
+        ipc=args.ipc, network=NetworkConfig(width=args.width), n_data=args.n_data, batch_real=args.batch_real
+    )
+    real = random_images(config.ipc * config.factor**2 + config.batch_real).to(device)
+    net = build_network(config.network, channels=3, image_size=32, classes=10, generator=stream(0, "weights"))
+    net.to(device)
+    tiles = start_state(config, real).tiles
+    state = MlsState((Track((args.selected,)),))
+
+    def engine(inner: int) -> Tensor:
+        return match_classes(config, real, net, tiles, state, 1, inner, False).gradient
+
+    def literal(inner: int) -> Tensor:
+        return literal_iteration(config, real, net, tiles, args.selected, inner)
+
+    def network(inner: int) -> None:
+        phase = sgd(net, config.lr_network)
+        batches = shuffled(len(real.labels), 64, stream(0, "order", inner))
+        how = {"ops": config.network_augment(), "cutmix": config.cutmix, "generator": stream(0, "n", inner)}
+        train_samples(net, phase, real, batches, config.n_data, **how)
+
+    apart = float((engine(0) - literal(0)).norm() / literal(0).norm())
+    seconds: dict[str, list[float]] = {"engine": [], "literal": [], "network": []}
+    for inner in range(1, args.pairs + 1):
+        for name, run in (("engine", engine), ("literal", literal), ("network", network)):
+            seconds[name].append(timed(run, inner, device))
+    print(json.dumps(report(args, seconds, apart), indent=2))
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--ipc", type=int, default=10)
+    parser.add_argument("--width", type=int, default=32, help="channels of the ConvNet-D3; published: 128")
+    parser.add_argument("--selected", type=int, default=9, help="n*, the size of the subset in the loss")
+    parser.add_argument("--batch-real", type=int, default=64)
+    parser.add_argument(
+        "--n-data", type=int, default=512, help="samples per network training; published: 2000"
+    )
+    parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=0, help="0: torch's default")
+    return parser.parse_args()
+
+
+def random_images(per_class: int) -> RealSet:
+    """Ten classes of noise, 3x32x32."""
+    generator = stream(time.time_ns(), "images")
+    images = torch.randint(0, 256, (10 * per_class, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    labels = torch.arange(10).repeat_interleave(per_class)
+    return RealSet(images, labels, tuple("0123456789"), (0.5,) * 3, (0.25,) * 3)
+
+
+def literal_iteration(
+    config: CondenseConfig, real: RealSet, net: Network, tiles: Tensor, selected: int, inner: int
+) -> Tensor:
+    """The tile gradient of all classes, one class and one subset after the other, with the engine's draws."""
+    draws = stream(config.seed, "match", 1, inner)
+    params = augment.draw(config.augment, 10, channels=3, image_size=32, generator=draws)
+    slopes = []
+    for label, positions in enumerate(real.class_index()):
+        order = torch.randperm(len(positions), generator=draws)[: config.batch_real].to(positions.device)
+        own = params.rows(torch.tensor([label]))
+
+        def view(images: Tensor, own: augment.AugmentParams = own) -> Tensor:
+            return augment.apply(own, real.normalise(images))
+
+        batch, weights = real.floats(positions[order]), loss_weights(config, selected)
+        slopes.append(literal_match(net, tiles[:, label], batch, label, view, weights, 0, config.metric)[1])
+    return torch.stack(slopes, dim=1)
+
+
+def timed(run: Callable[[int], object], inner: int, device: torch.device) -> float:
+    """Wall seconds of one call, the device's queue included."""
+    synchronise = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    synchronise()
+    begun = time.perf_counter()
+    run(inner)
+    synchronise()
+    return time.perf_counter() - begun
+
+
+def report(args: argparse.Namespace, seconds: dict[str, list[float]], apart: float) -> dict[str, object]:
+    """Ratios of neighbours, and the share of each part in the engine's iteration."""
+    rows = list(zip(seconds["literal"], seconds["engine"], seconds["network"], strict=True))
+    parts = {name: statistics.median(values) for name, values in seconds.items()}
+    whole = parts["engine"] + parts["network"]
+    return {
+        "what": "inner iteration, engine against the literal per-class update",
+        "sizes": {name: getattr(args, name) for name in ("ipc", "width", "selected", "batch_real", "n_data")},
+        "machine": f"{platform.machine()}, {args.device}, {torch.get_num_threads()} threads, "
+        f"torch {torch.__version__}, float32",
+        "pairs": args.pairs,
+        "relative_difference": apart,
+        "matching_speedup": spread([literal / engine for literal, engine, _ in rows]),
+        "iteration_speedup": spread(
+            [(literal + network) / (engine + network) for literal, engine, network in rows]
+        ),
+        "median_seconds": parts,
+        "share_of_iteration": {"matching": parts["engine"] / whole, "network": parts["network"] / whole},
+    }
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Median, least and largest."""
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+if __name__ == "__main__":
+    main()

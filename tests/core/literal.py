@@ -1,0 +1,80 @@
+"""The matching update of one class as the paper writes it: every subset by itself, parameter by parameter.
+
+Slow on purpose, and the oracle of the engine; benchmarks compare with it too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mdc_core.networks import Network
+
+View = Callable[[Tensor], Tensor]
+"""Normalises and augments images (B, ch, H, H)."""
+
+
+def literal_distance(metric: str, synthetic: tuple[Tensor, ...], real: tuple[Tensor, ...]) -> Tensor:
+    """Sum over the parameters, one after the other."""
+    total = synthetic[0].new_zeros(())
+    for gs, gr in zip(synthetic, real, strict=True):
+        if metric == "mse":
+            total = total + ((gs - gr) ** 2).sum()
+        elif metric == "l1":
+            total = total + (gs - gr).abs().sum()
+        else:
+            for row_s, row_r in zip(gs, gr, strict=True):
+                cosine = (row_s * row_r).sum() / (row_s.norm() * row_r.norm())
+                total = total + 1 - cosine
+    return total
+
+
+def literal_gradient(net: Network, images: Tensor, label: int, *, graph: bool) -> tuple[Tensor, ...]:
+    """Gradient of the mean cross-entropy for the 4-D parameters."""
+    weights = [p for p in net.parameters() if p.ndim == 4]
+    target = torch.full((len(images),), label, device=images.device)
+    return torch.autograd.grad(F.cross_entropy(net(images), target), weights, create_graph=graph)
+
+
+def literal_match(
+    net: Network,
+    tiles: Tensor,
+    real_images: Tensor,
+    label: int,
+    view: View,
+    weights: Mapping[int, float],
+    frozen: int,
+    metric: str,
+) -> tuple[Tensor, Tensor]:
+    """The loss over the subsets in `weights`, and its gradient for the tiles (N, f², ch, s, s), zero where frozen."""
+    tiles = tiles.clone().requires_grad_()
+    per_image, side = tiles.shape[1], real_images.shape[-1]
+    real_gradient = literal_gradient(net, view(real_images), label, graph=False)
+    loss = tiles.new_zeros(())
+    for n, weight in weights.items():
+        images = literal_decode(tiles[:n], side)
+        assert len(images) == n * per_image
+        gradient = literal_gradient(net, view(images), label, graph=True)
+        loss = loss + weight * literal_distance(metric, gradient, real_gradient)
+    (slope,) = torch.autograd.grad(loss, tiles)
+    slope[:frozen] = 0
+    return loss.detach(), slope
+
+
+def literal_decode(tiles: Tensor, side: int) -> Tensor:
+    """Rank by rank and tile by tile: (N·f², ch, H, H)."""
+    pieces = torch.cat(list(tiles))
+    return F.interpolate(pieces, size=(side, side), mode="bilinear", align_corners=False)
+
+
+def literal_feature_distances(net: Network, tiles: Tensor, real_images: Tensor, view: View) -> list[Tensor]:
+    """F(1..N), each from its own forward pass (Eq. 5)."""
+    real_feature = net.features(view(real_images)).mean(0)
+    distances = []
+    for n in range(1, len(tiles) + 1):
+        feature = net.features(view(literal_decode(tiles[:n], real_images.shape[-1]))).mean(0)
+        distances.append(((real_feature - feature) ** 2).sum().detach())
+    return distances
