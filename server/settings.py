@@ -64,6 +64,8 @@ class Settings(BaseSettings):
     """Least time between two checkpoints of a job."""
     threads: int = Field(default=0, ge=0)
     """CPU threads of a job; 0: one per core. Small images are condensed about as fast with 1."""
+    stuck_seconds: float = Field(default=4 * 3600, gt=0)
+    """Time without progress after which a job's process is killed; an outer loop must end within it."""
     kill_grace_seconds: float = Field(default=120, ge=0)
     """Time that a stopped job has to write its checkpoint before it is killed."""
 

@@ -10,6 +10,7 @@ import tempfile
 import threading
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
@@ -20,11 +21,22 @@ from server.store import jobs
 from server.store.db import Database
 from server.store.objects import ObjectStore
 from server.store.states import ENDED, JobState
-from server.store.tables import Job
+from server.store.tables import Job, utcnow
 from worker.exits import DONE, STOPPED
 from worker.leftovers import delete_leftovers
 
 POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Why a child is ended before its time."""
+
+    reason: str
+    counted: bool = False
+    """Whether it counts against the job's attempts: being asked to stop is not its fault."""
+    grace: bool = True
+    """Whether the child gets time to write a checkpoint."""
 
 
 class Supervisor:
@@ -63,45 +75,49 @@ class Supervisor:
         with tempfile.TemporaryDirectory(prefix="mdc-attempt-", ignore_cleanup_errors=True) as folder:
             child = _start(job, folder)
             try:
-                reason = self._watch(child, lease)
+                stop = self._watch(child, lease)
             finally:
                 _end(child)
         try:
-            self._settle(job, child.returncode, reason, log)
+            self._settle(job, child.returncode, stop, log)
         except SQLAlchemyError as error:
             # The lease runs out, and the reaper settles it.
             log.warning("the job's state could not be settled", error=repr(error))
 
-    def _watch(self, child: subprocess.Popen[bytes], lease: _Lease) -> str | None:
-        """Wait for the child and keep the lease; returns why it was asked to stop, None if it was not."""
-        reason: str | None = None
+    def _watch(self, child: subprocess.Popen[bytes], lease: _Lease) -> Stop | None:
+        """Wait for the child and keep the lease; returns why it was stopped, None if it was not."""
+        stop: Stop | None = None
         deadline = float("inf")
         while child.poll() is None and time.monotonic() < deadline:
             state = lease.keep()
-            if reason is None:
-                reason = self._why_stop(state, lease)
-                if reason is not None:
+            if stop is None:
+                stop = self._why_stop(state, lease)
+                if stop is not None:
                     child.terminate()
-            if deadline == float("inf") and (reason is not None or state in ENDED):
+            if deadline == float("inf") and (stop is not None or state in ENDED):
                 # A child that has ended its job by itself gets the same time to end.
-                deadline = time.monotonic() + self._settings.kill_grace_seconds
+                grace = self._settings.kill_grace_seconds if stop is None or stop.grace else 0
+                deadline = time.monotonic() + grace
             time.sleep(POLL_SECONDS)
-        return reason
+        return stop
 
-    def _why_stop(self, state: JobState | None, lease: _Lease) -> str | None:
+    def _why_stop(self, state: JobState | None, lease: _Lease) -> Stop | None:
         if self._stop.is_set():
-            return "the worker was shut down"
+            return Stop("the worker was shut down")
         if lease.is_lost:
-            return "the lease was lost"
-        return "canceled" if state is JobState.CANCELING else None
+            return Stop("the lease was lost")
+        if state is JobState.CANCELING:
+            return Stop("canceled")
+        if state is JobState.RUNNING and lease.idle_seconds > self._settings.stuck_seconds:
+            return Stop(f"no progress for {self._settings.stuck_seconds:g} s", counted=True, grace=False)
+        return None
 
-    def _settle(self, job: Job, code: int, reason: str | None, log: FilteringBoundLogger) -> None:
+    def _settle(self, job: Job, code: int, stop: Stop | None, log: FilteringBoundLogger) -> None:
         """The job's state after its child has ended; nothing when the child settled it, or the lease is gone."""
         with self._database.begin() as session:
             if code != DONE:
-                # Only what went wrong by itself counts against the job: being stopped is not its fault.
-                counted = reason is None and code != STOPPED
-                why = reason or _described(code)
+                counted = code != STOPPED if stop is None else stop.counted
+                why = _described(code) if stop is None else stop.reason
                 state = jobs.requeue(
                     session, job.id, job.attempt, why, self._settings.max_attempts, counted=counted
                 )
@@ -123,6 +139,8 @@ class _Lease:
         self._renewed = time.monotonic()
         self.is_lost = False
         """Another attempt has begun, or may begin at any time."""
+        self.idle_seconds = 0.0
+        """Time since the child last reported progress."""
 
     def keep(self) -> JobState | None:
         """Renew the lease when it is time; the job's state as far as it can be read."""
@@ -133,13 +151,17 @@ class _Lease:
                     jobs.renew(session, self._job.id, self._job.attempt, self._settings.lease_seconds)
                 self._renewed = now
             with self._database.read() as session:
-                state = jobs.state_of(session, self._job.id, self._job.attempt)
+                job = jobs.get(session, self._job.id)
         except SQLAlchemyError as error:
             structlog.get_logger().warning("the database does not answer", error=repr(error))
             self.is_lost = now - self._renewed > self._settings.lease_seconds
             return None
-        self.is_lost = state is None or state is JobState.QUEUED
-        return state
+        self.is_lost = job is None or job.attempt != self._job.attempt or job.state is JobState.QUEUED
+        if job is None or self.is_lost:
+            return None
+        if job.progressed_at is not None:
+            self.idle_seconds = (utcnow() - job.progressed_at).total_seconds()
+        return job.state
 
 
 def _start(job: Job, folder: str) -> subprocess.Popen[bytes]:

@@ -93,6 +93,7 @@ def stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stores]:
         "CHECKPOINT_SECONDS": "0",
         "THREADS": "1",
         "KILL_GRACE_SECONDS": "60",
+        "STUCK_SECONDS": "30",
     }.items():
         monkeypatch.setenv(f"MDC_{name}", value)
     settings = Settings()

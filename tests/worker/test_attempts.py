@@ -88,11 +88,17 @@ def shut_down(stores: Stores, thread: threading.Thread) -> None:
     restarted.join(120)
 
 
-@pytest.mark.parametrize("disturb", [kill, shut_down])
+def hang(stores: Stores, thread: threading.Thread) -> None:
+    """The child lives, and does nothing any more."""
+    (child,) = children()
+    os.kill(child, signal.SIGSTOP)
+
+
+@pytest.mark.parametrize("disturb", [kill, shut_down, hang])
 def test_a_disturbed_job_publishes_the_same_bytes(
     stores: Stores, disturb: Callable[[Stores, threading.Thread], None]
 ) -> None:
-    """SIGKILL of the child, or a shut-down of the worker, in mid-job: another attempt goes on from the checkpoint."""
+    """Whatever happens to a child in mid-job, another attempt goes on from its checkpoint."""
     undisturbed = stores.submit()
     with draining(stores):
         pass
