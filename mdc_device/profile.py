@@ -6,9 +6,9 @@ import io
 import os
 import shutil
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
+from time import perf_counter
 
 import numpy as np
 
@@ -69,7 +69,7 @@ def measure_bandwidth(url: str, set_name: str, access: wire.Access) -> float:
     with Link.to(url, access) as link:
         manifest = fetch_manifest(link, set_name).manifest
         info = manifest.info
-        received, start = 0, time.perf_counter()
+        received, start = 0, perf_counter()
         for rank in range(1, info.ipc + 1):
             first, end = rankmajor.rank_range(info, rank)
             span = wire.Span(
@@ -81,7 +81,7 @@ def measure_bandwidth(url: str, set_name: str, access: wire.Access) -> float:
                 size=rankmajor.subset_size(info, info.ipc),
             )
             received += sum(wire.receive(link.http, span, io.BytesIO()))
-            elapsed = time.perf_counter() - start
+            elapsed = perf_counter() - start
             if received >= DOWNLOAD_BYTES or elapsed >= DOWNLOAD_SECONDS:
                 break
     return 8 * received / elapsed
@@ -109,11 +109,11 @@ def _convolution(batch: int = 16, channels: int = 64, side: int = 16) -> tuple[C
 def _rate(work: Callable[[], object], operations: int, seconds: float) -> float:
     work()
     times: list[float] = []
-    end = time.perf_counter() + seconds
-    while len(times) < 3 or time.perf_counter() < end:
-        start = time.perf_counter()
+    end = perf_counter() + seconds
+    while len(times) < 3 or perf_counter() < end:
+        start = perf_counter()
         work()
-        times.append(time.perf_counter() - start)
+        times.append(perf_counter() - start)
     return operations / statistics.median(times)
 
 
