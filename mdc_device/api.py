@@ -62,6 +62,8 @@ class Status:
     """Whether the manifest has expired."""
     url: str | None
     """The server that the file came from; None: not remembered."""
+    signed: bool
+    """Whether the manifest came with a signature of the server's keys."""
     repaired_ranks: tuple[int, ...] = ()
     """Ranks that have just been fetched again."""
 
@@ -108,7 +110,7 @@ def fetch(
     """Bring the subset that the budget affords (at most `k`) to the file `to`, verified."""
     target = Path(to)
     with Link.to(url, access) as link:
-        published = client.fetch_manifest(link, set_name)
+        published = client.fetch_manifest(link, set_name, state.load(target))
         chosen = budgets.plan(published.manifest, budget, at_most=k)
         done = client.fetch(link, published, chosen.k, target, report)
     return published.manifest, chosen, done
@@ -127,8 +129,7 @@ def grow(file: File, k: int, *, access: Access = DEFAULT, report: Report | None 
         held = inplace.size_of(opened, manifest, remembered.k)
         if rankmajor.check_size(manifest.info, k) < held:
             raise ConfigError(f"{path} is subset {held} already: `mdc-device shrink` makes it smaller")
-        published = client.fetch_manifest(link, remembered.set_name)
-        state.check_newer(remembered, published)
+        published = client.fetch_manifest(link, remembered.set_name, remembered)
         _check_same_ranks(manifest, published.manifest, held)
         # First the manifest, which describes the held ranks as well as the new ones: a crash leaves no ranks
         # that nothing vouches for.
@@ -218,6 +219,7 @@ def _status(path: Path, manifest: Manifest, remembered: State | None) -> Status:
         damaged_ranks=damaged,
         expired=expired,
         url=remembered.url if remembered else None,
+        signed=remembered is not None and remembered.keyset is not None,
     )
 
 
@@ -228,8 +230,7 @@ def _repair(path: Path, access: Access, report: Report | None) -> tuple[int, ...
         if _mended_here(path, remembered, opened):
             return ()
         with Link.to(remembered.url, access) as link:
-            published = client.fetch_manifest(link, remembered.set_name)
-            state.check_newer(remembered, published)
+            published = client.fetch_manifest(link, remembered.set_name, remembered)
             k = inplace.size_of(opened, published.manifest, remembered.k)
             state.remember(path, published, k)
             return _mend(link, published, k, path, opened, report).repaired_ranks

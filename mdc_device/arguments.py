@@ -18,7 +18,8 @@ EXIT_CODES = """exit codes:
   2    wrong use: an unknown option, an impossible value, a k that the set does not have
   3    the server cannot be reached, or failed; what was fetched is kept, run the same command again
   4    the server refused: no key or no permission, no such set
-  5    not to be trusted: wrong digests, an unknown format, an expired, altered or older manifest
+  5    not to be trusted: wrong digests, an unknown format, a manifest that is expired, altered,
+       older than the one seen, or not signed by the keys of the server
   6    the budget is too small for any subset; the message names the limit and what would do
   130  interrupted; run the same command again to go on
 
@@ -167,6 +168,11 @@ def _add_resizing(command: argparse.ArgumentParser) -> None:
 def _add_access(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("connection")
     group.add_argument("--key", help="API key; default: the environment variable MDC_KEY")
+    group.add_argument(
+        "--keyset",
+        metavar="FILE",
+        help="the server's key set, got by a way that you trust; default: the keys that it had at the first fetch",
+    )
     group.add_argument(
         "--timeout",
         type=_argument,

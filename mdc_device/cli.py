@@ -6,12 +6,14 @@ import argparse
 import json
 import os
 import sys
+from pathlib import Path
 
 from mdc_core.budget import Plan
 from mdc_core.errors import BudgetError, ConfigError, FormatError, MdcError
 from mdc_device import api, arguments
 from mdc_device.client import Fetched, Report
 from mdc_device.errors import RefusedError, UnreachableError
+from mdc_device.trust import read_keyset
 from mdc_device.wire import Access
 
 INTERRUPTED = 130
@@ -150,7 +152,10 @@ def _status(given: argparse.Namespace) -> int:
     else:
         print(f"{found.path}: subset {found.k} of {found.ipc} of {found.set_name} version {found.version}")
         print(f"{found.bytes} bytes, sha256 {found.sha256}, {'verified' if found.verified else 'DAMAGED'}")
-        print(f"from {found.url or 'an unknown server'}{'; the manifest has expired' * found.expired}")
+        print(
+            f"from {found.url or 'an unknown server'}, {'signed' if found.signed else 'not signed'}"
+            f"{'; the manifest has expired' * found.expired}"
+        )
         if found.damaged_ranks:
             print(f"damaged: rank {', '.join(map(str, found.damaged_ranks))}")
     if not found.verified:
@@ -173,7 +178,10 @@ def _say(text: str) -> None:
 
 def _access(given: argparse.Namespace) -> Access:
     return Access(
-        key=given.key or os.environ.get("MDC_KEY") or None, timeout_s=given.timeout, retries=given.retries
+        key=given.key or os.environ.get("MDC_KEY") or None,
+        timeout_s=given.timeout,
+        retries=given.retries,
+        keyset=read_keyset(Path(given.keyset)) if given.keyset else None,
     )
 
 

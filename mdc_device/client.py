@@ -19,10 +19,10 @@ import httpx
 from mdc_core import rankmajor
 from mdc_core.errors import DigestError, FormatError
 from mdc_core.manifest import Manifest
-from mdc_device import files, inplace, state, wire
+from mdc_device import files, inplace, state, trust, wire
 from mdc_device.errors import RefusedError, UnreachableError
 from mdc_device.patience import Patience
-from mdc_device.state import Published
+from mdc_device.state import Published, State
 
 Report = Callable[[int, int], None]
 """Called with the bytes that are in place and the bytes of the whole file."""
@@ -69,20 +69,31 @@ class Link:
             yield cls(http, access)
 
 
-def fetch_manifest(link: Link, set_name: str) -> Published:
-    """The manifest of a set. `FormatError` when it is damaged or has expired."""
+def fetch_manifest(link: Link, set_name: str, remembered: State | None = None) -> Published:
+    """The manifest of a set, if it is to be trusted after all that is `remembered` of a file that was fetched before.
+
+    Raises `FormatError` when it is damaged or has expired, `SignatureError` when it is not signed by the keys of
+    the server, or those that are pinned, and `RollbackError` when it is older than the one seen.
+    """
+    url = str(link.http.base_url).rstrip("/")
+    pinned = link.access.keyset
+    if pinned is None and remembered is not None and remembered.url == url:
+        pinned = remembered.keyset
     path = f"v1/sets/{quote(set_name, safe='@')}/manifest"
     patience = Patience(link.access.retries)
     while True:
         try:
-            with wire.answer(link.http, path) as response:
-                text = response.read()
+            with wire.answer(link.http, path, headers={"Accept": trust.ACCEPT}) as response:
+                body, media_type = response.read(), response.headers.get("Content-Type", "")
+            text, keyset = trust.opened(link.http, body, media_type, pinned)
             break
         except (UnreachableError, RefusedError) as error:
             patience.again(error)
     manifest = files.decode_manifest(text, f"the manifest of {set_name!r}")
     check_current(manifest)
-    return Published(str(link.http.base_url).rstrip("/"), set_name, manifest, text)
+    published = Published(url, set_name, manifest, text, keyset)
+    state.check_newer(remembered, published)
+    return published
 
 
 def check_current(manifest: Manifest) -> None:
@@ -98,11 +109,10 @@ def fetch(link: Link, published: Published, k: int, target: Path, report: Report
     """Bring subset k to the file `target`, verified, and its manifest and state beside it.
 
     Raises `UnreachableError` when the connection keeps breaking without progress, `RefusedError` when the server
-    refuses, `RollbackError` when it offers less than it did before, `DigestError` when ranks are damaged even
+    refuses, `DigestError` when ranks are damaged even
     after they were fetched again.
     """
     manifest = published.manifest
-    state.check_newer(state.load(target), published)
     size = rankmajor.subset_size(manifest.info, k)
     if _is_there(manifest, k, target):
         state.remember(target, published, k)

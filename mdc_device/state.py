@@ -5,6 +5,7 @@ and a manifest older than the one seen, or altered on the storage, is noticed.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ class State:
     """Size of the subset when it was last changed."""
     manifest_sha256: tuple[str, ...]
     """Of the manifest beside the file."""
+    keyset: Mapping[str, Any] | None
+    """The pinned keys of the server, a JWKS; None: it does not sign."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,9 @@ class Published:
     manifest: Manifest
     """What it says."""
     text: bytes
-    """Its bytes, as they were served."""
+    """Its bytes, as they were signed."""
+    keyset: Mapping[str, Any] | None
+    """The keys that its signature was checked with, a JWKS; None: the server does not sign."""
 
 
 def state_of(path: Path) -> Path:
@@ -83,6 +88,7 @@ def remember(path: Path, published: Published, k: int) -> None:
         object_sha256=published.manifest.digests.object,
         k=k,
         manifest_sha256=(digest,),
+        keyset=published.keyset,
     )
     if before is not None and before.manifest_sha256 == (digest,):
         if before != now:
@@ -124,7 +130,8 @@ def check_newer(state: State | None, published: Published) -> None:
     if manifest.version < state.version:
         raise RollbackError(
             f"the server offers version {manifest.version} of {published.set_name!r}, but this device has seen "
-            f"version {state.version}: something serves an old copy; try again later, or tell whoever runs the server"
+            f"version {state.version}: something serves an old copy; try again later. If the newer one was withdrawn, "
+            f"fetch {published.set_name.partition('@')[0]}@{manifest.version} to have the older one all the same"
         )
     if manifest.version == state.version and manifest.digests.object != state.object_sha256:
         raise RollbackError(
@@ -147,7 +154,7 @@ def _save(path: Path, state: State) -> None:
 def _state(document: dict[str, Any]) -> State:
     """The state that these JSON values are; unknown ones are ignored. Raises what a damaged one makes it raise."""
     known = {field.name: document[field.name] for field in fields(State)}
-    kinds = {"version": int, "k": int, "manifest_sha256": list}
+    kinds = {"version": int, "k": int, "manifest_sha256": list, "keyset": dict | None}
     if any(not isinstance(value, kinds.get(name, str)) for name, value in known.items()):
         raise TypeError("a field has the wrong type")
     return State(**{**known, "manifest_sha256": tuple(known["manifest_sha256"])})

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import httpx
 
@@ -28,6 +28,8 @@ class Access:
     """Seconds without a single byte after which a connection counts as broken."""
     retries: int = 4
     """Attempts that may follow a failure; those that bring the file forward are not counted."""
+    keyset: Mapping[str, Any] | None = None
+    """The only keys whose signature counts, a JWKS; None: those that were pinned, or the server's at first."""
 
     def __post_init__(self) -> None:
         if self.key is not None and not (self.key and self.key.isascii() and self.key.isprintable()):

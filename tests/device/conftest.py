@@ -18,9 +18,11 @@ import pytest
 from mdc_core import rankmajor
 from mdc_core.cost import Cost
 from mdc_core.manifest import build_manifest
+from mdc_core.signing import PrivateKey, jwks, sign
 from mdc_device import patience
 
 KEY = "mdc_1_secret"
+SIGNER = PrivateKey(bytes(range(32)))
 
 
 @dataclass
@@ -39,6 +41,10 @@ class Device:
     ignore_ranges: bool = False
     wrong_range: bool = False
     etag: str | None = None
+    signer: PrivateKey | None = SIGNER
+    """Signs the manifests; None: this server does not sign."""
+    keyset: dict[str, Any] | None = field(default_factory=lambda: jwks([SIGNER.public]))
+    """What is at /v1/keyset; None: nothing."""
     status: int | None = None
     problem: dict[str, Any] | None = None
     hold: threading.Event | None = None
@@ -66,12 +72,19 @@ class Handler(BaseHTTPRequestHandler):
         headers = {name.lower(): value for name, value in self.headers.items()}
         device.requests.append((self.path, headers))
         url = urlsplit(self.path)
-        if headers.get("authorization") != f"Bearer {KEY}":
+        if url.path == "/v1/keyset" and device.keyset is not None:
+            self.answer(200, json.dumps(device.keyset).encode(), {})
+        elif headers.get("authorization") != f"Bearer {KEY}":
             self.refuse(401, {"code": "unauthorised", "detail": "this key is not known: ask for another"})
         elif device.status is not None:
             self.refuse(device.status, device.problem)
         elif url.path == "/v1/sets/toy/manifest":
-            self.answer(200, json.dumps(device.manifest).encode(), {})
+            text = json.dumps(device.manifest).encode()
+            assert headers["accept"].startswith("application/jose")
+            if device.signer is not None:
+                self.answer(200, sign(text, device.signer).encode(), {"Content-Type": "application/jose"})
+            else:
+                self.answer(200, text, {"Content-Type": "application/json"})
         elif match := re.fullmatch(r"/subsets/(\d+)", url.path):
             assert parse_qs(url.query) == {"set": ["toy"]}
             self.deliver(int(match[1]), headers)

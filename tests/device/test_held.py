@@ -48,6 +48,7 @@ def test_status_tells_what_is_held(device: Any, file: Path, capsys: pytest.Captu
         "damaged_ranks": [],
         "expired": False,
         "url": device.url,
+        "signed": True,
         "repaired_ranks": [],
     }
     assert main(["status", str(file)]) == 0
