@@ -62,11 +62,6 @@ def parser() -> argparse.ArgumentParser:
     fetch.add_argument("--to", required=True, metavar="FILE", help="where to put the subset")
     _add_budget(fetch)
 
-    grow = _command(commands, "grow", "make a fetched file a larger subset, fetching only what it lacks")
-    _add_resizing(grow)
-    _add_access(grow)
-    _add_resizing(_command(commands, "shrink", "make a fetched file a smaller subset; needs no connection"))
-
     plan = _command(commands, "plan", "show which subset a budget affords, and fetch nothing")
     _add_set(plan, optional=True)
     _add_access(plan)
@@ -85,17 +80,7 @@ def parser() -> argparse.ArgumentParser:
     profile.add_argument("--seconds", type=_argument, default=0.5, metavar="S", help="for each measurement")
     _add_access(profile)
 
-    status = _command(commands, "status", "tell what a fetched file holds and whether it is right")
-    status.add_argument("file", metavar="FILE", help="a fetched subset")
-
-    verify = _command(commands, "verify", "check a fetched file against its manifest")
-    verify.add_argument("file", metavar="FILE", help="a fetched subset")
-    only = verify.add_mutually_exclusive_group()
-    only.add_argument("--manifest", metavar="FILE", help="its manifest; default: FILE.manifest.json")
-    only.add_argument(
-        "--repair", action="store_true", help="put right what is wrong, fetching those ranks only"
-    )
-    _add_access(verify)
+    _add_file_commands(commands)
     return top
 
 
@@ -129,6 +114,26 @@ def amount(text: str) -> float:
         raise ConfigError(f"{text!r} is no amount: give a number such as 64000, 64k, 10MB or 1GiB")
     prefix = (match["prefix"] or "").lower()
     return number * (1024.0 if prefix.endswith("i") else 1000.0) ** _POWER[prefix.removesuffix("i")]
+
+
+def _add_file_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """The commands for a file that was fetched before."""
+    grow = _command(commands, "grow", "make a fetched file a larger subset, fetching only what it lacks")
+    _add_resizing(grow)
+    _add_access(grow)
+    _add_resizing(_command(commands, "shrink", "make a fetched file a smaller subset; needs no connection"))
+
+    status = _command(commands, "status", "tell what a fetched file holds and whether it is right")
+    status.add_argument("file", metavar="FILE", help="a fetched subset")
+
+    verify = _command(commands, "verify", "check a fetched file against its manifest")
+    verify.add_argument("file", metavar="FILE", help="a fetched subset")
+    only = verify.add_mutually_exclusive_group()
+    only.add_argument("--manifest", metavar="FILE", help="its manifest; default: FILE.manifest.json")
+    only.add_argument(
+        "--repair", action="store_true", help="put right what is wrong, fetching those ranks only"
+    )
+    _add_access(verify)
 
 
 def _command(

@@ -84,7 +84,7 @@ def fetch_manifest(link: Link, set_name: str, remembered: State | None = None) -
     while True:
         try:
             with wire.answer(link.http, path, headers={"Accept": trust.ACCEPT}) as response:
-                body, media_type = response.read(), response.headers.get("Content-Type", "")
+                body, media_type = wire.small_body(response), response.headers.get("Content-Type", "")
             text, keyset = trust.opened(link.http, body, media_type, pinned)
             break
         except (UnreachableError, RefusedError) as error:

@@ -70,7 +70,7 @@ def _offered(http: httpx.Client) -> Keyset | None:
     """The key set that the server offers, None when it has none."""
     try:
         with wire.answer(http, "v1/keyset") as response:
-            return _keyset(response.read())
+            return _keyset(wire.small_body(response))
     except ValueError:
         raise SignatureError(f"{http.base_url} has no key set at /v1/keyset: try again later") from None
     except RefusedError as error:

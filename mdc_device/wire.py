@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import ssl
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,8 @@ from mdc_core.errors import ConfigError, FormatError
 from mdc_device.errors import RefusedError, UnreachableError
 
 CONNECT_S = 10.0
+SMALL_BYTES = 16 << 20
+"""More than any manifest, key set or problem has."""
 
 
 @dataclass(frozen=True)
@@ -182,10 +185,21 @@ def _retry_after(response: httpx.Response) -> float | None:
     return float(text) if text.isascii() and text.isdigit() else None
 
 
+def small_body(response: httpx.Response) -> bytes:
+    """The whole body of an answer that is to be held in memory; `FormatError` when it is far too long for that."""
+    body = bytearray()
+    for piece in response.iter_bytes():
+        body += piece
+        if len(body) > SMALL_BYTES:
+            raise FormatError(
+                f"{response.url} sends more than {SMALL_BYTES} bytes where a small answer is expected"
+            )
+    return bytes(body)
+
+
 def _problem(response: httpx.Response) -> dict[str, object]:
     try:
-        response.read()
-        document = response.json()
-    except ValueError:
+        document = json.loads(small_body(response))
+    except (ValueError, RecursionError):
         return {}
     return document if isinstance(document, dict) else {}

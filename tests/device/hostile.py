@@ -99,6 +99,13 @@ def portal(answer: Answer) -> Answer:
     return Answer(200, {"Content-Type": "text/html", "Content-Length": str(len(body))}, body)
 
 
+def endless(answer: Answer) -> Answer:
+    """Far more than a manifest, or a subset, can have."""
+    answer.headers.pop("Content-Length")
+    answer.body += b" " * (17 << 20)
+    return answer
+
+
 def fail(answer: Answer) -> Answer:
     return Answer(503, {"Retry-After": "0", "Content-Length": "4"}, b"busy")
 
@@ -130,6 +137,7 @@ MOODS: tuple[Mood, ...] = (
     flip,
     prolong,
     portal,
+    endless,
     fail,
     throttle,
     compress,
