@@ -1,1 +1,1 @@
-"""What runs on the device: plan, fetch, verify, decode. Needs numpy and httpx, no torch."""
+"""What runs on the device: plan, fetch, grow, shrink, verify, decode. Needs numpy, httpx, cryptography; no torch."""

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import re
+from pathlib import Path
+from typing import Any
 
 from mdc_core.budget import Budget
 from mdc_core.errors import ConfigError
@@ -15,7 +18,8 @@ EXIT_CODES = """exit codes:
   2    wrong use: an unknown option, an impossible value, a k that the set does not have
   3    the server cannot be reached, or failed; what was fetched is kept, run the same command again
   4    the server refused: no key or no permission, no such set
-  5    damaged data: wrong digests, an unknown format, an expired manifest
+  5    not to be trusted: wrong digests, an unknown format, a manifest that is expired, altered,
+       older than the one seen, or not signed by the keys of the server
   6    the budget is too small for any subset; the message names the limit and what would do
   130  interrupted; run the same command again to go on
 
@@ -48,36 +52,55 @@ def parser() -> argparse.ArgumentParser:
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = top.add_subparsers(dest="command", required=True, metavar="fetch | plan | verify")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     fetch = _command(
         commands, "fetch", "fetch a subset, verified; an interrupted fetch goes on where it ended"
     )
-    _add_server(fetch)
+    _add_set(fetch)
+    _add_access(fetch)
     fetch.add_argument("--to", required=True, metavar="FILE", help="where to put the subset")
     _add_budget(fetch)
 
     plan = _command(commands, "plan", "show which subset a budget affords, and fetch nothing")
-    _add_server(plan)
+    _add_set(plan, optional=True)
+    _add_access(plan)
+    plan.add_argument(
+        "--manifest", metavar="FILE", help="a manifest that was kept, in place of URL and SET: no connection"
+    )
     _add_budget(plan)
     plan.add_argument(
         "--have", type=_count, default=0, metavar="K", help="ranks that this device already has"
     )
 
-    verify = _command(commands, "verify", "check a fetched file against its manifest")
-    verify.add_argument("file", metavar="FILE", help="a fetched subset")
-    verify.add_argument("--manifest", metavar="FILE", help="its manifest; default: FILE.manifest.json")
+    profile = _command(commands, "profile", "measure what this device can spend, as a budget for --budget")
+    profile.add_argument("url", metavar="URL", nargs="?", help="a server, to measure the bandwidth to it")
+    profile.add_argument("set", metavar="SET", nargs="?", help="name of a set, ranks of which are fetched")
+    profile.add_argument("--folder", default=".", metavar="DIR", help="where the subset is to be")
+    profile.add_argument("--seconds", type=_argument, default=0.5, metavar="S", help="for each measurement")
+    _add_access(profile)
+
+    _add_file_commands(commands)
     return top
 
 
 def budget(arguments: argparse.Namespace) -> Budget:
-    """The budget that the options state. `ConfigError` names one that is impossible."""
+    """The budget that a file and the options state; an option counts more. `ConfigError` names an impossible one."""
     given = {name: getattr(arguments, name) for name, *_ in _LIMITS}
     given |= {"min_accuracy": arguments.min_accuracy, "network": arguments.network}
+    given |= {"metered": arguments.metered or None, "have_k": getattr(arguments, "have", 0) or None}
     fields = {name: value for name, value in given.items() if value is not None}
-    return Budget.from_mapping(
-        {**fields, "metered": arguments.metered, "have_k": getattr(arguments, "have", 0)}
-    )
+    return Budget.from_mapping({**(_read_budget(arguments.budget) if arguments.budget else {}), **fields})
+
+
+def _read_budget(path: str) -> dict[str, Any]:
+    try:
+        document = json.loads(Path(path).read_bytes())
+    except (ValueError, RecursionError):
+        document = None
+    if not isinstance(document, dict):
+        raise ConfigError(f"{path} is no budget: give a JSON object, as `mdc-device profile` prints it")
+    return document
 
 
 def amount(text: str) -> float:
@@ -91,6 +114,26 @@ def amount(text: str) -> float:
         raise ConfigError(f"{text!r} is no amount: give a number such as 64000, 64k, 10MB or 1GiB")
     prefix = (match["prefix"] or "").lower()
     return number * (1024.0 if prefix.endswith("i") else 1000.0) ** _POWER[prefix.removesuffix("i")]
+
+
+def _add_file_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """The commands for a file that was fetched before."""
+    grow = _command(commands, "grow", "make a fetched file a larger subset, fetching only what it lacks")
+    _add_resizing(grow)
+    _add_access(grow)
+    _add_resizing(_command(commands, "shrink", "make a fetched file a smaller subset; needs no connection"))
+
+    status = _command(commands, "status", "tell what a fetched file holds and whether it is right")
+    status.add_argument("file", metavar="FILE", help="a fetched subset")
+
+    verify = _command(commands, "verify", "check a fetched file against its manifest")
+    verify.add_argument("file", metavar="FILE", help="a fetched subset")
+    only = verify.add_mutually_exclusive_group()
+    only.add_argument("--manifest", metavar="FILE", help="its manifest; default: FILE.manifest.json")
+    only.add_argument(
+        "--repair", action="store_true", help="put right what is wrong, fetching those ranks only"
+    )
+    _add_access(verify)
 
 
 def _command(
@@ -107,10 +150,12 @@ def _command(
     return command
 
 
-def _add_server(command: argparse.ArgumentParser) -> None:
-    command.add_argument("url", metavar="URL", help="the server, such as https://condense.example")
-    command.add_argument("set", metavar="SET", help="name of the set")
-    command.add_argument("--key", help="API key; default: the environment variable MDC_KEY")
+def _add_set(command: argparse.ArgumentParser, *, optional: bool = False) -> None:
+    count = "?" if optional else None
+    command.add_argument(
+        "url", metavar="URL", nargs=count, help="the server, such as https://condense.example"
+    )
+    command.add_argument("set", metavar="SET", nargs=count, help="name of the set")
     command.add_argument(
         "--k",
         type=_size,
@@ -120,8 +165,38 @@ def _add_server(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_resizing(command: argparse.ArgumentParser) -> None:
+    command.add_argument("file", metavar="FILE", help="a fetched subset")
+    command.add_argument("--k", type=_count, required=True, metavar="N", help="images per class to have then")
+
+
+def _add_access(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("connection")
+    group.add_argument("--key", help="API key; default: the environment variable MDC_KEY")
+    group.add_argument(
+        "--keyset",
+        metavar="FILE",
+        help="the server's key set, got by a way that you trust; default: the keys that it had at the first fetch",
+    )
+    group.add_argument(
+        "--timeout",
+        type=_argument,
+        default=30.0,
+        metavar="S",
+        help="seconds without a byte after which a connection counts as broken (default 30)",
+    )
+    group.add_argument(
+        "--retries",
+        type=_count,
+        default=4,
+        metavar="N",
+        help="attempts after a failure, with growing waits; those that bring bytes are not counted (default 4)",
+    )
+
+
 def _add_budget(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("budget", "what this device can spend; left out: no limit")
+    group.add_argument("--budget", metavar="FILE", help="a budget as JSON; the options below count more")
     for name, option, unit, what in _LIMITS:
         group.add_argument(option, dest=name, type=_argument, metavar=unit, help=what)
     group.add_argument(

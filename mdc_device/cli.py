@@ -1,4 +1,4 @@
-"""`mdc-device`: fetch, plan and verify from the command line of a device."""
+"""`mdc-device`: the functions of `mdc_device.api` from the command line of a device."""
 
 from __future__ import annotations
 
@@ -8,65 +8,102 @@ import os
 import sys
 from pathlib import Path
 
-from mdc_core import rankmajor
-from mdc_core.budget import Plan, plan
-from mdc_core.errors import BudgetError, ConfigError, DigestError, FormatError, MdcError
-from mdc_device import arguments, files, wire
-from mdc_device.client import Report, fetch, fetch_manifest
+from mdc_core.budget import Plan
+from mdc_core.errors import BudgetError, ConfigError, FormatError, MdcError
+from mdc_device import api, arguments
+from mdc_device.client import Fetched, Report
 from mdc_device.errors import RefusedError, UnreachableError
+from mdc_device.trust import read_keyset
+from mdc_device.wire import Access
 
 INTERRUPTED = 130
+DAMAGED = 5
 _CODES: tuple[tuple[type[Exception], int], ...] = (
     (ConfigError, 2),
     (UnreachableError, 3),
     (RefusedError, 4),
-    (FormatError, 5),
+    (FormatError, DAMAGED),
     (BudgetError, 6),
     (OSError, 1),
 )
+_CONTINUED = ("fetch", "grow", "verify")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code; `--help` lists them. Unknown options exit with 2 at once."""
     given = arguments.parser().parse_args(argv)
+    commands = {
+        "fetch": _fetch,
+        "grow": _grow,
+        "plan": _plan,
+        "profile": _profile,
+        "shrink": _shrink,
+        "status": _status,
+        "verify": _verify,
+    }
     try:
-        {"fetch": _fetch, "plan": _plan, "verify": _verify}[given.command](given)
+        return commands[given.command](given)
     except KeyboardInterrupt:
-        kept = "; what was fetched is kept, run the same command again to go on" * (given.command == "fetch")
+        kept = "; what was fetched is kept, run the same command again to go on" * (
+            given.command in _CONTINUED
+        )
         _say(f"interrupted{kept}")
         return INTERRUPTED
     except (MdcError, OSError) as error:
         _say(str(error))
         return next(code for kind, code in _CODES if isinstance(error, kind))
-    return 0
 
 
-def _fetch(given: argparse.Namespace) -> None:
-    budget = arguments.budget(given)
-    with wire.connect(given.url, _key(given)) as http:
-        published = fetch_manifest(http, given.set)
-        manifest = published.manifest
-        chosen = plan(manifest, budget, at_most=given.k)
-        done = fetch(http, published, chosen.k, Path(given.to), _progress())
+def _fetch(given: argparse.Namespace) -> int:
+    manifest, chosen, done = api.fetch(
+        given.url,
+        given.set,
+        given.to,
+        k=given.k,
+        budget=arguments.budget(given),
+        access=_access(given),
+        report=_progress(),
+    )
     if given.json:
         about = {"set": manifest.name, "version": manifest.version, "verified": True}
         print(json.dumps({**about, **done.to_dict(), "plan": chosen.to_dict()}))
-        return
+        return 0
     print(f"{manifest.name} version {manifest.version}: {_size_text(chosen, manifest.info.ipc)}")
-    print(f"{done.path}: {done.total_bytes} bytes, {done.received_bytes} of them fetched now")
-    print(f"sha256 {done.sha256}, verified")
-    if done.repaired_ranks:
-        print(f"repaired: rank {', '.join(map(str, done.repaired_ranks))}")
+    _show_fetched(done)
+    return 0
 
 
-def _plan(given: argparse.Namespace) -> None:
-    budget = arguments.budget(given)
-    with wire.connect(given.url, _key(given)) as http:
-        manifest = fetch_manifest(http, given.set).manifest
-    chosen = plan(manifest, budget, at_most=given.k)
+def _grow(given: argparse.Namespace) -> int:
+    done = api.grow(given.file, given.k, access=_access(given), report=_progress())
+    if given.json:
+        print(json.dumps({**done.to_dict(), "verified": True}))
+        return 0
+    print(f"{given.file} is subset {done.k} now")
+    _show_fetched(done)
+    return 0
+
+
+def _shrink(given: argparse.Namespace) -> int:
+    now = api.shrink(given.file, given.k)
+    if given.json:
+        print(json.dumps(now.to_dict()))
+    else:
+        print(f"{given.file} is subset {now.k} now, {now.bytes} bytes, sha256 {now.sha256}")
+    return 0
+
+
+def _plan(given: argparse.Namespace) -> int:
+    manifest, chosen = api.plan(
+        given.url,
+        given.set,
+        manifest=given.manifest,
+        k=given.k,
+        budget=arguments.budget(given),
+        access=_access(given),
+    )
     if given.json:
         print(json.dumps({"set": manifest.name, "version": manifest.version, **chosen.to_dict()}))
-        return
+        return 0
     print(f"{manifest.name} version {manifest.version}: {_size_text(chosen, manifest.info.ipc)}")
     rows = (
         ("to fetch", chosen.delta_bytes, "bytes"),
@@ -78,21 +115,59 @@ def _plan(given: argparse.Namespace) -> None:
     )
     for what, value, unit in rows:
         print(f"{what:<16} {'not known' if value is None else f'{value:.10g} {unit}'}")
+    return 0
 
 
-def _verify(given: argparse.Namespace) -> None:
-    path = Path(given.file)
-    manifest = files.load_manifest(Path(given.manifest) if given.manifest else files.manifest_of(path))
-    data = path.read_bytes()
-    info, k = rankmajor.read_header(data)
-    if info != manifest.info:
-        raise DigestError(f"{path} is not of the set {manifest.name!r} that the manifest describes")
-    rankmajor.verify(data, k, info, manifest.digests)
+def _profile(given: argparse.Namespace) -> int:
+    budget = api.profile(
+        given.url, given.set, folder=given.folder, seconds=given.seconds, access=_access(given)
+    )
+    print(json.dumps(budget.to_dict()))
+    return 0
+
+
+def _verify(given: argparse.Namespace) -> int:
+    found = api.verify(
+        given.file,
+        manifest=given.manifest,
+        repair=given.repair,
+        access=_access(given),
+        report=_progress() if given.repair else None,
+    )
     if given.json:
-        about = {"set": manifest.name, "version": manifest.version, "k": k, "bytes": len(data)}
-        print(json.dumps({**about, "sha256": rankmajor.sha256(data), "verified": True}))
+        print(json.dumps(found.to_dict()))
+        return 0
+    if found.repaired_ranks:
+        print(f"repaired: rank {', '.join(map(str, found.repaired_ranks))}")
+    print(
+        f"{found.path}: subset {found.k} of {found.set_name} version {found.version}, every digest is right"
+    )
+    return 0
+
+
+def _status(given: argparse.Namespace) -> int:
+    found = api.status(given.file)
+    if given.json:
+        print(json.dumps(found.to_dict()))
     else:
-        print(f"{path}: subset {k} of {manifest.name} version {manifest.version}, every digest is right")
+        print(f"{found.path}: subset {found.k} of {found.ipc} of {found.set_name} version {found.version}")
+        print(f"{found.bytes} bytes, sha256 {found.sha256}, {'verified' if found.verified else 'DAMAGED'}")
+        print(
+            f"from {found.url or 'an unknown server'}, {'signed' if found.signed else 'not signed'}"
+            f"{'; the manifest has expired' * found.expired}"
+        )
+        if found.damaged_ranks:
+            print(f"damaged: rank {', '.join(map(str, found.damaged_ranks))}")
+    if not found.verified:
+        _say(f"{found.path} is not what its manifest promises: run `mdc-device verify --repair {found.path}`")
+    return 0 if found.verified else DAMAGED
+
+
+def _show_fetched(done: Fetched) -> None:
+    print(f"{done.path}: {done.total_bytes} bytes, {done.received_bytes} of them fetched now")
+    print(f"sha256 {done.sha256}, verified")
+    if done.repaired_ranks:
+        print(f"repaired: rank {', '.join(map(str, done.repaired_ranks))}")
 
 
 def _say(text: str) -> None:
@@ -101,8 +176,13 @@ def _say(text: str) -> None:
     print(f"{clear}mdc-device: {text}", file=sys.stderr)
 
 
-def _key(given: argparse.Namespace) -> str | None:
-    return given.key or os.environ.get("MDC_KEY") or None
+def _access(given: argparse.Namespace) -> Access:
+    return Access(
+        key=given.key or os.environ.get("MDC_KEY") or None,
+        timeout_s=given.timeout,
+        retries=given.retries,
+        keyset=read_keyset(Path(given.keyset)) if given.keyset else None,
+    )
 
 
 def _size_text(chosen: Plan, ipc: int) -> str:

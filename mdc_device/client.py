@@ -6,8 +6,8 @@ another k, an older version) is checked rank by rank, and only what is wrong is 
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,23 +19,13 @@ import httpx
 from mdc_core import rankmajor
 from mdc_core.errors import DigestError, FormatError
 from mdc_core.manifest import Manifest
-from mdc_device import files, wire
-from mdc_device.errors import UnreachableError
+from mdc_device import files, inplace, state, trust, wire
+from mdc_device.errors import RefusedError, UnreachableError
+from mdc_device.patience import Patience
+from mdc_device.state import Published, State
 
 Report = Callable[[int, int], None]
 """Called with the bytes that are in place and the bytes of the whole file."""
-
-
-@dataclass(frozen=True)
-class Published:
-    """A manifest as the server gave it."""
-
-    set_name: str
-    """What was asked for: the name of a set."""
-    manifest: Manifest
-    """What it says."""
-    text: bytes
-    """Its bytes, as they were served."""
 
 
 @dataclass(frozen=True)
@@ -64,44 +54,139 @@ class Fetched:
         return {**asdict(self), "repaired_ranks": list(self.repaired_ranks)}
 
 
-def fetch_manifest(http: httpx.Client, set_name: str) -> Published:
-    """The manifest of a set. `FormatError` when it is damaged or has expired."""
-    with wire.answer(http, f"v1/sets/{quote(set_name, safe='@')}/manifest") as response:
-        text = response.read()
+@dataclass(frozen=True)
+class Link:
+    """An open connection, and what this device expects of it."""
+
+    http: httpx.Client
+    access: wire.Access
+
+    @classmethod
+    @contextmanager
+    def to(cls, url: str, access: wire.Access) -> Iterator[Link]:
+        """A link to the server at `url`, closed at the end."""
+        with wire.connect(url, access) as http:
+            yield cls(http, access)
+
+
+def fetch_manifest(link: Link, set_name: str, remembered: State | None = None) -> Published:
+    """The manifest of a set, if it is to be trusted after all that is `remembered` of a file that was fetched before.
+
+    Raises `FormatError` when it is damaged or has expired, `SignatureError` when it is not signed by the keys of
+    the server, or those that are pinned, and `RollbackError` when it is older than the one seen.
+    """
+    url = str(link.http.base_url).rstrip("/")
+    pinned = link.access.keyset
+    if pinned is None and remembered is not None and remembered.url == url:
+        pinned = remembered.keyset
+    path = f"v1/sets/{quote(set_name, safe='@')}/manifest"
+    patience = Patience(link.access.retries)
+    while True:
+        try:
+            with wire.answer(link.http, path, headers={"Accept": trust.ACCEPT}) as response:
+                body, media_type = wire.small_body(response), response.headers.get("Content-Type", "")
+            text, keyset = trust.opened(link.http, body, media_type, pinned)
+            break
+        except (UnreachableError, RefusedError) as error:
+            patience.again(error)
     manifest = files.decode_manifest(text, f"the manifest of {set_name!r}")
+    check_current(manifest)
+    published = Published(url, set_name, manifest, text, keyset)
+    state.check_newer(remembered, published)
+    return published
+
+
+def check_current(manifest: Manifest) -> None:
+    """Raise `FormatError` when the manifest has expired."""
     if manifest.expires is not None and manifest.expires <= datetime.now(UTC):
         raise FormatError(
-            f"the manifest of {set_name!r} expired at {manifest.expires.isoformat()}: publish the set "
+            f"the manifest of {manifest.name!r} expired at {manifest.expires.isoformat()}: publish the set "
             "again, or correct this device's clock"
         )
-    return Published(set_name, manifest, text)
 
 
-def fetch(
-    http: httpx.Client, published: Published, k: int, target: Path, report: Report | None = None
-) -> Fetched:
-    """Bring subset k to the file `target`, verified, and its manifest beside it.
+def fetch(link: Link, published: Published, k: int, target: Path, report: Report | None = None) -> Fetched:
+    """Bring subset k to the file `target`, verified, and its manifest and state beside it.
 
-    Raises `UnreachableError` when the connection breaks without progress, `RefusedError` when the server
-    refuses, `DigestError` when ranks are damaged even after they were fetched again.
+    Raises `UnreachableError` when the connection keeps breaking without progress, `RefusedError` when the server
+    refuses, `DigestError` when ranks are damaged even
+    after they were fetched again.
     """
     manifest = published.manifest
     size = rankmajor.subset_size(manifest.info, k)
     if _is_there(manifest, k, target):
-        files.write_atomically(files.manifest_of(target), published.text)
-        return _result(published, k, target, received=0, resumed=size, repaired=())
+        state.remember(target, published, k)
+        return result(published, k, target, received=0, resumed=size, repaired=())
     part = files.part_of(target)
     part.touch()
-    with part.open("r+b") as file:
-        file.truncate(min(_length(file), size))  # a larger k may have left more
-        resumed = _length(file)
-        received = _download(http, published, k, file, report)
+    with files.opened(part) as file:
+        file.truncate(min(files.length_of(file), size))  # a larger k may have left more
+        resumed = files.length_of(file)
+        source = Source(link, published, k, file, report)
+        source.fill(resumed, size)
         repaired = files.bad_ranks(file, k, manifest)
-        received += _repair(http, published, k, file, repaired)
-        files.sync(file)
-    files.write_atomically(files.manifest_of(target), published.text)
+        for _ in inplace.grow(file, k, manifest, source.fill):
+            pass  # mends those ranks, and the header, which follows from the manifest
+        files.check_whole(file, k, manifest)
+    state.remember(target, published, k)
     files.publish(part, target)
-    return _result(published, k, target, received=received, resumed=resumed, repaired=repaired)
+    return result(published, k, target, received=source.received, resumed=resumed, repaired=repaired)
+
+
+@dataclass
+class Source:
+    """Where the bytes of an open file of subset k come from, and how many came."""
+
+    link: Link
+    published: Published
+    k: int
+    file: BinaryIO
+    report: Report | None = None
+    received: int = 0
+    """Bytes that came over the network."""
+
+    def fill(self, start: int, end: int) -> None:
+        """Fetch bytes [start, end) to their place, across as many connections as it takes.
+
+        A connection that breaks is opened again where it broke, after a wait.
+        """
+        patience = Patience(self.link.access.retries)
+        while start < end:
+            before = start
+            try:
+                self._receive(start, end)
+                failure: UnreachableError | RefusedError = UnreachableError(
+                    f"{self.link.http.base_url} ended its answer early"
+                )
+            except (UnreachableError, RefusedError) as error:
+                failure = error
+            start = self._at
+            if start < end:
+                try:
+                    patience.again(failure, progressed=start > before)
+                except UnreachableError as error:
+                    size = rankmajor.subset_size(self.published.manifest.info, self.k)
+                    raise UnreachableError(
+                        f"{error}; {start} of {size} bytes are kept, run the same command again to go on from there"
+                    ) from error
+
+    def _receive(self, start: int, end: int) -> None:
+        """One request."""
+        info = self.published.manifest.info
+        wanted = wire.Span(
+            path=f"subsets/{self.k}",
+            params={"set": self.published.set_name},
+            etag=self.published.manifest.digests.subsets[self.k - 1],
+            start=start,
+            end=end,
+            size=rankmajor.subset_size(info, self.k),
+        )
+        self._at = start
+        for count in wire.receive(self.link.http, wanted, self.file):
+            self.received += count
+            self._at = max(start, self.file.tell())
+            if self.report is not None:
+                self.report(self._at, wanted.size)
 
 
 def _is_there(manifest: Manifest, k: int, target: Path) -> bool:
@@ -114,87 +199,10 @@ def _is_there(manifest: Manifest, k: int, target: Path) -> bool:
     return True
 
 
-def _download(http: httpx.Client, published: Published, k: int, file: BinaryIO, report: Report | None) -> int:
-    """Fetch what the file lacks at its end; return the bytes received.
-
-    A connection that breaks is opened again as long as each one brings the file forward.
-    """
-    size = rankmajor.subset_size(published.manifest.info, k)
-    received = 0
-    while (start := _length(file)) < size:
-        broken: UnreachableError | None = None
-        try:
-            for count in _pieces(http, published, k, (start, size), file):
-                received += count
-                if report is not None:
-                    report(file.tell(), size)
-        except UnreachableError as error:
-            broken = error
-        if _length(file) <= start:
-            raise UnreachableError(
-                f"{broken or 'the server sent nothing'}; {start} of {size} bytes are kept, run the same "
-                "command again to go on from there"
-            )
-    return received
-
-
-def _repair(http: httpx.Client, published: Published, k: int, file: BinaryIO, damaged: Sequence[int]) -> int:
-    """Fetch damaged ranks once more and write the header anew; return the bytes received."""
-    manifest = published.manifest
-    received = 0
-    for first, last in _runs(damaged):
-        start, end = (
-            rankmajor.rank_range(manifest.info, first)[0],
-            rankmajor.rank_range(manifest.info, last)[1],
-        )
-        received += sum(_pieces(http, published, k, (start, end), file))
-    # The header follows from the manifest: what a smaller k or a bad line left of it needs no request.
-    file.seek(0)
-    file.write(rankmajor.header(manifest.info, k))
-    if still := files.bad_ranks(file, k, manifest):
-        raise DigestError(
-            f"rank {', '.join(map(str, still))} of subset {k} of {published.set_name!r} came damaged twice: "
-            "the server's copy or the connection is bad; tell whoever runs the server",
-            still,
-        )
-    files.check_whole(file, k, manifest)
-    return received
-
-
-def _pieces(
-    http: httpx.Client, published: Published, k: int, span: tuple[int, int], file: BinaryIO
-) -> Iterator[int]:
-    """Fetch bytes [start, end) of subset k to their place in the file, yielding the count of every piece."""
-    info, digests = published.manifest.info, published.manifest.digests
-    wanted = wire.Span(
-        path=f"subsets/{k}",
-        params={"set": published.set_name},
-        etag=digests.subsets[k - 1],
-        start=span[0],
-        end=span[1],
-        size=rankmajor.subset_size(info, k),
-    )
-    return wire.receive(http, wanted, file)
-
-
-def _runs(ranks: Sequence[int]) -> list[tuple[int, int]]:
-    """First and last of every run of consecutive ranks: one request each."""
-    runs: list[tuple[int, int]] = []
-    for rank in ranks:
-        if runs and runs[-1][1] == rank - 1:
-            runs[-1] = runs[-1][0], rank
-        else:
-            runs.append((rank, rank))
-    return runs
-
-
-def _length(file: BinaryIO) -> int:
-    return file.seek(0, os.SEEK_END)
-
-
-def _result(
+def result(
     published: Published, k: int, target: Path, *, received: int, resumed: int, repaired: tuple[int, ...]
 ) -> Fetched:
+    """What was done to bring the file `target` to subset k."""
     return Fetched(
         k=k,
         path=str(target),

@@ -37,8 +37,13 @@ class Subset:
 
 
 def open_subset(path: str | Path) -> Subset:
-    """The subset in a file. `FormatError` when the file is damaged, cut short or of an unknown version."""
-    info, tiles = rankmajor.read(Path(path).read_bytes())
+    """The subset in a file. `FormatError` when the file is damaged, cut short or of an unknown version.
+
+    A file that is longer than its header says is being changed, or its change was interrupted: the header tells
+    what counts.
+    """
+    data = Path(path).read_bytes()
+    info, tiles = rankmajor.read(data[: rankmajor.subset_size(*rankmajor.read_header(data))])
     return Subset(info=info, tiles=tiles, k=tiles.shape[0])
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from mdc_core import rankmajor
-from mdc_core.errors import DigestError, FormatError
+from mdc_core.errors import ConfigError, DigestError, FormatError
 from mdc_core.manifest import Manifest, parse_manifest
 
 BLOCK = 1 << 20
@@ -23,6 +26,22 @@ def part_of(path: Path) -> Path:
 def manifest_of(path: Path) -> Path:
     """Where the manifest of the file is: FILE.manifest.json."""
     return path.with_name(path.name + ".manifest.json")
+
+
+def length_of(file: BinaryIO) -> int:
+    """Bytes of an open file."""
+    return file.seek(0, os.SEEK_END)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """The file, open to be changed in place by this process alone. `ConfigError` when another one is at it."""
+    with path.open("r+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"{path} is being changed by another process: wait for it to end") from None
+        yield file
 
 
 def load_manifest(path: Path) -> Manifest:
@@ -52,15 +71,20 @@ def bad_ranks(file: BinaryIO, k: int, manifest: Manifest) -> tuple[int, ...]:
 
 def check_whole(file: BinaryIO, k: int, manifest: Manifest) -> None:
     """Raise `DigestError` unless an open file is, to the byte, the file of subset k."""
-    state = hashlib.sha256()
-    file.seek(0)
-    while block := file.read(BLOCK):
-        state.update(block)
-    if state.hexdigest() != manifest.digests.subsets[k - 1]:
+    if digest_of(file) != manifest.digests.subsets[k - 1]:
         raise DigestError(
             f"the file is not subset {k} of {manifest.name!r} version {manifest.version}, "
             f"whose sha256 is {manifest.digests.subsets[k - 1]}: fetch it again"
         )
+
+
+def digest_of(file: BinaryIO) -> str:
+    """Hex sha256 of all of an open file."""
+    state = hashlib.sha256()
+    file.seek(0)
+    while block := file.read(BLOCK):
+        state.update(block)
+    return state.hexdigest()
 
 
 def write_atomically(path: Path, data: bytes) -> None:

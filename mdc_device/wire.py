@@ -2,31 +2,67 @@
 
 from __future__ import annotations
 
+import json
+import math
+import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import BinaryIO
+from functools import cache
+from typing import Any, BinaryIO
 
 import httpx
 
 from mdc_core.errors import ConfigError, FormatError
 from mdc_device.errors import RefusedError, UnreachableError
 
-TIMEOUT = httpx.Timeout(30.0, connect=10.0)
+CONNECT_S = 10.0
+SMALL_BYTES = 16 << 20
+"""More than any manifest, key set or problem has."""
 
 
-def connect(url: str, key: str | None) -> httpx.Client:
-    """A connection to the server at `url`, to be closed by the caller; `key` is the API key."""
+@dataclass(frozen=True)
+class Access:
+    """How this device speaks to the server."""
+
+    key: str | None = None
+    """API key."""
+    timeout_s: float = 30.0
+    """Seconds without a single byte after which a connection counts as broken."""
+    retries: int = 4
+    """Attempts that may follow a failure; those that bring the file forward are not counted."""
+    keyset: Mapping[str, Any] | None = None
+    """The only keys whose signature counts, a JWKS; None: those that were pinned, or the server's at first."""
+
+    def __post_init__(self) -> None:
+        if self.key is not None and not (self.key and self.key.isascii() and self.key.isprintable()):
+            raise ConfigError("the key is empty or has characters that no key has: copy it again")
+        if not (math.isfinite(self.timeout_s) and self.timeout_s > 0):
+            raise ConfigError(f"timeout_s is {self.timeout_s}: give a number of seconds above 0")
+        if self.retries < 0:
+            raise ConfigError(f"retries is {self.retries}: give a whole number, 0 or more")
+
+
+def connect(url: str, access: Access) -> httpx.Client:
+    """A connection to the server at `url`, to be closed by the caller."""
     if not url.startswith(("http://", "https://")):
         raise ConfigError(f"the server's URL is {url!r}: it should begin with http:// or https://")
-    if key is not None and not (key and key.isascii() and key.isprintable()):
-        raise ConfigError("the key is empty or has characters that no key has: copy it again")
+    key = access.key
     # A proxy that compresses would break ranges and digests.
     headers = {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {key}"} if key else {})
     try:
-        return httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT, follow_redirects=True)
+        timeout = httpx.Timeout(access.timeout_s, connect=min(access.timeout_s, CONNECT_S))
+        return httpx.Client(
+            base_url=url, headers=headers, timeout=timeout, follow_redirects=True, verify=_certificates()
+        )
     except httpx.InvalidURL as error:
         raise ConfigError(f"the server's URL is {url!r}: {error}") from None
+
+
+@cache
+def _certificates() -> ssl.SSLContext:
+    """What tells the right server from another; reading the certificates takes longer than a small request."""
+    return httpx.create_ssl_context()
 
 
 @contextmanager
@@ -79,10 +115,10 @@ class Span:
 def receive(http: httpx.Client, span: Span, file: BinaryIO) -> Iterator[int]:
     """Write the bytes of `span` to the same place of `file`, yielding the count of every piece.
 
-    A server that sends the whole instead of the range is taken at its word: everything is written anew, from
-    byte 0. `FormatError` when the answer is of another version or range, or longer than it should be.
+    A server that sends the whole instead of the range is listened to, but only the bytes of `span` are written:
+    what the file holds before them stays. `FormatError` when the answer is of another version or range, or longer
+    than it should be. An answer that ends early without an error just yields less.
     """
-    position, end = span.start, span.end
     headers = {"If-Match": f'"{span.etag}"'}
     if (span.start, span.end) != (0, span.size):
         headers["Range"] = f"bytes={span.start}-{span.end - 1}"
@@ -95,15 +131,28 @@ def receive(http: httpx.Client, span: Span, file: BinaryIO) -> Iterator[int]:
             )
         if response.status_code == httpx.codes.PARTIAL_CONTENT:
             _check_content_range(response, f"bytes {span.start}-{span.end - 1}/{span.size}")
+            position, last = span.start, span.end
         else:
-            position, end = 0, span.size
-        file.seek(position)
+            position, last = 0, span.size
+        _check_length(response, last - position)
+        file.seek(span.start)
         for piece in response.iter_raw():
+            if position + len(piece) > last:
+                raise FormatError(f"{response.url} sends more bytes than were asked for: up to {last}")
+            file.write(piece[max(span.start - position, 0) : max(span.end - position, 0)])
             position += len(piece)
-            if position > end:
-                raise FormatError(f"{response.url} sends more bytes than were asked for: up to {end}")
-            file.write(piece)
             yield len(piece)
+            if span.end <= position < last:
+                return
+
+
+def _check_length(response: httpx.Response, expected: int) -> None:
+    found = response.headers.get("Content-Length", str(expected))
+    if found != str(expected):
+        raise FormatError(
+            f"{response.url} announces {found} bytes instead of {expected}: something between this device and "
+            "the server changes what is delivered"
+        )
 
 
 def _check_content_range(response: httpx.Response, expected: str) -> None:
@@ -123,16 +172,34 @@ def _refuse(response: httpx.Response) -> None:
         code, detail = problem.get("code"), problem.get("detail") or problem.get("title")
     text = f"{detail or response.reason_phrase or 'no reason given'} (HTTP {status})"
     if status >= 500:
-        raise UnreachableError(f"the server failed: {text}; try again later")
+        raise UnreachableError(f"the server failed: {text}; try again later", _retry_after(response))
     if status == httpx.codes.PRECONDITION_FAILED:
         raise FormatError(f"the set was published again meanwhile, run the same command again: {text}")
-    raise RefusedError(f"the server refused: {text}", status, code if isinstance(code, str) else None)
+    code = code if isinstance(code, str) else None
+    raise RefusedError(f"the server refused: {text}", status, code, _retry_after(response))
+
+
+def _retry_after(response: httpx.Response) -> float | None:
+    """Seconds of the Retry-After field (RFC 9110, section 10.2.3); its other form, a date, is not used."""
+    text = response.headers.get("Retry-After", "").strip()
+    return float(text) if text.isascii() and text.isdigit() else None
+
+
+def small_body(response: httpx.Response) -> bytes:
+    """The whole body of an answer that is to be held in memory; `FormatError` when it is far too long for that."""
+    body = bytearray()
+    for piece in response.iter_bytes():
+        body += piece
+        if len(body) > SMALL_BYTES:
+            raise FormatError(
+                f"{response.url} sends more than {SMALL_BYTES} bytes where a small answer is expected"
+            )
+    return bytes(body)
 
 
 def _problem(response: httpx.Response) -> dict[str, object]:
     try:
-        response.read()
-        document = response.json()
-    except ValueError:
+        document = json.loads(small_body(response))
+    except (ValueError, RecursionError):
         return {}
     return document if isinstance(document, dict) else {}

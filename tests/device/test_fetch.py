@@ -50,7 +50,11 @@ def test_a_subset_arrives_with_its_manifest_and_nothing_else(device: Any, fetch:
     code, done, err = fetch("--k", k)
     assert (code, err) == (0, "")
     assert fetch.file.read_bytes() == device.subset(k)
-    assert sorted(path.name for path in fetch.file.parent.iterdir()) == ["toy.mdc", "toy.mdc.manifest.json"]
+    assert sorted(path.name for path in fetch.file.parent.iterdir()) == [
+        "toy.mdc",
+        "toy.mdc.manifest.json",
+        "toy.mdc.state.json",
+    ]
     assert json.loads(Path(done["manifest_path"]).read_bytes()) == device.manifest
     assert done["k"] == k
     assert done["verified"] is True
@@ -104,7 +108,7 @@ def test_a_broken_connection_is_opened_again_where_it_broke(device: Any, fetch: 
 
 def test_without_progress_it_gives_up_keeps_the_part_and_goes_on_next_time(device: Any, fetch: Fetch) -> None:
     device.drop_after = [4200, 0]
-    code, _, err = fetch("--k", 4)
+    code, _, err = fetch("--k", 4, "--retries", 1)
     assert code == 3
     assert "4200 of" in err
     assert "run the same command again" in err
@@ -126,7 +130,7 @@ def test_a_server_that_ignores_ranges_sends_everything_anew(device: Any, fetch: 
 def test_a_server_that_ignores_ranges_and_breaks_off_is_not_asked_for_ever(device: Any, fetch: Fetch) -> None:
     device.ignore_ranges = True
     device.drop_after = [4200, 4100]
-    code, _, _ = fetch("--k", 4)
+    code, _, _ = fetch("--k", 4, "--retries", 1)
     assert (code, len(device.ranges())) == (3, 2)
     assert fetch.part.read_bytes() == device.subset(4)[:4200]
 
@@ -386,9 +390,9 @@ def test_a_subset_of_another_set_is_not_this_one(
 
 def test_every_piece_is_reported(device: Any, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
-    with wire.connect(device.url, "mdc_1_secret") as http:
-        published = client.fetch_manifest(http, "toy")
-        client.fetch(http, published, 2, tmp_path / "x", lambda done, total: seen.append((done, total)))
+    with client.Link.to(device.url, wire.Access("mdc_1_secret")) as link:
+        published = client.fetch_manifest(link, "toy")
+        client.fetch(link, published, 2, tmp_path / "x", lambda done, total: seen.append((done, total)))
     size = len(device.subset(2))
     assert seen[-1] == (size, size)
     assert sorted(seen) == seen

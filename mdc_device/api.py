@@ -1,0 +1,289 @@
+"""What `mdc-device` does, as functions of the same names.
+
+    from mdc_device import api
+
+    api.fetch("https://condense.example", "digits", "digits.mdc", budget=Budget(storage_bytes=6000))
+    api.grow("digits.mdc", 8)
+    api.shrink("digits.mdc", 2)
+
+Every function raises `MdcError`s whose message says what to do next, and `OSError` for what storage refuses.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import BinaryIO
+
+from mdc_core import budget as budgets
+from mdc_core import rankmajor
+from mdc_core.budget import Budget, Plan
+from mdc_core.errors import ConfigError, DigestError, FormatError
+from mdc_core.manifest import Manifest
+from mdc_device import client, files, inplace, state
+from mdc_device.client import Fetched, Link, Report
+from mdc_device.profile import profile
+from mdc_device.state import Published, State
+from mdc_device.wire import Access
+
+__all__ = ["Access", "Budget", "Status", "fetch", "grow", "plan", "profile", "shrink", "status", "verify"]
+
+File = str | os.PathLike[str]
+NO_LIMIT = Budget()
+DEFAULT = Access()
+
+
+@dataclass(frozen=True)
+class Status:
+    """What a file holds, compared with what its manifest promises."""
+
+    path: str
+    """The file."""
+    set_name: str
+    """Name of the set, as the manifest has it."""
+    version: int
+    """Version of the set."""
+    k: int
+    """Size of the subset, as the header says; of a damaged one, as remembered."""
+    ipc: int
+    """N: size of the whole set."""
+    bytes: int
+    """Bytes of the file."""
+    expected_bytes: int
+    """Bytes of subset k."""
+    sha256: str
+    """Of the file as it is."""
+    verified: bool
+    """Whether that is the promised one."""
+    damaged_ranks: tuple[int, ...]
+    """Ranks 1..k that are not what the manifest promises."""
+    expired: bool
+    """Whether the manifest has expired."""
+    url: str | None
+    """The server that the file came from; None: not remembered."""
+    signed: bool
+    """Whether the manifest came with a signature of the server's keys."""
+    repaired_ranks: tuple[int, ...] = ()
+    """Ranks that have just been fetched again."""
+
+    def to_dict(self) -> dict[str, object]:
+        """As JSON: field by field; `set_name` is called `set`."""
+        values = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+        return {"set": values.pop("set_name"), **values}
+
+
+def plan(
+    url: str | None = None,
+    set_name: str | None = None,
+    *,
+    manifest: File | None = None,
+    k: int | None = None,
+    budget: Budget = NO_LIMIT,
+    access: Access = DEFAULT,
+) -> tuple[Manifest, Plan]:
+    """The subset that a budget affords, and the manifest that tells; `k` is the largest that is wanted.
+
+    From the server at `url`, or without any connection from a `manifest` that was kept. Raises `BudgetError`.
+    """
+    if manifest is not None:
+        found = files.load_manifest(Path(manifest))
+        client.check_current(found)
+    elif url is not None and set_name is not None:
+        with Link.to(url, access) as link:
+            found = client.fetch_manifest(link, set_name).manifest
+    else:
+        raise ConfigError("give the URL of a server and the name of a set, or a manifest")
+    return found, budgets.plan(found, budget, at_most=k)
+
+
+def fetch(
+    url: str,
+    set_name: str,
+    to: File,
+    *,
+    k: int | None = None,
+    budget: Budget = NO_LIMIT,
+    access: Access = DEFAULT,
+    report: Report | None = None,
+) -> tuple[Manifest, Plan, Fetched]:
+    """Bring the subset that the budget affords (at most `k`) to the file `to`, verified."""
+    target = Path(to)
+    with Link.to(url, access) as link:
+        published = client.fetch_manifest(link, set_name, state.load(target))
+        chosen = budgets.plan(published.manifest, budget, at_most=k)
+        done = client.fetch(link, published, chosen.k, target, report)
+    return published.manifest, chosen, done
+
+
+def grow(file: File, k: int, *, access: Access = DEFAULT, report: Report | None = None) -> Fetched:
+    """Make a fetched file subset `k`, larger than it is, by fetching only the ranks that it lacks.
+
+    `ConfigError` when it is larger already; `FormatError` when the set has been published again with other
+    ranks. Interrupted, the file stays what it was, and the same call goes on.
+    """
+    path = Path(file)
+    remembered = _remembered(path)
+    manifest = state.load_manifest(path, remembered)
+    with files.opened(path) as opened, Link.to(remembered.url, access) as link:
+        held = inplace.size_of(opened, manifest, remembered.k)
+        if rankmajor.check_size(manifest.info, k) < held:
+            raise ConfigError(f"{path} is subset {held} already: `mdc-device shrink` makes it smaller")
+        published = client.fetch_manifest(link, remembered.set_name, remembered)
+        _check_same_ranks(manifest, published.manifest, held)
+        # First the manifest, which describes the held ranks as well as the new ones: a crash leaves no ranks
+        # that nothing vouches for.
+        state.remember(path, published, held)
+        return _mend(link, published, k, path, opened, report)
+
+
+def shrink(file: File, k: int) -> Status:
+    """Make a fetched file subset `k`, smaller than it is, without any connection.
+
+    `ConfigError` when it is smaller already, `DigestError` when a rank that would stay is damaged.
+    """
+    path = Path(file)
+    remembered = state.load(path)
+    manifest = state.load_manifest(path, remembered)
+    with files.opened(path) as opened:
+        held = inplace.size_of(opened, manifest, remembered.k if remembered else None)
+        if rankmajor.check_size(manifest.info, k) > held:
+            raise ConfigError(f"{path} is subset {held}: `mdc-device grow` makes it larger")
+        if bad := files.bad_ranks(opened, k, manifest):
+            raise DigestError(
+                f"rank {', '.join(map(str, bad))} of {path} is damaged: run `mdc-device verify --repair` first",
+                bad,
+            )
+        for _ in inplace.shrink(opened, k, manifest):
+            pass
+    state.remember_size(path, k)
+    return status(path)
+
+
+def verify(
+    file: File,
+    *,
+    manifest: File | None = None,
+    repair: bool = False,
+    access: Access = DEFAULT,
+    report: Report | None = None,
+) -> Status:
+    """Check a file against its manifest: `FormatError`, or `DigestError` with the ranks, unless all is right.
+
+    With `repair`, what is wrong is put right: the manifest, the header and the length, and ranks by fetching
+    those alone. The server is only asked for what is missing.
+    """
+    path = Path(file)
+    repaired = _repair(path, access, report) if repair else ()
+    promised = (
+        state.load_manifest(path, state.load(path))
+        if manifest is None
+        else files.load_manifest(Path(manifest))
+    )
+    data = path.read_bytes()
+    info, k = rankmajor.read_header(data)
+    if info != promised.info:
+        raise DigestError(f"{path} is not of the set {promised.name!r} that the manifest describes")
+    rankmajor.verify(data, k, info, promised.digests)
+    return replace(_status(path, promised, state.load(path)), repaired_ranks=repaired)
+
+
+def status(file: File) -> Status:
+    """What a file holds; changes and fetches nothing. `FormatError` when its manifest is not to be trusted."""
+    path = Path(file)
+    remembered = state.load(path)
+    return _status(path, state.load_manifest(path, remembered), remembered)
+
+
+def _status(path: Path, manifest: Manifest, remembered: State | None) -> Status:
+    with path.open("rb") as file:
+        k = inplace.size_of(file, manifest, remembered.k if remembered else None)
+        damaged = files.bad_ranks(file, k, manifest)
+        size = files.length_of(file)
+        digest = files.digest_of(file)
+    try:
+        client.check_current(manifest)
+        expired = False
+    except FormatError:
+        expired = True
+    return Status(
+        path=str(path),
+        set_name=manifest.name,
+        version=manifest.version,
+        k=k,
+        ipc=manifest.info.ipc,
+        bytes=size,
+        expected_bytes=rankmajor.subset_size(manifest.info, k),
+        sha256=digest,
+        verified=digest == manifest.digests.subsets[k - 1],
+        damaged_ranks=damaged,
+        expired=expired,
+        url=remembered.url if remembered else None,
+        signed=remembered is not None and remembered.keyset is not None,
+    )
+
+
+def _repair(path: Path, access: Access, report: Report | None) -> tuple[int, ...]:
+    """Put right what is wrong with the file and its manifest; return the ranks that were fetched again."""
+    remembered = _remembered(path)
+    with files.opened(path) as opened:
+        if _mended_here(path, remembered, opened):
+            return ()
+        with Link.to(remembered.url, access) as link:
+            published = client.fetch_manifest(link, remembered.set_name, remembered)
+            k = inplace.size_of(opened, published.manifest, remembered.k)
+            state.remember(path, published, k)
+            return _mend(link, published, k, path, opened, report).repaired_ranks
+
+
+def _mended_here(path: Path, remembered: State, opened: BinaryIO) -> bool:
+    """Put right the header and the length; False when that is not enough, and the server must be asked."""
+    try:
+        manifest = state.load_manifest(path, remembered)
+    except (FileNotFoundError, FormatError):
+        return False
+    k = inplace.size_of(opened, manifest, remembered.k)
+    if files.bad_ranks(opened, k, manifest):
+        return False
+    if files.digest_of(opened) != manifest.digests.subsets[k - 1]:
+        for _ in inplace.shrink(opened, k, manifest):
+            pass
+    state.remember_size(path, k)
+    return True
+
+
+def _mend(
+    link: Link, published: Published, k: int, path: Path, opened: BinaryIO, report: Report | None
+) -> Fetched:
+    """Make an open file subset k, fetching the ranks that it lacks or that are damaged."""
+    manifest = published.manifest
+    held = inplace.size_of(opened, manifest, k)
+    before = files.length_of(opened)
+    damaged = files.bad_ranks(opened, min(held, k), manifest)
+    source = client.Source(link, published, k, opened, report)
+    for _ in inplace.grow(opened, k, manifest, source.fill):
+        pass
+    files.check_whole(opened, k, manifest)
+    state.remember_size(path, k)
+    size = rankmajor.subset_size(manifest.info, k)
+    return client.result(
+        published, k, path, received=source.received, resumed=min(before, size), repaired=damaged
+    )
+
+
+def _remembered(path: Path) -> State:
+    remembered = state.load(path)
+    if remembered is None:
+        raise ConfigError(
+            f"{state.state_of(path)} is missing, so it is not known where {path} came from: fetch it again"
+        )
+    return remembered
+
+
+def _check_same_ranks(old: Manifest, new: Manifest, held: int) -> None:
+    """Raise `FormatError` when the ranks that are held are not those of the set as it is published now."""
+    if old.info != new.info or old.digests.ranks[:held] != new.digests.ranks[:held]:
+        raise FormatError(
+            f"{new.name!r} has been published again as version {new.version} with other images, and the file is "
+            f"version {old.version}: fetch it again to replace it"
+        )

@@ -1,0 +1,136 @@
+"""What this device can spend, measured: operations per second, memory, storage, bandwidth to a server."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+
+from mdc_core import rankmajor
+from mdc_core.budget import Budget
+from mdc_core.errors import ConfigError
+from mdc_device import wire
+from mdc_device.client import Link, fetch_manifest
+
+DOWNLOAD_BYTES = 1 << 20
+DOWNLOAD_SECONDS = 2.0
+
+
+def profile(
+    url: str | None = None,
+    set_name: str | None = None,
+    *,
+    folder: str | os.PathLike[str] = ".",
+    seconds: float = 0.5,
+    access: wire.Access | None = None,
+) -> Budget:
+    """The budget of this device as it is now; `folder` is where the subset is to be, `seconds` are per measurement.
+
+    With the URL of a server and the name of a set, ranks of it are fetched (1 MiB or 2 s, whichever is first, but
+    one rank at least) to measure the bandwidth. What cannot be told here is no limit.
+    """
+    bandwidth = None
+    if url is not None and set_name is None:
+        raise ConfigError("give the name of a set after the URL: ranks of it are fetched")
+    if url is not None and set_name is not None:
+        bandwidth = measure_bandwidth(url, set_name, access or wire.Access())
+    return Budget(
+        memory_bytes=free_memory(),
+        storage_bytes=shutil.disk_usage(Path(folder)).free,
+        bandwidth_bps=bandwidth,
+        flops=measure_flops(seconds),
+    )
+
+
+def measure_flops(seconds: float = 0.5) -> float:
+    """Sustained float32 operations per second: the lower of a matrix product and a convolution.
+
+    Each runs once to warm up and then for `seconds`, at least three times; its rate is the median of the runs, so
+    that another process now and then does not count. numpy uses as many cores as its library does.
+    """
+    return min(_rate(work, operations, seconds) for work, operations in (_product(), _convolution()))
+
+
+def free_memory() -> int | None:
+    """Bytes that a new process can use: what the system calls available, within the limit of its group."""
+    found = [_available(Path("/proc/meminfo")), _group_free(Path("/sys/fs/cgroup"))]
+    known = [value for value in found if value is not None]
+    return min(known) if known else None
+
+
+def measure_bandwidth(url: str, set_name: str, access: wire.Access) -> float:
+    """Bits per second at which ranks of a set arrive from the server at `url`."""
+    with Link.to(url, access) as link:
+        manifest = fetch_manifest(link, set_name).manifest
+        info = manifest.info
+        received, start = 0, perf_counter()
+        for rank in range(1, info.ipc + 1):
+            first, end = rankmajor.rank_range(info, rank)
+            span = wire.Span(
+                path=f"subsets/{info.ipc}",
+                params={"set": set_name},
+                etag=manifest.digests.subsets[-1],
+                start=first,
+                end=end,
+                size=rankmajor.subset_size(info, info.ipc),
+            )
+            received += sum(wire.receive(link.http, span, io.BytesIO()))
+            elapsed = perf_counter() - start
+            if received >= DOWNLOAD_BYTES or elapsed >= DOWNLOAD_SECONDS:
+                break
+    return 8 * received / elapsed
+
+
+def _product(side: int = 384) -> tuple[Callable[[], object], int]:
+    """A square matrix product, and its operations."""
+    values = np.random.default_rng(0).random((2, side, side), dtype=np.float32)
+    return lambda: values[0] @ values[1], 2 * side**3
+
+
+def _convolution(batch: int = 16, channels: int = 64, side: int = 16) -> tuple[Callable[[], object], int]:
+    """A 3 x 3 convolution as a ConvNet has it, and its operations: every window unfolded, then one product."""
+    draw = np.random.default_rng(0)
+    images = draw.random((batch, side + 2, side + 2, channels), dtype=np.float32)
+    kernel = draw.random((9 * channels, channels), dtype=np.float32)
+
+    def work() -> object:
+        windows = np.lib.stride_tricks.sliding_window_view(images, (3, 3), axis=(1, 2))  # (b, s, s, ch, 3, 3)
+        return windows.reshape(-1, 9 * channels) @ kernel
+
+    return work, 2 * batch * side**2 * 9 * channels**2
+
+
+def _rate(work: Callable[[], object], operations: int, seconds: float) -> float:
+    work()
+    times: list[float] = []
+    end = perf_counter() + seconds
+    while len(times) < 3 or perf_counter() < end:
+        start = perf_counter()
+        work()
+        times.append(perf_counter() - start)
+    return operations / statistics.median(times)
+
+
+def _available(meminfo: Path) -> int | None:
+    """MemAvailable of Linux, in bytes."""
+    try:
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass
+    return None
+
+
+def _group_free(group: Path) -> int | None:
+    """What is left below the memory limit of a container (control groups version 2), in bytes."""
+    try:
+        return max(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()), 0)
+    except (OSError, ValueError):  # no such file, or "max": no limit
+        return None

@@ -1,0 +1,179 @@
+"""Telling what a file holds, measuring what the device can spend, and planning without a connection."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mdc_core import rankmajor
+from mdc_core.budget import Budget
+from mdc_device import api, files, profile
+from mdc_device.cli import main
+
+ACCESS = api.Access("mdc_1_secret", timeout_s=10, retries=1)
+
+
+@pytest.fixture
+def file(device: Any, tmp_path: Path) -> Path:
+    """Subset 3, fetched."""
+    api.fetch(device.url, "toy", tmp_path / "toy.mdc", k=3, access=ACCESS)
+    return tmp_path / "toy.mdc"
+
+
+def spoken(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, dict[str, Any], str]:
+    code = main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return code, json.loads(captured.out) if captured.out else {}, captured.err
+
+
+def test_status_tells_what_is_held(device: Any, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    device.requests.clear()
+    code, found, err = spoken(capsys, "status", file, "--json")
+    data = device.subset(3)
+    assert (code, err) == (0, "")
+    assert found == {
+        "set": "toy",
+        "path": str(file),
+        "version": 1,
+        "k": 3,
+        "ipc": 5,
+        "bytes": len(data),
+        "expected_bytes": len(data),
+        "sha256": rankmajor.sha256(data),
+        "verified": True,
+        "damaged_ranks": [],
+        "expired": False,
+        "url": device.url,
+        "signed": True,
+        "repaired_ranks": [],
+    }
+    assert main(["status", str(file)]) == 0
+    assert f"subset 3 of 5 of toy version 1\n{len(data)} bytes" in capsys.readouterr().out
+    assert device.requests == []
+
+
+def test_status_tells_of_damage_and_changes_nothing(
+    device: Any, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damaged = bytearray(device.subset(3) + b"more")
+    damaged[rankmajor.rank_range(device.info, 2)[0]] ^= 1
+    file.write_bytes(damaged)
+    code, found, err = spoken(capsys, "status", file, "--json")
+    assert (code, found["verified"], found["damaged_ranks"]) == (5, False, [2])
+    assert found["bytes"] == found["expected_bytes"] + 4
+    assert "verify --repair" in err
+    assert main(["status", str(file)]) == 5
+    assert "damaged: rank 2" in capsys.readouterr().out
+    assert file.read_bytes() == damaged
+    assert main(["verify", str(file), "--repair"]) == 0
+    assert "repaired: rank 2" in capsys.readouterr().out
+    assert main(["status", str(file)]) == 0
+
+
+def test_an_expired_manifest_is_told(file: Path, device: Any) -> None:
+    device.manifest["expires"] = "2020-01-01T00:00:00Z"
+    files.manifest_of(file).write_text(json.dumps(device.manifest))
+    (file.parent / "toy.mdc.state.json").unlink()
+    assert api.status(file).expired
+    with pytest.raises(Exception, match="expired at 2020"):
+        api.plan(manifest=files.manifest_of(file))
+
+
+def test_a_plan_needs_no_connection(device: Any, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    room = ("--storage", rankmajor.subset_size(device.info, 4), "--have", 2, "--json")
+    _, online, _ = spoken(capsys, "plan", device.url, "toy", *room)
+    device.requests.clear()
+    code, offline, _ = spoken(capsys, "plan", "--manifest", files.manifest_of(file), *room)
+    assert (code, offline["k"], offline["limited_by"]) == (0, 4, "storage_bytes")
+    assert offline == online
+    assert device.requests == []
+    code, _, err = spoken(capsys, "plan", device.url)
+    assert code == 2
+    assert "or a manifest" in err
+
+
+def test_a_budget_from_a_file_counts_less_than_options(
+    device: Any, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    budget = tmp_path / "budget.json"
+    sizes = [rankmajor.subset_size(device.info, k) for k in (1, 2)]
+    budget.write_text(json.dumps({"storage_bytes": sizes[0], "flops": 1e9}))
+    code, found, _ = spoken(capsys, "fetch", device.url, "toy", "--to", file, "--budget", budget, "--json")
+    assert (code, found["k"], found["plan"]["limited_by"]) == (0, 1, "storage_bytes")
+    assert found["plan"]["seconds"] > 0
+    _, found, _ = spoken(
+        capsys, "plan", device.url, "toy", "--budget", budget, "--storage", sizes[1], "--json"
+    )
+    assert found["k"] == 2
+    for text, message in (("[]", "no budget"), ("{", "no budget"), ('{"colour": 1}', "no field 'colour'")):
+        budget.write_text(text)
+        code, _, err = spoken(capsys, "plan", device.url, "toy", "--budget", budget)
+        assert code == 2
+        assert message in err
+    assert spoken(capsys, "plan", device.url, "toy", "--budget", tmp_path / "none")[0] == 1
+
+
+def test_a_profile_is_a_budget(device: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, found, _ = spoken(capsys, "profile", device.url, "toy", "--folder", tmp_path, "--seconds", "0.02")
+    assert code == 0
+    assert set(found) == {"memory_bytes", "storage_bytes", "bandwidth_bps", "flops"}
+    budget = tmp_path / "budget.json"
+    budget.write_text(json.dumps(found))
+    code, done, _ = spoken(
+        capsys, "fetch", device.url, "toy", "--to", tmp_path / "x", "--budget", budget, "--json"
+    )
+    assert (code, done["k"]) == (0, 5)
+    code, found, _ = spoken(capsys, "profile", "--folder", tmp_path, "--seconds", "0.02")
+    assert "bandwidth_bps" not in found
+    assert spoken(capsys, "profile", device.url)[0] == 2
+
+
+def test_a_rate_is_operations_over_the_median_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    durations = iter([9.0, 1.0, 1.0, 5.0, 1.0, 1.0])  # the first warms up, the fourth was disturbed
+    clock = [0.0]
+    monkeypatch.setattr(profile, "perf_counter", lambda: clock[0])
+
+    def work() -> None:
+        clock[0] += next(durations)
+
+    assert profile._rate(work, 3000, seconds=8.5) == 3000
+    monkeypatch.undo()
+    assert 1e7 < profile.measure_flops(0.02) < 1e14
+
+
+def test_the_kernels_do_the_operations_that_are_counted() -> None:
+    for work, operations in (profile._product(), profile._convolution()):
+        rows, columns = work().shape  # type: ignore[attr-defined]
+        inner = {384 * 384: 384, 16 * 16 * 16 * 64: 9 * 64}[rows * columns]
+        assert operations == 2 * rows * columns * inner
+
+
+def test_free_memory_is_within_the_limits_of_system_and_group(tmp_path: Path) -> None:
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal:  9 kB\nMemAvailable:   5 kB\n")
+    assert profile._available(meminfo) == 5 * 1024
+    assert profile._available(tmp_path / "none") is None
+    for limit, used, free in (("100", "30", 70), ("max", "30", None), ("100", "120", 0)):
+        (tmp_path / "memory.max").write_text(limit)
+        (tmp_path / "memory.current").write_text(used)
+        assert profile._group_free(tmp_path) == free
+    found = profile.free_memory()
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert found is None or 0 <= found <= total
+
+
+def test_bandwidth_is_counted_in_bits(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = iter(range(1000))
+    monkeypatch.setattr(profile, "perf_counter", lambda: next(ticks) / 10)
+    # Five ranks, one tick each: of so small a set all are fetched.
+    assert profile.measure_bandwidth(device.url, "toy", ACCESS) == 8 * device.info.rank_bytes * 5 / 0.5
+    assert len(device.ranges()) == 5
+
+
+def test_the_functions_are_those_of_the_commands() -> None:
+    assert {"fetch", "grow", "plan", "profile", "shrink", "status", "verify"} <= set(api.__all__)
+    assert api.Budget is Budget

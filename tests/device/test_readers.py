@@ -1,0 +1,180 @@
+"""The readers in C and JavaScript, the safetensors package and plain HTTP agree on every subset."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from mdc_core import rankmajor
+from mdc_device import api
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+Reader = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="module")
+def in_c(tmp_path_factory: pytest.TempPathFactory) -> Reader:
+    """The C reader, built with every warning an error."""
+    if (compiler := shutil.which("cc")) is None:
+        pytest.skip("there is no C compiler")
+    program = tmp_path_factory.mktemp("c") / "read_subset"
+    options = ["-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-O1"]
+    subprocess.run([compiler, *options, "-o", program, EXAMPLES / "c/read_subset.c"], check=True, timeout=120)
+    return lambda file, *pixels: ran([program, file, *(index for pixel in pixels for index in pixel)])
+
+
+@pytest.fixture(scope="module")
+def in_js() -> Reader:
+    if (node := shutil.which("node")) is None:
+        pytest.skip("there is no Node")
+    cli = EXAMPLES / "js/cli.mjs"
+    return lambda file, *pixels, manifest=(): ran(
+        [node, cli, file, *manifest, *(word for pixel in pixels for word in ("--pixel", *pixel))]
+    )
+
+
+@pytest.fixture(params=["in_c", "in_js"])
+def reader(request: pytest.FixtureRequest) -> Reader:
+    found: Reader = request.getfixturevalue(request.param)
+    return found
+
+
+def ran(command: list[Any]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(word) for word in command], check=False, capture_output=True, text=True, timeout=60
+    )
+
+
+def packed(info: rankmajor.SetInfo, k: int) -> bytes:
+    tiles = np.random.default_rng(k).integers(0, 256, info.tile_shape(info.ipc), dtype=np.uint8)
+    return rankmajor.subset(rankmajor.pack(tiles, info), info, k)
+
+
+COLOUR = rankmajor.SetInfo(12, 2, ("cat", "dog"), (0.1, 0.0, -1e-7), (0.2, 1.0, 1e22), 9, 3)
+ODD_NAMES = ('a "b"', "c\\d", "\\", '"', "ä, ö", "狗", "🐕", "]", "e,f", "\n", '\\"', "\\\\")
+SETS = {
+    "colour": COLOUR,
+    "grey": rankmajor.SetInfo(1, 1, ("one",), (0.5,), (0.25,), 1, 1),
+    "odd names": dataclasses.replace(COLOUR, classes=ODD_NAMES),
+    "a long header": dataclasses.replace(COLOUR, classes=tuple(f"class number {i}" for i in range(400))),
+}
+
+
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("k", [1, 12])
+def test_all_read_the_same(tmp_path: Path, reader: Reader, name: str, k: int) -> None:
+    info = SETS[name]
+    k = min(k, info.ipc)
+    file = tmp_path / "file"
+    file.write_bytes(packed(info, k))
+    with safe_open(file, framework="numpy") as opened:
+        tiles = opened.get_tensor("tiles")
+    draw = np.random.default_rng(0)
+    pixels = [tuple(int(draw.integers(size)) for size in tiles.shape) for _ in range(5)]
+    done = reader(file, *pixels)
+    assert done.returncode == 0, done.stderr
+    shape = " ".join(map(str, tiles.shape))
+    sha256 = rankmajor.sha256(file.read_bytes())
+    assert done.stdout.splitlines() == [
+        f"k {k}",
+        f"shape {shape}",
+        f"sha256 {sha256}",
+        *[f"pixel {tiles[pixel]}" for pixel in pixels],
+    ]
+
+
+def test_the_sha256_in_c_is_right_for_every_padding(tmp_path: Path, in_c: Reader) -> None:
+    """Files of 4096 + 1 to 4096 + 64 bytes: every number of bytes in the last block."""
+    file = tmp_path / "file"
+    for count in range(1, 65):
+        info = rankmajor.SetInfo(1, 1, tuple(map(str, range(count))), (0.5,), (0.25,), 1, 1)
+        file.write_bytes(packed(info, 1))
+        assert file.stat().st_size == 4096 + count
+        assert f"sha256 {rankmajor.sha256(file.read_bytes())}" in in_c(file).stdout
+
+
+def test_what_the_server_sends_is_what_the_readers_read(device: Any, tmp_path: Path, reader: Reader) -> None:
+    file = tmp_path / "file"
+    api.fetch(device.url, "toy", file, k=3, access=api.Access("mdc_1_secret"))
+    request = urllib.request.Request(
+        f"{device.url}/subsets/3?set=toy", headers={"Authorization": "Bearer mdc_1_secret"}
+    )
+    with urllib.request.urlopen(request, timeout=10) as response:
+        sent = response.read()
+        etag = response.headers["ETag"].strip('"')
+    assert sent == file.read_bytes()
+    assert f"sha256 {etag}" in reader(file).stdout.splitlines()
+
+
+def edited(data: bytes, old: bytes, new: bytes) -> bytes:
+    """The file with one text in its header replaced by another, its length kept."""
+    size = int.from_bytes(data[:8], "little") + 8
+    assert data[:size].count(old) == 1
+    head = data[:size].replace(old, new).rstrip(b" ")
+    return head.ljust(size) + data[size:]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: b"",
+        lambda data: data[:7],
+        lambda data: data[:4000],
+        lambda data: data[:-1],
+        lambda data: data + b"\0",
+        lambda data: b"\xff" * 8 + data[8:],
+        lambda data: edited(data, b"rankmajor/1", b"rankmajor/2"),
+        lambda data: edited(data, b'"ipc":"12"', b'"ipc":"2"'),
+        lambda data: edited(data, b'"ipc":"12"', b'"ipc":"012"'),
+        lambda data: edited(data, b'"ipc":"12"', b'"ipc": "12"'),
+        lambda data: edited(data, b'"shape":[3', b'"shape":[4'),
+        lambda data: edited(data, b'"shape":[3', b'"shape":[0'),
+        lambda data: edited(data, b'"factor":"2"', b'"factor":"3"'),
+        lambda data: edited(data, b'"factor":"2"', b'"factor":"0"'),
+        lambda data: edited(data, b"cat", b'cat\\",\\"cow'),
+        lambda data: edited(data, b'"U8"', b'"I8"'),
+        lambda data: edited(data, b"]}}", b"]},}"),
+        lambda data: edited(data, b"]}}", b"]}}."),
+        lambda data: edited(data, b'"channels":"3"', b'"channels":"1"'),
+        lambda data: edited(data, b'"image_size":"9"', b'"image_size":"99999999999999999999999"'),
+        lambda data: data[:-5000],
+        lambda data: (8184).to_bytes(8, "little") + data[8:4096].ljust(8184) + data[4096:],
+    ],
+)
+def test_damage_is_refused(tmp_path: Path, reader: Reader, damage: Callable[[bytes], bytes]) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(damage(packed(COLOUR, 3)))
+    done = reader(file)
+    assert (done.returncode, done.stdout) == (5, "")
+    assert "fetch it again" in done.stderr or "no rankmajor/1 file" in done.stderr
+
+
+def test_javascript_names_the_ranks_that_are_damaged(device: Any, tmp_path: Path, in_js: Reader) -> None:
+    file, manifest = tmp_path / "file", tmp_path / "manifest"
+    manifest.write_text(json.dumps(device.manifest))
+    data = bytearray(device.subset(4))
+    file.write_bytes(data)
+    assert in_js(file, manifest=[manifest]).returncode == 0
+    for rank in (2, 4):
+        data[rankmajor.rank_range(device.info, rank)[0]] ^= 1
+    file.write_bytes(data)
+    done = in_js(file, manifest=[manifest])
+    assert done.returncode == 5
+    assert "rank 2, 4 is not what the manifest promises" in done.stderr
+
+
+def test_wrong_use(tmp_path: Path, reader: Reader) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(packed(COLOUR, 1))
+    assert reader(file, (1, 0, 0, 0, 0, 0)).returncode in (1, 2)
+    assert reader(tmp_path / "none").returncode == 1
