@@ -4,7 +4,8 @@ MdcError
 ├── ConfigError    a setting is out of its range, or two settings contradict each other
 ├── DataError      a data set is broken, empty or unlabelled; names the file or the class
 ├── FormatError    a stored file (rankmajor, manifest, checkpoint) is damaged or of an unknown version
-│   └── DigestError    bytes do not have the sha256 that was promised for them
+│   ├── DigestError    bytes do not have the sha256 that was promised for them
+│   └── SignatureError a manifest is not signed, or not by a key that is trusted
 └── BudgetError    no subset fits the budget; names the limiting resource and the least that would do
 """
 
@@ -33,6 +34,10 @@ class DigestError(FormatError):
     def __init__(self, message: str, ranks: tuple[int, ...] = ()) -> None:
         super().__init__(message)
         self.ranks = ranks
+
+
+class SignatureError(FormatError):
+    """A manifest whose signature cannot be checked, or is not that of a trusted key: it must not be used."""
 
 
 class BudgetError(MdcError):
