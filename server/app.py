@@ -15,7 +15,7 @@ from server.auth import ensure_admin_key
 from server.deps import Services
 from server.logs import configure_logging
 from server.problems import ProblemBody
-from server.routes import datasets, health, jobs, keys, sets, subsets
+from server.routes import datasets, health, jobs, keys, keyset, sets, subsets
 from server.settings import Settings
 from server.store import migrate
 from server.store.db import Database
@@ -32,7 +32,7 @@ def create_app(settings: Settings) -> FastAPI:
     migrations must have been run.
 
     Raises:
-        ConfigError: the secret is missing, or the object store's URL cannot be used.
+        ConfigError: the secret or the signing key is missing, or the object store's URL cannot be used.
     """
     app = FastAPI(
         title="Multisize Dataset Condensation",
@@ -48,9 +48,10 @@ def create_app(settings: Settings) -> FastAPI:
         objects=open_objects(settings.objects_url),
         wakeup=Wakeup(settings.broker_url),
         secret_key=settings.secret_key(),
+        manifest_keys=settings.manifest_keys(),
     )
     problems.install(app)
-    for module in (datasets, jobs, sets, subsets, keys, health):
+    for module in (datasets, jobs, sets, subsets, keyset, keys, health):
         app.include_router(module.router)
     _complete_openapi(app)
     return app

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from fastapi import Depends, Query, Request
 
+from mdc_core.signing import PrivateKey
 from server.problems import FieldError, invalid
 from server.settings import Settings
 from server.store.db import Database
@@ -24,6 +25,8 @@ class Services:
     objects: ObjectStore
     wakeup: Wakeup
     secret_key: bytes
+    manifest_keys: tuple[PrivateKey, ...]
+    """The first signs, all are published."""
 
 
 def _services(request: Request) -> Services:

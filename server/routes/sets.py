@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from dataclasses import replace
 from typing import Annotated
@@ -15,13 +13,14 @@ from mdc_core import rankmajor
 from mdc_core.manifest import parse_manifest
 from mdc_core.preview import LARGEST_SIDE, preview_png
 from server.auth import SubsetsReader
-from server.conditional import matches
+from server.conditional import matches, prefers
 from server.deps import AfterQuery, LimitQuery, Services, ServicesDep
+from server.manifests import JOSE, JSON, expiry, write_manifest
 from server.problems import not_found, responses
 from server.schemas import Page, SetOut
 from server.store import sets
 from server.store.ids import to_cursor
-from server.store.tables import CondensedSet
+from server.store.tables import CondensedSet, utcnow
 
 router = APIRouter(prefix="/v1/sets", tags=["sets"])
 
@@ -67,26 +66,43 @@ def get_set(name: SetReference, caller: SubsetsReader, services: ServicesDep) ->
 @router.get(
     "/{name}/manifest",
     operation_id="getManifest",
-    responses={304: {"description": "Not Modified"}, **responses(401, 403, 404, 422)},
+    response_class=Response,
+    responses={
+        200: {
+            "description": "The manifest; with `Accept: application/jose` the compact JWS of the same bytes.",
+            "content": {
+                JSON: {"schema": {"type": "object"}},
+                JOSE: {"schema": {"type": "string", "pattern": r"^[\w-]+\.[\w-]+\.[\w-]+$"}},
+            },
+        },
+        304: {"description": "Not Modified"},
+        **responses(401, 403, 404, 422),
+    },
 )
 def get_manifest(
     name: SetReference,
     caller: SubsetsReader,
     services: ServicesDep,
+    accept: Annotated[str | None, Header(max_length=4096)] = None,
     if_none_match: IfNoneMatch = None,
 ) -> Response:
-    """What a device must know before it fetches: shape, digests, accuracy per k, cost of training."""
+    """What a device must know before it fetches: shape, digests, accuracy per k, cost of training.
+
+    Its signature is checked with the keys of `/v1/keyset`; it must not be used after its `expires`.
+    """
     row, pinned = find_set(services, name)
-    text = json.dumps(row.manifest, separators=(",", ":"), allow_nan=False).encode()
-    etag = f'"{hashlib.sha256(text).hexdigest()}"'
+    expires = expiry(utcnow(), services.settings.manifest_days)
+    manifest = write_manifest(row.manifest, services.manifest_keys[0], expires)
+    written = manifest.jose if prefers(accept, JOSE, JSON) else manifest.json
     headers = {
-        "ETag": etag,
+        "ETag": written.etag,
+        "Vary": "Accept",
         "Cache-Control": "private, max-age=300" if pinned else "private, max-age=60",
         "Content-Location": f"/v1/sets/{row.name}@{row.version}/manifest",
     }
-    if if_none_match is not None and matches(if_none_match, etag, weak=True):
+    if if_none_match is not None and matches(if_none_match, written.etag, weak=True):
         return Response(status_code=304, headers=headers)
-    return Response(text, headers=headers, media_type="application/json")
+    return Response(written.body, headers=headers, media_type=written.media_type)
 
 
 @router.get(
