@@ -10,9 +10,13 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from mdc_core.signing import PrivateKey, sign
+from server.lru import Lru
+from server.store.tables import CondensedSet
 
 JSON = "application/json"
 JOSE = "application/jose"
+KEPT = 64
+"""Written manifests that are kept."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,27 @@ class SignedManifest:
 
     json: Written
     jose: Written
+
+
+class Manifests:
+    """Writes manifests, and keeps those of the hour."""
+
+    def __init__(self, key: PrivateKey, days: int) -> None:
+        """`key` signs; `days` after the hour of its writing a manifest expires."""
+        self._key = key
+        self._days = days
+        self._kept: Lru[tuple[str, int, datetime], SignedManifest] = Lru(KEPT)
+
+    def warm(self, row: CondensedSet, now: datetime) -> SignedManifest | None:
+        """The manifest if it was written in this hour."""
+        return self._kept.get((row.name, row.version, expiry(now, self._days)))
+
+    def write(self, row: CondensedSet, now: datetime) -> SignedManifest:
+        """The manifest of a version, dated and signed."""
+        expires = expiry(now, self._days)
+        written = write_manifest(row.manifest, self._key, expires)
+        self._kept.put((row.name, row.version, expires), written)
+        return written
 
 
 def write_manifest(document: Mapping[str, Any], key: PrivateKey, expires: datetime) -> SignedManifest:

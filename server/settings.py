@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, SecretStr, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from mdc_core.errors import ConfigError, FormatError
 from mdc_core.signing import PrivateKey, dump_private_keys, load_private_keys, new_key
@@ -19,10 +20,29 @@ MIN_SECRET = 32
 """Characters that a configured secret has at least: 128 bits even when it is written in hexadecimal."""
 
 GiB = 2**30
+MiB = 2**20
+
+_ORIGIN = re.compile(r"https?://[A-Za-z0-9.-]+(:[0-9]+)?|https?://\[[0-9a-fA-F:]+\](:[0-9]+)?")
 
 
 def _absolute(path: Path) -> Path:
     return path.expanduser().absolute()
+
+
+def _listed(value: Any) -> Any:
+    """The parts of a text with commas between; pass on what is a list already."""
+    return (
+        tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+    )
+
+
+def _origins(origins: tuple[str, ...]) -> tuple[str, ...]:
+    for origin in origins:
+        if origin != "*" and not _ORIGIN.fullmatch(origin):
+            raise ConfigError(
+                f"the origin {origin!r} is not one: write scheme and host, such as https://example.org"
+            )
+    return origins
 
 
 def _in_data_dir(template: str) -> Any:
@@ -61,6 +81,14 @@ class Settings(BaseSettings):
     """Private JWKS whose first key signs manifests; made by itself in the embedded mode only."""
     manifest_days: int = Field(default=30, ge=1, le=3650)
     """Days after which a manifest must be fetched again."""
+    downloads: Literal["proxy", "redirect"] = "proxy"
+    """Whether subsets come through the API, or where possible from the object store by signed URLs."""
+    cors_origins: Annotated[
+        tuple[str, ...], NoDecode, BeforeValidator(_listed), AfterValidator(_origins)
+    ] = ()
+    """Origins whose web pages may read sets and subsets, with commas between; `*`: every one."""
+    cache_bytes: int = Field(default=64 * MiB, ge=0)
+    """Memory for ranks that were delivered, in each API process."""
     upload_max_bytes: int = Field(default=2 * GiB, ge=1)
     """Largest data set that may be uploaded."""
     max_attempts: int = Field(default=5, ge=1)

@@ -9,6 +9,7 @@ from pydantic import SecretStr, ValidationError
 from typer.testing import CliRunner
 
 from mdc_core.errors import ConfigError
+from server.app import create_app
 from server.cli import app as cli
 from server.settings import Settings
 
@@ -61,6 +62,9 @@ def test_elsewhere_a_secret_has_to_be_given(tmp_path: Path, remote: dict[str, An
         ("MDC_SECRET", "secret" + "x" * 25, "31 characters"),
         ("MDC_SIGNING_KEYS", "secret nonsense", "not JSON"),
         ("MDC_SIGNING_KEYS", '{"keys": [{"d": "secret"}]}', "no private Ed25519"),
+        ("MDC_CORS_ORIGINS", "https://a.test,b.test", "'b.test'"),
+        ("MDC_CORS_ORIGINS", "https://a.test/", "'https://a.test/'"),
+        ("MDC_DOWNLOADS", "torrent", "redirect"),
         ("MDC_PORT", "70000", "65535"),
         ("MDC_MAX_ATTEMPTS", "0", "max_attempts"),
         ("MDC_LEASE_RENEW_SECONDS", "90", "90 s"),
@@ -101,3 +105,23 @@ def test_elsewhere_a_signing_key_has_to_be_given(tmp_path: Path, monkeypatch: py
     assert former == first
     assert second != first
     assert list(tmp_path.iterdir()) == []
+
+
+def test_origins_are_a_list_with_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Settings().cors_origins == ()
+    for text, expected in {
+        "": (),
+        "*": ("*",),
+        "https://a.test, http://localhost:8080,http://[::1]:80": (
+            "https://a.test",
+            "http://localhost:8080",
+            "http://[::1]:80",
+        ),
+    }.items():
+        monkeypatch.setenv("MDC_CORS_ORIGINS", text)
+        assert Settings().cors_origins == expected
+
+
+def test_redirects_need_a_store_with_signed_urls(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no signed URLs"):
+        create_app(Settings(data_dir=tmp_path, downloads="redirect"))
