@@ -22,6 +22,7 @@ from server.problems import ProblemBody
 from server.ranks import Ranks
 from server.routes import datasets, health, jobs, keys, keyset, sets, subsets
 from server.settings import Settings
+from server.shortcut import Shortcut
 from server.store import migrate
 from server.store.db import Database
 from server.store.objects import open_objects
@@ -48,6 +49,7 @@ def create_app(settings: Settings) -> FastAPI:
         separate_input_output_schemas=False,
     )
     app.state.services = _services(settings)
+    app.add_middleware(Shortcut)  # the first is the innermost
     if settings.cors_origins:
         app.add_middleware(DeviceCors, origins=settings.cors_origins)
     problems.install(app)

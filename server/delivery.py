@@ -22,6 +22,8 @@ from server.store.objects import CHUNK
 
 MEDIA_TYPE = "application/octet-stream"
 YEAR = 31_536_000
+AT_ONCE = 512 * 1024
+"""Bytes of a body that is handed over whole; a slow reader holds no more than this."""
 URL_SECONDS = 300
 """How long a signed URL of the object store works."""
 
@@ -180,9 +182,14 @@ async def send(services: Services, version: Version, answer: Answer) -> Response
     pieces: Iterable[Piece] | None = services.ranks.warm(version, answer.k, *answer.span)
     if pieces is None:
         pieces = await run_in_threadpool(services.ranks.read, version, answer.k, *answer.span)
-    if not isinstance(pieces, list):
-        return StreamingResponse(pieces, answer.status, answer.headers)
-    if answer.span[1] - answer.span[0] <= CHUNK:
+    if isinstance(pieces, list):
+        return respond(answer, pieces)
+    return StreamingResponse(pieces, answer.status, answer.headers)
+
+
+def respond(answer: Answer, pieces: list[Piece]) -> Response:
+    """The response of bytes that are in memory."""
+    if sum(map(len, pieces)) <= AT_ONCE:
         return Response(b"".join(pieces), answer.status, answer.headers)
     return StreamingResponse(_chunks(pieces), answer.status, answer.headers)
 
