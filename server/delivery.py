@@ -17,13 +17,11 @@ from server.catalog import Version
 from server.conditional import byte_range, matches
 from server.deps import Services
 from server.problems import FieldError, Problem, invalid
-from server.ranks import Piece
+from server.ranks import AT_ONCE, Piece
 from server.store.objects import CHUNK
 
 MEDIA_TYPE = "application/octet-stream"
 YEAR = 31_536_000
-AT_ONCE = 512 * 1024
-"""Bytes of a body that is handed over whole; a slow reader holds no more than this."""
 URL_SECONDS = 300
 """How long a signed URL of the object store works."""
 
@@ -190,7 +188,8 @@ async def send(services: Services, version: Version, answer: Answer) -> Response
 def respond(answer: Answer, pieces: list[Piece]) -> Response:
     """The response of bytes that are in memory."""
     if sum(map(len, pieces)) <= AT_ONCE:
-        return Response(b"".join(pieces), answer.status, answer.headers)
+        body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        return Response(body, answer.status, answer.headers)
     return StreamingResponse(_chunks(pieces), answer.status, answer.headers)
 
 

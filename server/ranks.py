@@ -13,6 +13,9 @@ from server.lru import Lru
 from server.store.objects import ObjectStore
 
 Piece = bytes | memoryview
+AT_ONCE = 512 * 1024
+"""Bytes of a body that is handed over whole; a slow reader holds no more than this."""
+WHOLE = 2**32
 _LOCKS = 16
 
 
@@ -26,19 +29,25 @@ class Ranks:
         """`capacity` is in bytes; 0 keeps nothing."""
         self._objects = objects
         self._capacity = capacity
-        # Key and rank; an object has one header per k, kept as the rank -k.
+        # Key and rank; the header of subset k is kept as the rank -k, its whole file as WHOLE + k.
         self._kept: Lru[tuple[str, int], bytes] = Lru(capacity, len)
         # Many devices that ask for the same new set cause one read. Two objects may share a lock.
         self._locks = [Lock() for _ in range(_LOCKS)]
 
     def warm(self, version: Version, k: int, start: int, end: int) -> list[Piece] | None:
         """Bytes [start, end) of the file of subset k if all are in memory; never waits for the store."""
+        is_whole = start == 0 and end == version.length(k) <= AT_ONCE
+        if is_whole and (whole := self._kept.get((version.row.object_key, WHOLE + k))) is not None:
+            return [whole]
         pieces: list[Piece] = []
         for rank, first, last in _parts(version, start, end):
             block = self._header(version, k) if rank == 0 else self._kept.get((version.row.object_key, rank))
             if block is None:
                 return None
             pieces.append(memoryview(block)[first:last])
+        if is_whole:  # joined once, not for every device that asks for it
+            pieces = [b"".join(pieces)]
+            self._kept.put((version.row.object_key, WHOLE + k), bytes(pieces[0]))
         return pieces
 
     def read(self, version: Version, k: int, start: int, end: int) -> Iterable[Piece]:
