@@ -12,11 +12,17 @@ from starlette.concurrency import run_in_threadpool
 from mdc_core.errors import ConfigError
 from server import problems
 from server.auth import ensure_admin_key
+from server.callers import KnownKeys
+from server.catalog import Catalog
+from server.cors import DeviceCors
 from server.deps import Services
 from server.logs import configure_logging
+from server.manifests import Manifests
 from server.problems import ProblemBody
-from server.routes import datasets, health, jobs, keys, sets, subsets
+from server.ranks import Ranks
+from server.routes import datasets, health, jobs, keys, keyset, sets, subsets
 from server.settings import Settings
+from server.shortcut import Shortcut
 from server.store import migrate
 from server.store.db import Database
 from server.store.objects import open_objects
@@ -32,7 +38,7 @@ def create_app(settings: Settings) -> FastAPI:
     migrations must have been run.
 
     Raises:
-        ConfigError: the secret is missing, or the object store's URL cannot be used.
+        ConfigError: the secret or the signing key is missing, or the object store's URL cannot be used.
     """
     app = FastAPI(
         title="Multisize Dataset Condensation",
@@ -42,18 +48,37 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
         separate_input_output_schemas=False,
     )
-    app.state.services = Services(
-        settings=settings,
-        db=Database(settings.database_url),
-        objects=open_objects(settings.objects_url),
-        wakeup=Wakeup(settings.broker_url),
-        secret_key=settings.secret_key(),
-    )
+    app.state.services = _services(settings)
+    app.add_middleware(Shortcut)  # the first is the innermost
+    if settings.cors_origins:
+        app.add_middleware(DeviceCors, origins=settings.cors_origins)
     problems.install(app)
-    for module in (datasets, jobs, sets, subsets, keys, health):
+    for module in (datasets, jobs, sets, subsets, keyset, keys, health):
         app.include_router(module.router)
     _complete_openapi(app)
     return app
+
+
+def _services(settings: Settings) -> Services:
+    objects = open_objects(settings.objects_url)
+    if settings.downloads == "redirect" and objects.url("x", 1) is None:
+        raise ConfigError(
+            f"MDC_DOWNLOADS is redirect, but {settings.objects_url!r} has no signed URLs: use proxy, or s3://…"
+        )
+    db = Database(settings.database_url)
+    manifest_keys = settings.manifest_keys()
+    return Services(
+        settings=settings,
+        db=db,
+        objects=objects,
+        wakeup=Wakeup(settings.broker_url),
+        secret_key=settings.secret_key(),
+        manifest_keys=manifest_keys,
+        known_keys=KnownKeys(),
+        catalog=Catalog(db),
+        manifests=Manifests(manifest_keys[0], settings.manifest_days),
+        ranks=Ranks(objects, settings.cache_bytes),
+    )
 
 
 def app_from_env() -> FastAPI:

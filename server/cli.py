@@ -1,4 +1,4 @@
-"""Operator's commands: `python -m server.cli migrate`, `python -m server.cli create-key NAME --scope admin`."""
+"""Operator's commands: `python -m server.cli migrate`, `create-key NAME --scope admin`, `create-signing-key`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from mdc_core.errors import ConfigError
+from mdc_core.signing import dump_private_keys, new_key
 from server.auth import SCOPES, create_key
 from server.settings import Settings
 from server.store import migrate as migrations
@@ -40,6 +41,20 @@ def create(
     finally:
         db.dispose()
     typer.echo(token)
+
+
+@app.command("create-signing-key")
+def create_signing_key(
+    rotate: Annotated[
+        bool, typer.Option(help="Let the keys that are in use follow the new one, which then signs.")
+    ] = False,
+) -> None:
+    """Make a key that signs manifests, and print the private key set for MDC_SIGNING_KEYS. Keep it secret."""
+    try:
+        former = Settings().manifest_keys() if rotate else ()
+    except ConfigError as error:
+        raise typer.BadParameter(str(error)) from error
+    typer.echo(dump_private_keys([new_key(), *former]))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Ranges and conditions of RFC 9110 as pure functions of the header's text."""
+"""Ranges, conditions and negotiation of RFC 9110 as pure functions of the header's text."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 from server.problems import Problem
 
 _RANGE = re.compile(r"bytes=\s*(?:(\d+)-(\d*)|-(\d+))\s*", re.IGNORECASE)
+_WEIGHT = re.compile(r"0(\.\d{0,3})?|1(\.0{0,3})?")
 _TAG = re.compile(r'(W/)?("[\x21\x23-\x7e\x80-\xff]*")')
 
 
@@ -46,3 +47,20 @@ def byte_range(header: str | None, if_range: str | None, etag: str, length: int)
             headers={"Content-Range": f"bytes */{length}", "Accept-Ranges": "bytes"},
         )
     return start, end
+
+
+def prefers(accept: str | None, other: str, default: str) -> bool:
+    """Whether an Accept header names the media type `other`, with no less weight than `default` (section 12.5.1).
+
+    A wildcard never asks for `other`: who does not know of it gets the default.
+    """
+    weights: dict[str, float] = {}
+    for entry in (accept or "").split(","):
+        media_type, *parameters = (part.strip().lower() for part in entry.split(";"))
+        weights[media_type] = next((_weight(text[2:]) for text in parameters if text.startswith("q=")), 1.0)
+    wanted = weights.get(other, 0.0)
+    return wanted > 0 and wanted >= weights.get(default, 0.0)
+
+
+def _weight(text: str) -> float:
+    return float(text) if _WEIGHT.fullmatch(text) else 0.0

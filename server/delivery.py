@@ -1,42 +1,53 @@
-"""The file of a subset on its way to a device: header(k), then one range of one object."""
+"""A subset or a rank on its way to a device: which bytes, under which headers, from where."""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain
+from typing import Any
 
-from mdc_core import rankmajor
-from mdc_core.budget import Budget, plan
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response, StreamingResponse
+
+from mdc_core.budget import Budget, Plan, plan
 from mdc_core.errors import BudgetError, ConfigError
-from mdc_core.manifest import Manifest, parse_manifest
+from mdc_core.manifest import Manifest
+from server.catalog import Version
 from server.conditional import byte_range, matches
+from server.deps import Services
 from server.problems import FieldError, Problem, invalid
-from server.store.objects import ObjectStore
-from server.store.tables import CondensedSet
+from server.ranks import AT_ONCE, Piece
+from server.store.objects import CHUNK
 
 MEDIA_TYPE = "application/octet-stream"
 YEAR = 31_536_000
+URL_SECONDS = 300
+"""How long a signed URL of the object store works."""
 
 
 @dataclass(frozen=True)
 class Conditions:
     """What a request asks of the representation; the texts of the headers, None where absent."""
 
-    range: str | None
-    if_range: str | None
-    if_match: str | None
-    if_none_match: str | None
+    range: str | None = None
+    if_range: str | None = None
+    if_match: str | None = None
+    if_none_match: str | None = None
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A response: an empty `body` for 304 and HEAD."""
+    """A response before its bytes are read."""
 
     status: int
     headers: Mapping[str, str]
-    body: Iterator[bytes]
+    k: int
+    """The bytes are of the file of this subset."""
+    span: tuple[int, int] | None = None
+    """Which of its bytes, half open; None: no body."""
+    in_store: bool = False
+    """Whether the stored object has the same answer to the same Range header."""
 
 
 def choose_size(manifest: Manifest, wanted: str, fields: Mapping[str, str]) -> int:
@@ -45,83 +56,170 @@ def choose_size(manifest: Manifest, wanted: str, fields: Mapping[str, str]) -> i
     Raises:
         Problem: 404 when the set has no such subset, 422 when the budget is wrong, or too small for any.
     """
-    ipc = manifest.info.ipc
-    at_most = None if wanted == "auto" else _whole(wanted, ipc)
+    at_most = None if wanted == "auto" else _whole(wanted, manifest.info.ipc, "subset")
+    if at_most is not None and not fields:
+        return at_most
+    return make_plan(manifest, fields, "query", at_most).k
+
+
+def make_plan(manifest: Manifest, fields: Mapping[str, Any], where: str, at_most: int | None = None) -> Plan:
+    """The plan for the budget that query or JSON `fields` describe; `where` names these in errors.
+
+    Raises:
+        Problem: 422 when the budget is wrong, or too small for any subset.
+    """
     try:
-        if at_most is not None and not fields:
-            return at_most
-        return plan(manifest, Budget.from_mapping(fields), at_most).k
+        return plan(manifest, Budget.from_mapping(fields), at_most)
     except BudgetError as error:
         raise Problem(
             422, "budget-too-small", str(error), extra={"resource": error.resource, "needed": error.needed}
         ) from error
     except ConfigError as error:
-        raise invalid("invalid-budget", [FieldError(field="query", message=str(error))]) from error
+        raise invalid("invalid-budget", [FieldError(field=where, message=str(error))]) from error
 
 
-def _whole(wanted: str, ipc: int) -> int:
+def _whole(wanted: str, ipc: int, noun: str) -> int:
+    """The number of a subset or a rank."""
     if wanted.isascii() and wanted.isdigit() and len(wanted) < 10 and 1 <= int(wanted) <= ipc:
         return int(wanted)
+    more = ", or ask for auto" if noun == "subset" else ""
     raise Problem(
         404,
-        "subset-out-of-range",
-        f"there is no subset {wanted[:40]!r}: this set has the subsets 1..{ipc}, or ask for auto",
+        f"{noun}-out-of-range",
+        f"there is no {noun} {wanted[:40]!r}: this set has the {noun}s 1..{ipc}{more}",
     )
 
 
-def deliver(
-    row: CondensedSet,
-    wanted: str,
-    fields: Mapping[str, str],
-    conditions: Conditions,
-    objects: ObjectStore,
-    *,
-    pinned: bool,
-    head: bool,
-) -> Answer:
-    """Subset `wanted` of a published version, or a part of it.
+def answer_subset(version: Version, k: int, conditions: Conditions, *, pinned: bool, head: bool) -> Answer:
+    """Subset k, or a part of it.
 
     `pinned` says that the request named the version, so that the answer will never change. `head` leaves out the
-    body. The object store is touched only when bytes of it are sent.
+    body.
 
     Raises:
-        Problem: 404, 412, 416 or 422; see `choose_size` and `server.conditional`.
+        Problem: 412 or 416; see `server.conditional`.
     """
-    manifest = parse_manifest(row.manifest)
-    k = choose_size(manifest, wanted, fields)
-    digest = manifest.digests.subsets[k - 1]
-    length = rankmajor.subset_size(manifest.info, k)
-    etag = f'"{digest}"'
-    headers = {
-        "ETag": etag,
-        "Cache-Control": "private, "
-        + (f"immutable, max-age={YEAR}, no-transform" if pinned else "max-age=60, no-transform"),
-        "Content-Location": f"/v1/sets/{row.name}@{row.version}/subsets/{k}",
-        "Accept-Ranges": "bytes",
-        "Repr-Digest": f"sha-256=:{base64.b64encode(bytes.fromhex(digest)).decode()}:",
-    }
+    length = version.length(k)
+    headers = _headers(version, version.manifest.digests.subsets[k - 1], pinned)
+    headers |= {"Content-Location": f"{version.path}/subsets/{k}", "Accept-Ranges": "bytes"}
+    etag = headers["ETag"]
     if conditions.if_match is not None and not matches(conditions.if_match, etag, weak=False):
         raise Problem(
             412,
             "precondition-failed",
-            f"If-Match names another file than subset {k} of {row.name}@{row.version}, whose ETag is {etag}",
+            f"If-Match names another file than {headers['Content-Location']}, whose ETag is {etag}",
         )
     if conditions.if_none_match is not None and matches(conditions.if_none_match, etag, weak=True):
-        return Answer(304, headers, iter(()))
+        return Answer(304, headers, k)
     part = None if head else byte_range(conditions.range, conditions.if_range, etag, length)
     start, end = part or (0, length)
     headers |= {"Content-Length": str(end - start), "Content-Type": MEDIA_TYPE}
     if part is not None:
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{length}"
-    body = iter(()) if head else _body(objects, row.object_key, manifest.info, k, start, end)
-    return Answer(200 if part is None else 206, headers, body)
+    status = 200 if part is None else 206
+    return Answer(
+        status, headers, k, None if head else (start, end), _in_store(version, k, start, end, conditions)
+    )
 
 
-def _body(
-    objects: ObjectStore, key: str, info: rankmajor.SetInfo, k: int, start: int, end: int
-) -> Iterator[bytes]:
-    """Bytes [start, end) of the file of subset k; the payload has the same offsets in file and object."""
-    size = rankmajor.header_size(info)
-    head = rankmajor.header(info, k)[start:end]
-    payload = objects.stream(key, max(start, size), max(end, size))
-    return chain((head,), payload) if head else payload
+def answer_rank(version: Version, wanted: str, conditions: Conditions, *, pinned: bool, head: bool) -> Answer:
+    """A whole rank, always with 200: for browsers, and for clients that cannot keep partial answers.
+
+    Raises:
+        Problem: 404 when the set has no such rank, 412 when If-Match names another one.
+    """
+    ipc = version.manifest.info.ipc
+    r = _whole(wanted, ipc, "rank")
+    headers = _headers(version, version.manifest.digests.ranks[r - 1], pinned)
+    headers |= {"Content-Location": f"{version.path}/ranks/{r}", "Accept-Ranges": "none"}
+    if conditions.if_match is not None and not matches(conditions.if_match, headers["ETag"], weak=False):
+        raise Problem(412, "precondition-failed", f"If-Match names another rank than {headers['ETag']}")
+    if conditions.if_none_match is not None and matches(conditions.if_none_match, headers["ETag"], weak=True):
+        return Answer(304, headers, ipc)
+    start, end = version.length(r - 1), version.length(r)
+    headers |= {
+        "Content-Length": str(end - start),
+        "Content-Type": MEDIA_TYPE,
+        "Content-Digest": headers["Repr-Digest"],
+    }
+    return Answer(200, headers, ipc, None if head else (start, end))
+
+
+def _headers(version: Version, digest: str, pinned: bool) -> dict[str, str]:
+    """What every answer about bytes of this hex sha256 says."""
+    control = f"immutable, max-age={YEAR}, no-transform" if pinned else "max-age=60, no-transform"
+    return {
+        "ETag": f'"{digest}"',
+        "Cache-Control": f"private, {control}",
+        "Repr-Digest": f"sha-256=:{base64.b64encode(bytes.fromhex(digest)).decode()}:",
+    }
+
+
+def _in_store(version: Version, k: int, start: int, end: int, conditions: Conditions) -> bool:
+    """Whether the object answers this request with the same bytes.
+
+    It is the file of subset N. Of a smaller subset it has the ranks at the same place, but another header, and it
+    is longer: a range must say where it ends. The store does not know our entity tags.
+    """
+    if conditions.if_match is not None or conditions.if_range is not None:
+        return False
+    if k == version.manifest.info.ipc:
+        return True
+    closed = f"bytes={start}-{end - 1}"
+    return start >= version.header_bytes and (conditions.range or "").strip().lower() == closed
+
+
+async def send(services: Services, version: Version, answer: Answer) -> Response:
+    """The response with its bytes: from memory, from the object store, or by a URL of it."""
+    if answer.span is None:
+        return Response(status_code=answer.status, headers=answer.headers)
+    if answer.in_store and services.settings.downloads == "redirect":
+        url = await run_in_threadpool(services.objects.url, version.row.object_key, URL_SECONDS)
+        if url is not None:
+            return _redirect(url, answer)
+    pieces: Iterable[Piece] | None = services.ranks.warm(version, answer.k, *answer.span)
+    if pieces is None:
+        pieces = await run_in_threadpool(services.ranks.read, version, answer.k, *answer.span)
+    if isinstance(pieces, list):
+        return respond(answer, pieces)
+    return StreamingResponse(pieces, answer.status, answer.headers)
+
+
+def respond(answer: Answer, pieces: list[Piece]) -> Response:
+    """The response of bytes that are in memory."""
+    if sum(map(len, pieces)) <= AT_ONCE:
+        body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        return Response(body, answer.status, answer.headers)
+    return StreamingResponse(_chunks(pieces), answer.status, answer.headers)
+
+
+def _redirect(url: str, answer: Answer) -> Response:
+    headers = {
+        "Location": url,
+        "Cache-Control": "no-store",
+        "Content-Location": answer.headers["Content-Location"],
+        "Repr-Digest": answer.headers["Repr-Digest"],
+    }
+    return Response(status_code=302, headers=headers)
+
+
+async def _chunks(pieces: list[Piece]) -> AsyncIterator[Piece]:
+    """Pieces of at most `CHUNK` bytes: the connection holds one of them, however slow its reader is."""
+    for chunk in _pack(pieces):
+        yield chunk
+
+
+def _pack(pieces: Iterable[Piece]) -> Iterator[Piece]:
+    """The same bytes in pieces of about `CHUNK`: small ones together, large ones apart."""
+    waiting: list[Piece] = []
+    size = 0
+    for piece in pieces:
+        for first in range(0, len(piece), CHUNK):
+            part = memoryview(piece)[first : first + CHUNK]
+            if size + len(part) > CHUNK:
+                yield b"".join(waiting)
+                waiting, size = [], 0
+            waiting.append(part)
+            size += len(part)
+    if waiting:
+        yield b"".join(waiting)

@@ -7,7 +7,12 @@ from typing import Annotated
 
 from fastapi import Depends, Query, Request
 
+from mdc_core.signing import PrivateKey
+from server.callers import KnownKeys
+from server.catalog import Catalog
+from server.manifests import Manifests
 from server.problems import FieldError, invalid
+from server.ranks import Ranks
 from server.settings import Settings
 from server.store.db import Database
 from server.store.ids import from_cursor
@@ -24,9 +29,15 @@ class Services:
     objects: ObjectStore
     wakeup: Wakeup
     secret_key: bytes
+    manifest_keys: tuple[PrivateKey, ...]
+    """The first signs, all are published."""
+    known_keys: KnownKeys
+    catalog: Catalog
+    manifests: Manifests
+    ranks: Ranks
 
 
-def _services(request: Request) -> Services:
+async def _services(request: Request) -> Services:
     services: Services = request.app.state.services
     return services
 
@@ -36,7 +47,7 @@ ServicesDep = Annotated[Services, Depends(_services)]
 LimitQuery = Annotated[int, Query(ge=1, le=100, description="Entries per page.")]
 
 
-def _after(
+async def _after(
     after: Annotated[
         str | None, Query(max_length=300, description="`next_cursor` of the page before.")
     ] = None,

@@ -17,5 +17,6 @@ def configure_logging() -> None:
             structlog.processors.format_exc_info,
             structlog.processors.JSONRenderer(),
         ],
+        cache_logger_on_first_use=True,
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
     )

@@ -24,6 +24,7 @@ MAX_BODY_BYTES = 2**20
 """Largest body of a request that is not an upload."""
 UPLOAD_PATH = "/v1/datasets"
 
+_log = structlog.get_logger()
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _SHOWN = 200
 """Characters of a wrong value that are shown."""
@@ -217,7 +218,7 @@ class RequestContext:
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message)["X-Request-ID"] = request_id
-                structlog.get_logger().info(
+                _log.info(
                     "request",
                     method=scope["method"],
                     path=scope["path"],

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from datetime import datetime, timedelta
 from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
+from mdc_core.budget import Plan
 from mdc_core.config import CondenseConfig, DataFacts, EvaluateConfig
 from server.auth import SCOPES, Scope
+from server.catalog import Version
 from server.store.states import JobState
 from server.store.tables import ApiKey, CondensedSet, Dataset, Job, utcnow
 
@@ -245,8 +248,54 @@ class SetOut(Shown):
                 "manifest": f"{here}/manifest",
                 "preview": f"{here}/preview.png",
                 "subset": f"{here}/subsets/{{k}}",
+                "rank": f"{here}/ranks/{{r}}",
+                "plans": f"{here}/plans",
             },
             **shape,
+        )
+
+
+class PlanOut(Shown):
+    """The subset for a budget, and what it will take. Null: the budget and the manifest do not tell."""
+
+    name: str
+    version: int
+    """The version that the plan is about: fetch this one."""
+    url: str
+    """Where subset k is."""
+    sha256: str
+    """Digest of its file."""
+    k: int
+    """Size of the subset."""
+    have_k: int
+    """Ranks that the device already has."""
+    delta_bytes: int
+    """Bytes to fetch; 0 when the device has as many ranks or more."""
+    byte_range: tuple[int, int]
+    """Where these bytes are in the file of subset k: the first one, and the one after the last."""
+    total_bytes: int
+    """Bytes of the file."""
+    seconds: float | None
+    """Expected time to fetch and train."""
+    joules: float | None
+    """Expected energy for it."""
+    memory_bytes: int | None
+    """Expected memory of the training."""
+    accuracy: float | None
+    """Measured mean test accuracy at this k, or at the next smaller k that was measured."""
+    limited_by: str | None
+    """Why not k + 1: the budget field that excludes it; `accuracy` when it would fit but is no better;
+    `min_accuracy` when it would fit but is not needed. Null: the set ends here."""
+
+    @classmethod
+    def of(cls, plan: Plan, version: Version) -> Self:
+        """A plan about a version."""
+        return cls(
+            name=version.row.name,
+            version=version.row.version,
+            url=f"{version.path}/subsets/{plan.k}",
+            sha256=version.manifest.digests.subsets[plan.k - 1],
+            **asdict(plan),
         )
 
 

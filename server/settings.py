@@ -3,24 +3,46 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, SecretStr, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from mdc_core.errors import ConfigError
+from mdc_core.errors import ConfigError, FormatError
+from mdc_core.signing import PrivateKey, dump_private_keys, load_private_keys, new_key
 
 MIN_SECRET = 32
 """Characters that a configured secret has at least: 128 bits even when it is written in hexadecimal."""
 
 GiB = 2**30
+MiB = 2**20
+
+_ORIGIN = re.compile(r"https?://[A-Za-z0-9.-]+(:[0-9]+)?|https?://\[[0-9a-fA-F:]+\](:[0-9]+)?")
 
 
 def _absolute(path: Path) -> Path:
     return path.expanduser().absolute()
+
+
+def _listed(value: Any) -> Any:
+    """The parts of a text with commas between; pass on what is a list already."""
+    return (
+        tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+    )
+
+
+def _origins(origins: tuple[str, ...]) -> tuple[str, ...]:
+    for origin in origins:
+        if origin != "*" and not _ORIGIN.fullmatch(origin):
+            raise ConfigError(
+                f"the origin {origin!r} is not one: write scheme and host, such as https://example.org"
+            )
+    return origins
 
 
 def _in_data_dir(template: str) -> Any:
@@ -34,10 +56,13 @@ AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
 class Settings(BaseSettings):
     """What differs between two installations. Every field is `MDC_<NAME>` in the environment."""
 
-    model_config = SettingsConfigDict(env_prefix="MDC_", frozen=True, use_attribute_docstrings=True)
+    # An error shows no input, as that holds the secrets.
+    model_config = SettingsConfigDict(
+        env_prefix="MDC_", frozen=True, use_attribute_docstrings=True, hide_input_in_errors=True
+    )
 
     data_dir: AbsolutePath = Field(default=Path("mdc-data"), validate_default=True)
-    """Folder of the embedded mode: database, broker, objects, secret, first admin key."""
+    """Folder of the embedded mode: database, broker, objects, secret, signing key, first admin key."""
     database_url: str = _in_data_dir("sqlite:///{}/mdc.sqlite3")
     """SQLAlchemy URL: `sqlite:///FILE` or `postgresql+psycopg://…`."""
     broker_url: str = _in_data_dir("sqla+sqlite:///{}/broker.sqlite3")
@@ -52,6 +77,18 @@ class Settings(BaseSettings):
     """Port to listen on."""
     secret: SecretStr | None = None
     """Key of the HMAC that API keys are stored under; made by itself in the embedded mode only."""
+    signing_keys: SecretStr | None = None
+    """Private JWKS whose first key signs manifests; made by itself in the embedded mode only."""
+    manifest_days: int = Field(default=30, ge=1, le=3650)
+    """Days after which a manifest must be fetched again."""
+    downloads: Literal["proxy", "redirect"] = "proxy"
+    """Whether subsets come through the API, or where possible from the object store by signed URLs."""
+    cors_origins: Annotated[
+        tuple[str, ...], NoDecode, BeforeValidator(_listed), AfterValidator(_origins)
+    ] = ()
+    """Origins whose web pages may read sets and subsets, with commas between; `*`: every one."""
+    cache_bytes: int = Field(default=64 * MiB, ge=0)
+    """Memory for ranks that were delivered, in each API process."""
     upload_max_bytes: int = Field(default=2 * GiB, ge=1)
     """Largest data set that may be uploaded."""
     max_attempts: int = Field(default=5, ge=1)
@@ -81,6 +118,8 @@ class Settings(BaseSettings):
                 f"MDC_SECRET has {len(self.secret.get_secret_value())} characters: it takes at least "
                 f"{MIN_SECRET}, for example the output of: openssl rand -hex 32"
             )
+        if self.signing_keys is not None:
+            _signing_keys("MDC_SIGNING_KEYS", self.signing_keys.get_secret_value())
         return self
 
     @property
@@ -102,13 +141,40 @@ class Settings(BaseSettings):
             )
         return _kept_secret(self.data_dir / "secret")
 
+    def manifest_keys(self) -> tuple[PrivateKey, ...]:
+        """The keys of manifests: the first signs, all are published.
 
-def _kept_secret(path: Path) -> bytes:
-    """The content of `path`, generated at first; two processes that start together get the same one."""
+        They are `signing_keys`, or in the embedded mode one that is made in `data_dir`/signing.jwks (mode 0600).
+        Raises `ConfigError` when they are missing outside the embedded mode. Only the API needs them.
+        """
+        if self.signing_keys is not None:
+            return _signing_keys("MDC_SIGNING_KEYS", self.signing_keys.get_secret_value())
+        if not self.embedded:
+            raise ConfigError(
+                "MDC_SIGNING_KEYS is not set: with a database server or a remote object store set it to the "
+                "output of: python -m server.cli create-signing-key"
+            )
+        path = self.data_dir / "signing.jwks"
+        return _signing_keys(str(path), _kept(path, lambda: dump_private_keys([new_key()])).decode())
+
+
+def _signing_keys(source: str, text: str) -> tuple[PrivateKey, ...]:
+    try:
+        return load_private_keys(text)
+    except FormatError as error:
+        raise ConfigError(f"{source} cannot be used: {error}") from None
+
+
+def _kept(path: Path, make: Callable[[], str]) -> bytes:
+    """The content of `path`, made at first; two processes that start together get the same one."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_private(path, secrets.token_hex(32), replace=False)
-    kept = path.read_bytes().strip()
+        write_private(path, make(), replace=False)
+    return path.read_bytes().strip()
+
+
+def _kept_secret(path: Path) -> bytes:
+    kept = _kept(path, lambda: secrets.token_hex(32))
     if len(kept) < MIN_SECRET:
         raise ConfigError(
             f"{path} holds {len(kept)} characters, a secret takes at least {MIN_SECRET}: restore the file "

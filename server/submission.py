@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from mdc_core.config import CondenseConfig, DataFacts, EvaluateConfig, check_network
 from mdc_core.errors import ConfigError
 from mdc_core.presets import NAMED, PRESETS, condense_config, evaluate_config, merge, preset_for
-from server.auth import Caller
+from server.callers import Caller
 from server.problems import FieldError, Problem, field_errors, invalid
 from server.schemas import JobRequest
 from server.store import datasets, idempotency, jobs, sets

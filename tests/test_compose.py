@@ -30,7 +30,14 @@ def test_every_setting_exists() -> None:
 
 
 def test_no_secret_has_a_default() -> None:
-    assert REQUIRED == ["MDC_SECRET", "POSTGRES_PASSWORD", "REDIS_PASSWORD", "S3_ACCESS_KEY", "S3_SECRET_KEY"]
+    assert REQUIRED == [
+        "MDC_SECRET",
+        "MDC_SIGNING_KEYS",
+        "POSTGRES_PASSWORD",
+        "REDIS_PASSWORD",
+        "S3_ACCESS_KEY",
+        "S3_SECRET_KEY",
+    ]
     assert {name for name, rule in VARIABLES if not rule.startswith(":?")} == {"MDC_PUBLISH"}
 
 

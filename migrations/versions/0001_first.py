@@ -74,6 +74,7 @@ def upgrade() -> None:
         sa.Column("master_key", sa.String(200), nullable=False),
         sa.Column("manifest", sa.JSON(), nullable=False),
         time("created_at", nullable=False),
+        time("withdrawn_at"),
         sa.UniqueConstraint("job_id"),
     )
 

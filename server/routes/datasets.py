@@ -9,7 +9,8 @@ from starlette.concurrency import run_in_threadpool
 
 from mdc_core.errors import DataError
 from mdc_core.presets import NAMED
-from server.auth import Caller, JobsReader, JobsWriter
+from server.auth import JobsReader, JobsWriter
+from server.callers import Caller
 from server.deps import AfterQuery, LimitQuery, Services, ServicesDep
 from server.problems import FieldError, Problem, invalid, not_found, responses
 from server.schemas import SLUG, DatasetOut, Page

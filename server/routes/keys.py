@@ -55,7 +55,7 @@ def list_keys(
     responses=responses(401, 403, 404, 409, 422),
 )
 def revoke(key_id: str, caller: Admin, services: ServicesDep) -> Response:
-    """Make a key useless from now on. The last admin key that works cannot be revoked."""
+    """Make a key useless; reading subsets with it ends within seconds. The last admin key that works stays."""
     with services.db.begin() as session:
         key = keys.get(session, key_id)
         if key is None:
@@ -63,4 +63,5 @@ def revoke(key_id: str, caller: Admin, services: ServicesDep) -> Response:
         if [admin.id for admin in keys.admins(session)] == [key_id]:
             raise Problem(409, "last-admin-key", f"{key_id} is the last admin key: make another one first")
         keys.revoke(session, key_id)
+    services.known_keys.forget(key_id)
     return Response(status_code=204)

@@ -1,31 +1,28 @@
-"""Condensed sets: list, describe, look at."""
+"""Condensed sets: list, describe, look at, withdraw."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
 from dataclasses import replace
 from typing import Annotated
 
 import numpy as np
 from fastapi import APIRouter, Header, Path, Response
+from starlette.concurrency import run_in_threadpool
 
 from mdc_core import rankmajor
-from mdc_core.manifest import parse_manifest
 from mdc_core.preview import LARGEST_SIDE, preview_png
-from server.auth import SubsetsReader
-from server.conditional import matches
+from server.auth import JobsWriter, SubsetsReader
+from server.catalog import Version, split_reference
+from server.conditional import matches, prefers
 from server.deps import AfterQuery, LimitQuery, Services, ServicesDep
-from server.problems import not_found, responses
+from server.manifests import JOSE, JSON
+from server.problems import FieldError, Problem, invalid, not_found, responses
 from server.schemas import Page, SetOut
 from server.store import sets
 from server.store.ids import to_cursor
-from server.store.tables import CondensedSet
+from server.store.tables import utcnow
 
 router = APIRouter(prefix="/v1/sets", tags=["sets"])
-
-_REFERENCE = re.compile(r"([a-z0-9][a-z0-9-]{0,62})(?:@([1-9][0-9]{0,8}))?")
 
 SetReference = Annotated[
     str, Path(max_length=80, description="`name` for the latest version, or `name@version`.")
@@ -33,16 +30,10 @@ SetReference = Annotated[
 IfNoneMatch = Annotated[str | None, Header(max_length=4096)]
 
 
-def find_set(services: Services, reference: str) -> tuple[CondensedSet, bool]:
+async def find_set(services: Services, reference: str) -> tuple[Version, bool]:
     """The version that `name` or `name@version` means, and whether the version was named. `Problem` 404."""
-    parts = _REFERENCE.fullmatch(reference)
-    if parts is not None:
-        version = None if parts[2] is None else int(parts[2])
-        with services.db.read() as session:
-            row = sets.get(session, parts[1], version)
-        if row is not None:
-            return row, version is not None
-    raise not_found(f"condensed set {reference!r}")
+    known = services.catalog.warm(reference)
+    return (known, True) if known is not None else await run_in_threadpool(services.catalog.find, reference)
 
 
 @router.get("", operation_id="listSets", response_model=Page[SetOut], responses=responses(401, 403, 422))
@@ -58,35 +49,83 @@ def list_sets(
 
 
 @router.get("/{name}", operation_id="getSet", response_model=SetOut, responses=responses(401, 403, 404, 422))
-def get_set(name: SetReference, caller: SubsetsReader, services: ServicesDep) -> SetOut:
+async def get_set(name: SetReference, caller: SubsetsReader, services: ServicesDep) -> SetOut:
     """A version of a set."""
-    row, _ = find_set(services, name)
-    return SetOut.of(row)
+    version, _ = await find_set(services, name)
+    return SetOut.of(version.row)
+
+
+@router.delete(
+    "/{name}",
+    operation_id="withdrawSet",
+    status_code=204,
+    response_class=Response,
+    responses=responses(401, 403, 404, 422),
+)
+def withdraw_set(name: SetReference, caller: JobsWriter, services: ServicesDep) -> Response:
+    """Withdraw the version `name@version`: it is delivered no more, and its number is not used again.
+
+    It is for its owner and for admins. A second time changes nothing. The objects stay in the store.
+    """
+    set_name, number = split_reference(name)
+    if number is None:
+        reason = f"{name!r} names no version: write {name}@1, as every version is withdrawn by itself"
+        raise invalid("invalid-request", [FieldError(field="path.name", message=reason)])
+    with services.db.begin() as session:
+        row = sets.get(session, set_name, number)
+        if row is None:
+            raise not_found(f"condensed set {name!r}")
+        if not caller.is_admin and row.owner_id != caller.key_id:
+            raise Problem(
+                403, "not-owner", f"{name} belongs to key {row.owner_id}: only it or an admin withdraws it"
+            )
+        sets.withdraw(session, set_name, number)
+    services.catalog.forget(set_name, number)
+    return Response(status_code=204)
 
 
 @router.get(
     "/{name}/manifest",
     operation_id="getManifest",
-    responses={304: {"description": "Not Modified"}, **responses(401, 403, 404, 422)},
+    response_class=Response,
+    responses={
+        200: {
+            "description": "The manifest; with `Accept: application/jose` the compact JWS of the same bytes.",
+            "content": {
+                JSON: {"schema": {"type": "object"}},
+                JOSE: {"schema": {"type": "string", "pattern": r"^[\w-]+\.[\w-]+\.[\w-]+$"}},
+            },
+        },
+        304: {"description": "Not Modified"},
+        **responses(401, 403, 404, 422),
+    },
 )
-def get_manifest(
+async def get_manifest(
     name: SetReference,
     caller: SubsetsReader,
     services: ServicesDep,
+    accept: Annotated[str | None, Header(max_length=4096)] = None,
     if_none_match: IfNoneMatch = None,
 ) -> Response:
-    """What a device must know before it fetches: shape, digests, accuracy per k, cost of training."""
-    row, pinned = find_set(services, name)
-    text = json.dumps(row.manifest, separators=(",", ":"), allow_nan=False).encode()
-    etag = f'"{hashlib.sha256(text).hexdigest()}"'
+    """What a device must know before it fetches: shape, digests, accuracy per k, cost of training.
+
+    Its signature is checked with the keys of `/v1/keyset`; it must not be used after its `expires`.
+    """
+    version, pinned = await find_set(services, name)
+    now = utcnow()
+    manifest = services.manifests.warm(version.row, now)
+    if manifest is None:
+        manifest = await run_in_threadpool(services.manifests.write, version.row, now)
+    written = manifest.jose if prefers(accept, JOSE, JSON) else manifest.json
     headers = {
-        "ETag": etag,
+        "ETag": written.etag,
+        "Vary": "Accept",
         "Cache-Control": "private, max-age=300" if pinned else "private, max-age=60",
-        "Content-Location": f"/v1/sets/{row.name}@{row.version}/manifest",
+        "Content-Location": f"{version.path}/manifest",
     }
-    if if_none_match is not None and matches(if_none_match, etag, weak=True):
+    if if_none_match is not None and matches(if_none_match, written.etag, weak=True):
         return Response(status_code=304, headers=headers)
-    return Response(text, headers=headers, media_type="application/json")
+    return Response(written.body, headers=headers, media_type=written.media_type)
 
 
 @router.get(
@@ -106,23 +145,23 @@ def get_preview(
     if_none_match: IfNoneMatch = None,
 ) -> Response:
     """The set as a picture: a row per class, a column per rank, as many as 2400 pixels each way hold."""
-    row, pinned = find_set(services, name)
-    etag = f'"preview-{row.manifest["object"]["sha256"]}"'
+    version, pinned = services.catalog.find(name)
+    etag = f'"preview-{version.manifest.digests.object}"'
     headers = {
         "ETag": etag,
         "Cache-Control": "private, immutable, max-age=31536000" if pinned else "private, max-age=60",
-        "Content-Location": f"/v1/sets/{row.name}@{row.version}/preview.png",
+        "Content-Location": f"{version.path}/preview.png",
     }
     if if_none_match is not None and matches(if_none_match, etag, weak=True):
         return Response(status_code=304, headers=headers)
-    return Response(_picture(services, row), headers=headers, media_type="image/png")
+    return Response(_picture(services, version), headers=headers, media_type="image/png")
 
 
-def _picture(services: Services, row: CondensedSet) -> bytes:
+def _picture(services: Services, version: Version) -> bytes:
     """PNG of as many classes and first ranks as a picture has room for."""
-    info = parse_manifest(row.manifest).info
+    info = version.manifest.info
     room = max(1, LARGEST_SIDE // info.image_size)
     k = min(info.ipc, room)
-    stored = services.objects.get_range(row.object_key, *rankmajor.subset_range(info, k))
+    stored = services.objects.get_range(version.row.object_key, *rankmajor.subset_range(info, k))
     tiles = np.frombuffer(stored, np.uint8).reshape(info.tile_shape(k))
     return preview_png(tiles[:, :room], replace(info, classes=info.classes[:room]))

@@ -1,17 +1,26 @@
-"""Subsets: the bytes that devices fetch."""
+"""Subsets, ranks and plans: what devices ask for."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Path, Query, Request
-from fastapi.responses import Response, StreamingResponse
+from fastapi import APIRouter, Body, Depends, Header, Path, Query, Request, Response
+from starlette.concurrency import run_in_threadpool
 
 from server.auth import SubsetsReader
-from server.delivery import MEDIA_TYPE, Conditions, deliver
-from server.deps import ServicesDep
+from server.delivery import (
+    MEDIA_TYPE,
+    Conditions,
+    answer_rank,
+    answer_subset,
+    choose_size,
+    make_plan,
+    send,
+)
+from server.deps import Services, ServicesDep
 from server.problems import responses
 from server.routes.sets import SetReference, find_set
+from server.schemas import PlanOut
 
 router = APIRouter(tags=["subsets"])
 
@@ -24,8 +33,14 @@ _BYTES: dict[str, Any] = {"content": {MEDIA_TYPE: {"schema": {"type": "string", 
 _RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"description": "The whole file.", **_BYTES},
     206: {"description": "The range asked for.", **_BYTES},
+    302: {"description": "The same bytes at the object store, for `MDC_DOWNLOADS=redirect`."},
     304: {"description": "Not Modified"},
     **responses(401, 403, 404, 412, 416, 422),
+}
+_RANK_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The bytes of the rank.", **_BYTES},
+    304: {"description": "Not Modified"},
+    **responses(401, 403, 404, 412, 422),
 }
 _BUDGET_FIELDS: dict[str, dict[str, Any]] = {
     "memory_bytes": {"type": "integer", "minimum": 0},
@@ -55,9 +70,24 @@ _OPENAPI: dict[str, Any] = {
         for name, schema in _BUDGET_FIELDS.items()
     ]
 }
+_BUDGET_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {
+                    "title": "Budget",
+                    "type": "object",
+                    "properties": _BUDGET_FIELDS,
+                    "additionalProperties": False,
+                }
+            }
+        },
+    }
+}
 
 
-def _conditions(
+async def _conditions(
     range_: Annotated[str | None, Header(alias="Range", max_length=4096)] = None,
     if_range: Annotated[str | None, Header(max_length=4096)] = None,
     if_match: Annotated[str | None, Header(max_length=4096)] = None,
@@ -66,12 +96,20 @@ def _conditions(
     return Conditions(range_, if_range, if_match, if_none_match)
 
 
+async def _tags(
+    if_match: Annotated[str | None, Header(max_length=4096)] = None,
+    if_none_match: Annotated[str | None, Header(max_length=4096)] = None,
+) -> Conditions:
+    return Conditions(if_match=if_match, if_none_match=if_none_match)
+
+
 ConditionsDep = Annotated[Conditions, Depends(_conditions)]
+TagsDep = Annotated[Conditions, Depends(_tags)]
 
 
 @router.head("/subsets/{k}", operation_id="headSubset", responses=_RESPONSES, openapi_extra=_OPENAPI)
 @router.get("/subsets/{k}", operation_id="getSubset", responses=_RESPONSES, openapi_extra=_OPENAPI)
-def get_subset(
+async def get_subset(
     k: Size,
     set_name: SetQuery,
     request: Request,
@@ -80,7 +118,7 @@ def get_subset(
     conditions: ConditionsDep,
 ) -> Response:
     """Subset k of a set as one safetensors file; with a budget the best subset up to k that it affords."""
-    return _answer(set_name, k, request, services, conditions)
+    return await _answer(set_name, k, request, services, conditions)
 
 
 @router.head(
@@ -89,7 +127,7 @@ def get_subset(
 @router.get(
     "/v1/sets/{name}/subsets/{k}", operation_id="getSetSubset", responses=_RESPONSES, openapi_extra=_OPENAPI
 )
-def get_set_subset(
+async def get_set_subset(
     name: SetReference,
     k: Size,
     request: Request,
@@ -98,23 +136,55 @@ def get_set_subset(
     conditions: ConditionsDep,
 ) -> Response:
     """The same as `/subsets/{k}?set=name`."""
-    return _answer(name, k, request, services, conditions)
+    return await _answer(name, k, request, services, conditions)
 
 
-def _answer(
-    reference: str, wanted: str, request: Request, services: ServicesDep, conditions: Conditions
+async def _answer(
+    reference: str, wanted: str, request: Request, services: Services, conditions: Conditions
 ) -> Response:
-    row, pinned = find_set(services, reference)
+    version, pinned = await find_set(services, reference)
     fields = {name: value for name, value in request.query_params.items() if name != "set"}
-    answer = deliver(
-        row,
-        wanted,
-        fields,
-        conditions,
-        services.objects,
-        pinned=pinned,
-        head=request.method == "HEAD",
-    )
-    if answer.status == 304:
-        return Response(status_code=304, headers=answer.headers)
-    return StreamingResponse(answer.body, answer.status, answer.headers)
+    if wanted == "auto" or fields:  # a plan compares all sizes
+        k = await run_in_threadpool(choose_size, version.manifest, wanted, fields)
+    else:
+        k = choose_size(version.manifest, wanted, fields)
+    head = request.method == "HEAD"
+    return await send(services, version, answer_subset(version, k, conditions, pinned=pinned, head=head))
+
+
+@router.head("/v1/sets/{name}/ranks/{r}", operation_id="headRank", responses=_RANK_RESPONSES)
+@router.get("/v1/sets/{name}/ranks/{r}", operation_id="getRank", responses=_RANK_RESPONSES)
+async def get_rank(
+    name: SetReference,
+    r: Annotated[str, Path(max_length=40, description="A whole number 1..N.")],
+    request: Request,
+    caller: SubsetsReader,
+    services: ServicesDep,
+    tags: TagsDep,
+) -> Response:
+    """Rank r alone, whole, without a header: what subset r has beyond subset r - 1."""
+    version, pinned = await find_set(services, name)
+    head = request.method == "HEAD"
+    return await send(services, version, answer_rank(version, r, tags, pinned=pinned, head=head))
+
+
+@router.post(
+    "/v1/sets/{name}/plans",
+    operation_id="makePlan",
+    response_model=PlanOut,
+    responses=responses(401, 403, 404, 413, 422),
+    openapi_extra=_BUDGET_BODY,
+)
+async def make_a_plan(
+    name: SetReference,
+    budget: Annotated[dict[str, Any], Body()],
+    response: Response,
+    caller: SubsetsReader,
+    services: ServicesDep,
+) -> PlanOut:
+    """The subset that a budget affords, what it takes, and why not a larger one. Nothing of it is kept."""
+    version, _ = await find_set(services, name)
+    given = {field: value for field, value in budget.items() if value is not None}
+    made = await run_in_threadpool(make_plan, version.manifest, given, "budget")
+    response.headers["Cache-Control"] = "no-store"
+    return PlanOut.of(made, version)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
 import obstore
-from obstore.store import LocalStore, from_url
+from obstore.store import AzureStore, GCSStore, LocalStore, S3Store, from_url
 
 from mdc_core.errors import ConfigError
 
@@ -32,6 +33,9 @@ class ObjectStore(Protocol):
 
     def stream(self, key: str, start: int, end: int, chunk: int = CHUNK) -> Iterator[bytes]:
         """Bytes [start, end) piece by piece. The object is opened, and found missing, by the call itself."""
+
+    def url(self, key: str, seconds: int) -> str | None:
+        """A URL that reads the object for so long without credentials; None: the store has no such thing."""
 
     def head(self, key: str) -> int | None:
         """Size in bytes; None when there is no such object."""
@@ -68,6 +72,12 @@ class RemoteObjects:
             return iter(())
         opened = obstore.get(self._store, key, options={"range": (start, end)})
         return (bytes(piece) for piece in opened.stream(min_chunk_size=chunk))
+
+    def url(self, key: str, seconds: int) -> str | None:
+        """See `ObjectStore.url`."""
+        if not isinstance(self._store, S3Store | GCSStore | AzureStore):
+            return None
+        return obstore.sign(self._store, "GET", key, timedelta(seconds=seconds))
 
     def head(self, key: str) -> int | None:
         """See `ObjectStore.head`."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, and_, select, update
+from sqlalchemy import and_, func, select, update
 from sqlalchemy.orm import Session, undefer
 
 from server.store import jobs
 from server.store.db import insert_new
 from server.store.states import JobState
-from server.store.tables import CondensedSet, SetName
+from server.store.tables import CondensedSet, SetName, utcnow
 
 
 def claim_name(session: Session, name: str, owner_id: str) -> bool:
@@ -63,23 +63,58 @@ def publish(
 
 
 def get(session: Session, name: str, version: int | None = None) -> CondensedSet | None:
-    """A version of a set with its manifest, the latest when none is given."""
-    query = select(CondensedSet).where(CondensedSet.name == name).options(undefer(CondensedSet.manifest))
-    if version is not None:
-        query = query.where(CondensedSet.version == version)
-    return session.scalar(query.order_by(CondensedSet.version.desc()).limit(1))
+    """A version of a set with its manifest: the one named, even if it was withdrawn, or the latest one."""
+    if version is None and (version := latest_version(session, name)) is None:
+        return None
+    return session.get(CondensedSet, (name, version), options=[undefer(CondensedSet.manifest)])
+
+
+def latest_version(session: Session, name: str) -> int | None:
+    """The newest version of a set that was not withdrawn; None when there is none."""
+    return session.scalar(
+        select(func.max(CondensedSet.version)).where(
+            CondensedSet.name == name, CondensedSet.withdrawn_at.is_(None)
+        )
+    )
+
+
+def is_known(session: Session, name: str) -> bool:
+    """Whether a version of the set was ever published."""
+    return bool(session.scalar(select(SetName.latest_version).where(SetName.name == name)))
+
+
+def is_withdrawn(session: Session, name: str, version: int) -> bool:
+    """Whether a published version was withdrawn."""
+    query = select(CondensedSet.withdrawn_at).where(
+        CondensedSet.name == name, CondensedSet.version == version
+    )
+    return session.scalar(query) is not None
+
+
+def withdraw(session: Session, name: str, version: int) -> None:
+    """Deliver the version no more; a second time changes nothing. Its objects stay: others may share them."""
+    session.execute(
+        update(CondensedSet)
+        .where(
+            CondensedSet.name == name, CondensedSet.version == version, CondensedSet.withdrawn_at.is_(None)
+        )
+        .values(withdrawn_at=utcnow())
+    )
 
 
 def page(session: Session, *, after: str | None, limit: int) -> list[CondensedSet]:
     """The latest version of up to `limit` sets whose names follow `after`, by name, with their manifests."""
-    query = _latest().order_by(CondensedSet.name).limit(limit)
-    if after is not None:
-        query = query.where(CondensedSet.name > after)
-    return list(session.scalars(query))
-
-
-def _latest() -> Select[CondensedSet]:
-    is_latest: ColumnElement[bool] = and_(
-        CondensedSet.name == SetName.name, CondensedSet.version == SetName.latest_version
+    latest = (
+        select(CondensedSet.name, func.max(CondensedSet.version).label("version"))
+        .where(CondensedSet.withdrawn_at.is_(None))
+        .group_by(CondensedSet.name)
+        .order_by(CondensedSet.name)
+        .limit(limit)
     )
-    return select(CondensedSet).join(SetName, is_latest).options(undefer(CondensedSet.manifest))
+    if after is not None:
+        latest = latest.where(CondensedSet.name > after)
+    newest = latest.subquery()
+    query = select(CondensedSet).join(
+        newest, and_(CondensedSet.name == newest.c.name, CondensedSet.version == newest.c.version)
+    )
+    return list(session.scalars(query.order_by(CondensedSet.name).options(undefer(CondensedSet.manifest))))

@@ -186,12 +186,12 @@ class SetName(Base):
     name: Mapped[str] = mapped_column(String(63), primary_key=True)
     owner_id: Mapped[str] = mapped_column(ForeignKey("api_keys.id"))
     latest_version: Mapped[int] = mapped_column(Integer, default=0)
-    """0 until the first version is published."""
+    """Number of the newest version, withdrawn or not; 0 until the first is published."""
     created_at: Mapped[datetime] = mapped_column(default=utcnow)
 
 
 class CondensedSet(Base):
-    """A published version of a set; never changed afterwards."""
+    """A published version of a set; never changed afterwards, except that it can be withdrawn."""
 
     __tablename__ = "condensed_sets"
 
@@ -207,3 +207,5 @@ class CondensedSet(Base):
     # A thousand ranks make a manifest of some hundred kB, which a list does not show.
     manifest: Mapped[dict[str, Any]] = mapped_column(JSON, deferred=True)
     created_at: Mapped[datetime] = mapped_column(default=utcnow)
+    withdrawn_at: Mapped[datetime | None]
+    """When it ceased to be delivered; its number is not used again."""

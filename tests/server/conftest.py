@@ -13,18 +13,22 @@ import pytest
 import structlog
 from pydantic import SecretStr
 
+from mdc_core.signing import PrivateKey, dump_private_keys
 from server.app import create_app
 from server.auth import create_key
 from server.deps import Services
 from server.settings import Settings
 from server.store import migrate
 from server.store.db import Database
+from tests.server.toyset import publish
 from tests.services import clear, postgres_database
 
 with warnings.catch_warnings():
     # The newest Starlette asks for another HTTP client than the one that this project uses.
     warnings.simplefilter("ignore")
     from fastapi.testclient import TestClient
+
+SIGNING_KEY = PrivateKey(bytes(range(32)))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -116,6 +120,7 @@ def make_settings(database_url: str, tmp_path: Path) -> Callable[..., Settings]:
                 "data_dir": tmp_path / "data",
                 "database_url": database_url,
                 "secret": SecretStr("s" * 32),
+                "signing_keys": SecretStr(dump_private_keys([SIGNING_KEY])),
                 "upload_max_bytes": 2**20,
                 **changes,
             }
@@ -132,3 +137,31 @@ def api(make_settings: Callable[..., Settings]) -> Iterator[Api]:
         with services.db.begin() as session:
             _, token = create_key(session, services.secret_key, name="admin", scopes=["admin"])
         yield Api(client, services, bearer(token))
+
+
+@dataclass
+class Published:
+    """A set `toy` with two versions, of different tiles."""
+
+    api: Api
+    reader: dict[str, str]
+    objects: tuple[bytes, bytes]
+
+    @property
+    def owner(self) -> str:
+        """Id of the key that owns it."""
+        return self.api.admin["Authorization"].split("_")[1]
+
+    def get(self, url: str, method: str = "GET", **headers: str) -> Any:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        return self.api.client.request(method, url, headers={**self.reader, **named})
+
+
+@pytest.fixture
+def toy(api: Api) -> Published:
+    published = Published(api, api.key("subsets:read"), (b"", b""))
+    published.objects = (
+        publish(api.services, published.owner, "toy", 1),
+        publish(api.services, published.owner, "toy", 2),
+    )
+    return published

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.conditional import byte_range, matches
+from server.conditional import byte_range, matches, prefers
 from server.problems import Problem
 
 TAG = '"abc"'
@@ -78,3 +78,25 @@ def test_if_range_is_a_strong_comparison() -> None:
 def test_lists_of_entity_tags(header: str, strong: bool, weak: bool) -> None:
     assert matches(header, TAG, weak=False) is strong
     assert matches(header, TAG, weak=True) is weak
+
+
+@pytest.mark.parametrize(
+    ("accept", "expected"),
+    [
+        (None, False),
+        ("", False),
+        ("*/*", False),
+        ("application/*", False),
+        ("application/json", False),
+        ("application/jose", True),
+        ("Application/JOSE ; q=0.5", True),
+        ("application/jose, application/json", True),
+        ("application/jose;q=0.8, application/json;q=0.9", False),
+        ("application/jose;q=0.9, application/json;q=0.8", True),
+        ("application/jose;q=0, */*", False),
+        ("application/jose;q=many", False),
+        (";;,,q=", False),
+    ],
+)
+def test_the_media_type_that_is_preferred(accept: str | None, expected: bool) -> None:
+    assert prefers(accept, "application/jose", "application/json") is expected

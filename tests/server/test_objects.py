@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from hypothesis import given
@@ -80,3 +81,15 @@ def test_keys_stay_inside_the_folder(tmp_path_factory: pytest.TempPathFactory, k
 def test_a_wrong_url_is_named(url: str) -> None:
     with pytest.raises(ConfigError, match=url):
         open_objects(url)
+
+
+def test_only_a_remote_store_has_signed_urls(objects: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert objects.url("sets/a", 300) is None
+    for name, value in {"ACCESS_KEY_ID": "id", "SECRET_ACCESS_KEY": "secret", "REGION": "x"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    url = open_objects("s3://bucket/prefix").url("sets/a", 300)
+    assert url is not None
+    parts = urlsplit(url)
+    assert parts.path.endswith("/prefix/sets/a")
+    assert parse_qs(parts.query)["X-Amz-Expires"] == ["300"]
+    assert "secret" not in url

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from threading import Barrier
 from typing import Any
 
@@ -129,3 +130,40 @@ def test_a_name_belongs_to_who_used_it_first(db: Database, owner: str) -> None:
         assert not sets.claim_name(session, "toy", other)
         assert sets.claim_name(session, "toy", owner)
         assert sets.claim_name(session, "theirs", other)
+
+
+def test_a_withdrawn_version_is_gone_and_never_replaced(db: Database, owner: str) -> None:
+    def withdraw(version: int) -> None:
+        with db.begin() as session:
+            sets.withdraw(session, "toy", version)
+
+    def listed() -> list[tuple[str, int]]:
+        with db.read() as session:
+            return [(row.name, row.version) for row in sets.page(session, after=None, limit=9)]
+
+    def moment() -> datetime | None:
+        with db.read() as session:
+            row = sets.get(session, "toy", 2)
+        assert row is not None
+        return row.withdrawn_at
+
+    for _ in range(2):
+        publish(db, start(db, owner))
+    withdraw(2)
+    assert listed() == [("toy", 1)]
+    first = moment()
+    assert first is not None
+    withdraw(2)
+    assert moment() == first
+    publish(db, start(db, owner))
+    assert listed() == [("toy", 3)]
+    withdraw(1)
+    withdraw(3)
+    assert listed() == []
+    with db.read() as session:
+        assert sets.latest_version(session, "toy") is None
+        assert sets.is_known(session, "toy")
+        assert not sets.is_known(session, "other")
+        assert [sets.is_withdrawn(session, "toy", version) for version in (1, 2, 3, 4)] == [True] * 3 + [
+            False
+        ]

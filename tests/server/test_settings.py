@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import SecretStr, ValidationError
+from typer.testing import CliRunner
 
 from mdc_core.errors import ConfigError
+from server.app import create_app
+from server.cli import app as cli
 from server.settings import Settings
 
 
@@ -55,7 +59,12 @@ def test_elsewhere_a_secret_has_to_be_given(tmp_path: Path, remote: dict[str, An
 @pytest.mark.parametrize(
     ("name", "value", "told"),
     [
-        ("MDC_SECRET", "x" * 31, "31 characters"),
+        ("MDC_SECRET", "secret" + "x" * 25, "31 characters"),
+        ("MDC_SIGNING_KEYS", "secret nonsense", "not JSON"),
+        ("MDC_SIGNING_KEYS", '{"keys": [{"d": "secret"}]}', "no private Ed25519"),
+        ("MDC_CORS_ORIGINS", "https://a.test,b.test", "'b.test'"),
+        ("MDC_CORS_ORIGINS", "https://a.test/", "'https://a.test/'"),
+        ("MDC_DOWNLOADS", "torrent", "redirect"),
         ("MDC_PORT", "70000", "65535"),
         ("MDC_MAX_ATTEMPTS", "0", "max_attempts"),
         ("MDC_LEASE_RENEW_SECONDS", "90", "90 s"),
@@ -65,5 +74,54 @@ def test_a_wrong_setting_is_refused(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str, told: str
 ) -> None:
     monkeypatch.setenv(name, value)
-    with pytest.raises(ValidationError, match=told):
+    with pytest.raises(ValidationError, match=told) as caught:
         Settings()
+    assert "secret" not in str(caught.value)
+
+
+def test_the_embedded_signing_key_is_made_once(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path / "a")
+    (key,) = settings.manifest_keys()
+    assert settings.manifest_keys() == (key,)
+    assert stat.S_IMODE((tmp_path / "a" / "signing.jwks").stat().st_mode) == 0o600
+    assert Settings(data_dir=tmp_path / "b").manifest_keys() != (key,)
+    (tmp_path / "a" / "signing.jwks").write_text("{}")
+    with pytest.raises(ConfigError, match=r"signing\.jwks cannot be used"):
+        settings.manifest_keys()
+
+
+def test_elsewhere_a_signing_key_has_to_be_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MDC_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("MDC_OBJECTS_URL", "memory://")
+    with pytest.raises(ConfigError, match=r"python -m server\.cli create-signing-key"):
+        Settings().manifest_keys()
+    made = CliRunner().invoke(cli, ["create-signing-key"])
+    assert made.exit_code == 0
+    monkeypatch.setenv("MDC_SIGNING_KEYS", made.output)
+    (first,) = Settings().manifest_keys()
+    rotated = CliRunner().invoke(cli, ["create-signing-key", "--rotate"])
+    monkeypatch.setenv("MDC_SIGNING_KEYS", rotated.output)
+    second, former = Settings().manifest_keys()
+    assert former == first
+    assert second != first
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_origins_are_a_list_with_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Settings().cors_origins == ()
+    for text, expected in {
+        "": (),
+        "*": ("*",),
+        "https://a.test, http://localhost:8080,http://[::1]:80": (
+            "https://a.test",
+            "http://localhost:8080",
+            "http://[::1]:80",
+        ),
+    }.items():
+        monkeypatch.setenv("MDC_CORS_ORIGINS", text)
+        assert Settings().cors_origins == expected
+
+
+def test_redirects_need_a_store_with_signed_urls(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no signed URLs"):
+        create_app(Settings(data_dir=tmp_path, downloads="redirect"))

@@ -5,95 +5,16 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-import json
-from dataclasses import dataclass
 from itertools import product
-from typing import Any
 
-import numpy as np
-import pytest
 from PIL import Image
 
 from mdc_core import rankmajor
-from mdc_core.budget import Budget, convnet_cost, plan
-from mdc_core.manifest import build_manifest, parse_manifest
-from mdc_core.rankmajor import SetInfo
-from server.store import jobs, sets
-from tests.server.conftest import Api
+from mdc_core.budget import Budget, plan
+from mdc_core.manifest import parse_manifest
+from tests.server.conftest import Published
 from tests.server.test_problems import check
-
-INFO = SetInfo(ipc=4, factor=2, classes=("a", "b", "c"), mean=(0.5,), std=(0.25,), image_size=8, channels=1)
-ACCURACY = (0.5, 0.7, 0.8, 0.9)
-
-
-@dataclass
-class Published:
-    """A set `toy` with two versions, of different tiles."""
-
-    api: Api
-    reader: dict[str, str]
-    objects: tuple[bytes, bytes]
-
-    def get(self, url: str, method: str = "GET", **headers: str) -> Any:
-        named = {name.replace("_", "-"): value for name, value in headers.items()}
-        return self.api.client.request(method, url, headers={**self.reader, **named})
-
-
-def publish(api: Api, owner: str, name: str, seed: int) -> bytes:
-    tiles = np.random.default_rng(seed).integers(0, 256, INFO.tile_shape(INFO.ipc), dtype=np.uint8)
-    packed = rankmajor.pack(tiles, INFO)
-    digests = rankmajor.digests(packed, INFO)
-    key = f"objects/{digests.object}"
-    api.services.objects.put(key, packed)
-
-    def manifest(name: str, version: int) -> dict[str, Any]:
-        return build_manifest(
-            name=name,
-            version=version,
-            created="2030-01-01T00:00:00Z",
-            expires=None,
-            info=INFO,
-            digests=digests,
-            object_url=f"/v1/sets/{name}@{version}/subsets/{INFO.ipc}",
-            network={"name": "convnet", "depth": 2, "width": 8},
-            recipe={"epochs": 10, "batch_size": 8},
-            accuracy=[
-                {
-                    "network": "convnet",
-                    "epochs": 10,
-                    "k": k,
-                    "mdc_mean": mean,
-                    "mdc_std": 0.01,
-                    "random_mean": None,
-                    "random_std": None,
-                    "repeats": 1,
-                }
-                for k, mean in enumerate(ACCURACY, 1)
-            ],
-            cost={"convnet": convnet_cost(2, 8, 1, 8, 3)},
-        )
-
-    with api.services.db.begin() as session:
-        assert sets.claim_name(session, name, owner)
-        job = jobs.submit(session, owner_id=owner, dataset="digits", name=name, condense={}, evaluate={})
-        jobs.claim(session, job.id, "worker", 90)
-        assert sets.publish(
-            session,
-            job.id,
-            1,
-            object_key=key,
-            object_bytes=len(packed),
-            master_key="masters/x",
-            build_manifest=manifest,
-        )
-    return packed
-
-
-@pytest.fixture
-def toy(api: Api) -> Published:
-    owner = api.admin["Authorization"].split("_")[1]
-    objects = publish(api, owner, "toy", 1), publish(api, owner, "toy", 2)
-    return Published(api, api.key("subsets:read"), objects)
+from tests.server.toyset import ACCURACY, INFO, publish
 
 
 def test_every_subset_is_the_file_that_the_format_says(toy: Published) -> None:
@@ -153,6 +74,28 @@ def test_ranges_across_header_and_payload(toy: Published) -> None:
     assert beyond.headers["Content-Range"] == f"bytes */{end}"
 
 
+def test_every_rank_alone(toy: Published) -> None:
+    stored = {"toy": toy.objects[1], "toy@1": toy.objects[0]}
+    for reference, r in product(stored, (1, 2, 3, 4)):
+        url = f"/v1/sets/{reference}/ranks/{r}"
+        expected = stored[reference][slice(*rankmajor.rank_range(INFO, r))]
+        digest = base64.b64encode(hashlib.sha256(expected).digest()).decode()
+        answer = toy.get(url, Range="bytes=0-0")
+        assert (answer.status_code, answer.content) == (200, expected)
+        assert answer.headers["ETag"] == f'"{hashlib.sha256(expected).hexdigest()}"'
+        assert answer.headers["Repr-Digest"] == f"sha-256=:{digest}:"
+        assert answer.headers["Content-Digest"] == answer.headers["Repr-Digest"]
+        assert ("immutable" in answer.headers["Cache-Control"]) == ("@" in reference)
+        head = toy.get(url, "HEAD")
+        assert (head.status_code, head.content) == (200, b"")
+        assert head.headers["Content-Length"] == str(len(expected))
+        fresh = toy.get(url, If_None_Match=answer.headers["ETag"])
+        assert (fresh.status_code, fresh.content) == (304, b"")
+        check(toy.get(url, If_Match='"0"'), 412, "precondition-failed")
+    for r in ("0", "5", "auto", "1.0"):
+        assert "1..4" in check(toy.get(f"/v1/sets/toy/ranks/{r}"), 404, "rank-out-of-range")["detail"]
+
+
 def test_growing_is_one_range(toy: Published) -> None:
     """The bytes of subset 2, the range to subset 4, and header(4) make subset 4."""
     small = toy.get("/subsets/2?set=toy").content
@@ -174,7 +117,7 @@ def test_conditions(toy: Published) -> None:
     assert toy.get(url, If_Range=etag, Range="bytes=0-1").status_code == 206
     assert toy.get(url, If_Range=other, Range="bytes=0-1").status_code == 200
     assert toy.get(url, If_Match=other, If_None_Match=etag).status_code == 412
-    # Answered from the database: the object is not needed for it.
+    # None of these needs the object; the ranks that were read before are in memory.
     for key in list(toy.api.services.objects.list("objects")):
         toy.api.services.objects.delete(key)
     for tag in (etag, f"W/{etag}", f"{other}, {etag}", "*"):
@@ -182,8 +125,9 @@ def test_conditions(toy: Published) -> None:
         assert (fresh.status_code, fresh.content) == (304, b"")
         assert fresh.headers["ETag"] == etag
         assert "Cache-Control" in fresh.headers
-    assert toy.get(url, "HEAD").status_code == 200
-    check(toy.get(url), 500, "internal-error")
+    assert toy.get("/subsets/4?set=toy", "HEAD").status_code == 200
+    assert toy.get(url).status_code == 200
+    check(toy.get("/subsets/3?set=toy"), 500, "internal-error")
 
 
 def test_a_budget_lowers_k_as_the_plan_says(toy: Published) -> None:
@@ -226,22 +170,9 @@ def test_there_are_only_the_published_versions(toy: Published) -> None:
             check(toy.get(url), 404, "not-found")
 
 
-def test_the_manifest(toy: Published) -> None:
-    answer = toy.get("/v1/sets/toy@1/manifest")
-    manifest = parse_manifest(answer.json())
-    assert (manifest.name, manifest.version, manifest.info) == ("toy", 1, INFO)
-    assert manifest.digests == rankmajor.digests(toy.objects[0], INFO)
-    assert answer.headers["ETag"] == f'"{hashlib.sha256(answer.content).hexdigest()}"'
-    # Both databases keep the order of the fields.
-    assert next(iter(json.loads(answer.content))) == "manifest_version"
-    fresh = toy.get("/v1/sets/toy@1/manifest", If_None_Match=answer.headers["ETag"])
-    assert (fresh.status_code, fresh.content) == (304, b"")
-    assert toy.get("/v1/sets/toy/manifest").headers["Content-Location"] == "/v1/sets/toy@2/manifest"
-
-
 def test_sets_are_listed_by_name_with_their_latest_version(toy: Published) -> None:
     owner = toy.api.admin["Authorization"].split("_")[1]
-    publish(toy.api, owner, "another", 3)
+    publish(toy.api.services, owner, "another", 3)
     first = toy.get("/v1/sets?limit=1").json()
     assert [(row["name"], row["version"]) for row in first["data"]] == [("another", 1)]
     second = toy.get(f"/v1/sets?limit=1&after={first['next_cursor']}").json()

@@ -1,0 +1,122 @@
+"""Published versions of sets, kept in memory: a version never changes, so only its withdrawal is asked for again."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sqlalchemy.orm import Session
+
+from mdc_core import rankmajor
+from mdc_core.manifest import Manifest, parse_manifest
+from server.lru import Lru
+from server.problems import Problem, not_found
+from server.store import sets
+from server.store.db import Database
+from server.store.tables import CondensedSet
+
+TRUST_SECONDS = 5.0
+"""How long a version is delivered, or a key accepted, before the database is asked whether it still may be."""
+KEPT = 64
+"""Versions that are kept."""
+
+_REFERENCE = re.compile(r"([a-z0-9][a-z0-9-]{0,62})(?:@([1-9][0-9]{0,8}))?")
+
+
+@dataclass(frozen=True)
+class Version:
+    """A published version, read once and shared by all requests."""
+
+    row: CondensedSet
+    """With its manifest; it belongs to no session."""
+    manifest: Manifest
+    header_bytes: int
+    """H: bytes before the first rank, the same for every k."""
+
+    @classmethod
+    def of(cls, row: CondensedSet) -> Version:
+        """The version of a row whose manifest is loaded."""
+        manifest = parse_manifest(row.manifest)
+        return cls(row, manifest, rankmajor.header_size(manifest.info))
+
+    @property
+    def path(self) -> str:
+        """Path of the version in the API."""
+        return f"/v1/sets/{self.row.name}@{self.row.version}"
+
+    def length(self, k: int) -> int:
+        """H + kB: bytes of the file of subset k."""
+        return self.header_bytes + k * self.manifest.info.rank_bytes
+
+
+def split_reference(reference: str) -> tuple[str, int | None]:
+    """Name and version of `name` or `name@version`. `Problem` 404 when it is neither."""
+    parts = _REFERENCE.fullmatch(reference)
+    if parts is None:
+        raise _unknown(reference)
+    return parts[1], None if parts[2] is None else int(parts[2])
+
+
+class Catalog:
+    """Finds versions; those that were found lately without the database."""
+
+    def __init__(self, db: Database, clock: Callable[[], float] = time.monotonic) -> None:
+        """`clock` tells seconds."""
+        self._db = db
+        self._clock = clock
+        self._kept: Lru[tuple[str, int], tuple[Version, float]] = Lru(KEPT)
+
+    def warm(self, reference: str) -> Version | None:
+        """The version `name@version` if it is in memory and may still be delivered; never waits."""
+        name, version = split_reference(reference)
+        return None if version is None else self._trusted(name, version)
+
+    def find(self, reference: str) -> tuple[Version, bool]:
+        """The version that `name` (the latest) or `name@version` means, and whether the version was named.
+
+        Raises `Problem` 404: unknown, or withdrawn.
+        """
+        name, version = split_reference(reference)
+        if version is not None and (found := self._trusted(name, version)) is not None:
+            return found, True
+        with self._db.read() as session:
+            number = version or sets.latest_version(session, name)
+            if number is None:
+                raise _withdrawn(reference) if sets.is_known(session, name) else _unknown(reference)
+            return self._look_up(session, reference, name, number), version is not None
+
+    def forget(self, name: str, version: int) -> None:
+        """Ask the database before the version is delivered again."""
+        self._kept.drop((name, version))
+
+    def _trusted(self, name: str, version: int) -> Version | None:
+        kept = self._kept.get((name, version))
+        return kept[0] if kept is not None and self._clock() - kept[1] < TRUST_SECONDS else None
+
+    def _look_up(self, session: Session, reference: str, name: str, version: int) -> Version:
+        now = self._clock()  # before the question: the answer is no newer
+        kept = self._kept.get((name, version))
+        if kept is not None:
+            found, withdrawn = kept[0], sets.is_withdrawn(session, name, version)
+        else:
+            row = sets.get(session, name, version)
+            if row is None:
+                raise _unknown(reference)
+            found, withdrawn = Version.of(row), row.withdrawn_at is not None
+        if withdrawn:
+            self.forget(name, version)
+            raise _withdrawn(reference)
+        self._kept.put((name, version), (found, now))
+        return found
+
+
+def _unknown(reference: str) -> Problem:
+    return not_found(f"condensed set {reference!r}")
+
+
+def _withdrawn(reference: str) -> Problem:
+    return Problem(
+        404, "withdrawn", f"condensed set {reference!r} was withdrawn by its owner: use another version"
+    )

@@ -1,0 +1,37 @@
+"""Web pages of other origins may read what devices read, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+PATHS = ("/subsets/", "/v1/sets", "/v1/keyset")
+EXPOSED = ("Content-Range", "ETag", "Repr-Digest", "Content-Location")
+SENT = ("Authorization", "Content-Type", "If-Match", "If-None-Match", "If-Range", "Range")
+MINUTES = 10
+
+
+class DeviceCors:
+    """The Fetch standard's CORS protocol on the routes of sets, subsets and signing keys.
+
+    Callers are known by their API key alone, never by a cookie, so credentials are not allowed.
+    """
+
+    def __init__(self, app: ASGIApp, origins: Sequence[str]) -> None:
+        """`app` is the application inside."""
+        self._plain = app
+        self._shared = CORSMiddleware(
+            app,
+            allow_origins=origins,
+            allow_methods=("GET", "HEAD", "POST"),  # the one POST of these paths asks for a plan
+            allow_headers=SENT,
+            expose_headers=EXPOSED,
+            max_age=60 * MINUTES,
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        shared = scope["type"] == "http" and scope["path"].startswith(PATHS)
+        await (self._shared if shared else self._plain)(scope, receive, send)

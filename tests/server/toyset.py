@@ -1,0 +1,88 @@
+"""A small packed set, published for real."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from mdc_core import rankmajor
+from mdc_core.budget import convnet_cost
+from mdc_core.manifest import build_manifest
+from mdc_core.rankmajor import SetInfo
+from server.catalog import Version
+from server.deps import Services
+from server.store import jobs, sets
+from server.store.tables import CondensedSet
+
+INFO = SetInfo(ipc=4, factor=2, classes=("a", "b", "c"), mean=(0.5,), std=(0.25,), image_size=8, channels=1)
+ACCURACY = (0.5, 0.7, 0.8, 0.9)
+
+
+def build(seed: int) -> tuple[bytes, Version]:
+    """An object of tiles drawn from `seed`, and version 1 of a set `toy` that it would be."""
+    packed = pack(seed)
+    manifest = describe(packed, "toy", 1)
+    row = CondensedSet(
+        name="toy", version=1, object_key=_key(packed), object_bytes=len(packed), manifest=manifest
+    )
+    return packed, Version.of(row)
+
+
+def publish(services: Services, owner: str, name: str, seed: int) -> bytes:
+    """Publish the next version of `name`, of tiles drawn from `seed`; returns the object."""
+    packed = pack(seed)
+    services.objects.put(_key(packed), packed)
+    with services.db.begin() as session:
+        assert sets.claim_name(session, name, owner)
+        job = jobs.submit(session, owner_id=owner, dataset="digits", name=name, condense={}, evaluate={})
+        jobs.claim(session, job.id, "worker", 90)
+        assert sets.publish(
+            session,
+            job.id,
+            1,
+            object_key=_key(packed),
+            object_bytes=len(packed),
+            master_key="masters/x",
+            build_manifest=partial(describe, packed),
+        )
+    return packed
+
+
+def pack(seed: int) -> bytes:
+    tiles = np.random.default_rng(seed).integers(0, 256, INFO.tile_shape(INFO.ipc), dtype=np.uint8)
+    return rankmajor.pack(tiles, INFO)
+
+
+def describe(packed: bytes, name: str, version: int) -> dict[str, Any]:
+    """The manifest of an object."""
+    return build_manifest(
+        name=name,
+        version=version,
+        created="2030-01-01T00:00:00Z",
+        expires=None,
+        info=INFO,
+        digests=rankmajor.digests(packed, INFO),
+        object_url=f"/v1/sets/{name}@{version}/subsets/{INFO.ipc}",
+        network={"name": "convnet", "depth": 2, "width": 8},
+        recipe={"epochs": 10, "batch_size": 8},
+        accuracy=[
+            {
+                "network": "convnet",
+                "epochs": 10,
+                "k": k,
+                "mdc_mean": mean,
+                "mdc_std": 0.01,
+                "random_mean": None,
+                "random_std": None,
+                "repeats": 1,
+            }
+            for k, mean in enumerate(ACCURACY, 1)
+        ],
+        cost={"convnet": convnet_cost(2, 8, 1, 8, 3)},
+    )
+
+
+def _key(packed: bytes) -> str:
+    return f"objects/{rankmajor.sha256(packed)}"
