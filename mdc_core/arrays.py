@@ -28,7 +28,8 @@ def read_npz(path: Path) -> Splits:
     if not zipfile.is_zipfile(path):
         raise DataError(f"{path} is not an npz file: write it with numpy.savez")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # numpy leaves a file that it opened by itself open when the archive turns out to be damaged.
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {name: file[name] for name in _KNOWN if name in file.files}
     except Exception as error:  # numpy reports damaged arrays by half a dozen kinds of exception
         raise DataError(f"{path} cannot be read as arrays ({error}): write it with numpy.savez") from error
