@@ -77,7 +77,7 @@ PRESETS: dict[str, Preset] = {
         mean=(0.485, 0.456, 0.406),
         std=(0.229, 0.224, 0.225),
     ),
-    # Not of the paper: 8x8 grey digits, small enough to be condensed on a laptop in about a minute.
+    # Not of the paper: 8x8 grey digits, small enough to be condensed on a laptop in a few minutes.
     "digits": Preset(
         condense={
             "network": _DIGITS_NET,

@@ -26,4 +26,4 @@ def test_it_learns_from_a_subset(tmp_path: Path) -> None:
     found = json.loads(done.stdout)
     assert (found["k"], found["images"]) == (5, 50)
     assert found["steps"] > 0
-    assert found["accuracy"] > 0.2  # chance is 0.1; a busy machine takes fewer steps in its 4 s
+    assert found["accuracy"] > 0.25, found  # chance is 0.1
