@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
+from starlette.types import Receive, Scope, Send
 
 from mdc_core.errors import ConfigError
 from server import problems
@@ -40,7 +42,7 @@ def create_app(settings: Settings) -> FastAPI:
     Raises:
         ConfigError: the secret or the signing key is missing, or the object store's URL cannot be used.
     """
-    app = FastAPI(
+    app = _Api(
         title="Multisize Dataset Condensation",
         version=VERSION,
         lifespan=_lifespan,
@@ -49,7 +51,7 @@ def create_app(settings: Settings) -> FastAPI:
         separate_input_output_schemas=False,
     )
     app.state.services = _services(settings)
-    app.add_middleware(Shortcut)  # the first is the innermost
+    app.shortcut = Shortcut()
     if settings.cors_origins:
         app.add_middleware(DeviceCors, origins=settings.cors_origins)
     problems.install(app)
@@ -57,6 +59,17 @@ def create_app(settings: Settings) -> FastAPI:
         app.include_router(module.router)
     _complete_openapi(app)
     return app
+
+
+class _Api(FastAPI):
+    """FastAPI, but what the shortcut answers reaches neither middleware nor router."""
+
+    shortcut: Shortcut
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if not await self.shortcut.answer(self.state.services, scope, send):
+            await super().__call__(scope, receive, send)
 
 
 def _services(settings: Settings) -> Services:
@@ -84,7 +97,10 @@ def _services(settings: Settings) -> Services:
 def app_from_env() -> FastAPI:
     """The API with the settings of the environment, logging JSON lines."""
     configure_logging()
-    return create_app(Settings())
+    app = create_app(Settings())
+    gc.collect()
+    gc.freeze()  # what is there now stays: looking through it again and again would hold up requests
+    return app
 
 
 @asynccontextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import secrets
 from datetime import datetime
@@ -68,7 +67,7 @@ def ensure_admin_key(settings: Settings, session: Session) -> None:
 
 
 def _hmac(secret_key: bytes, token: str) -> str:
-    return hmac.new(secret_key, token.encode(), hashlib.sha256).hexdigest()
+    return hmac.digest(secret_key, token.encode(), "sha256").hex()
 
 
 async def _caller(
@@ -84,29 +83,32 @@ async def _caller(
         raise _unauthenticated("no API key was sent: add the header Authorization: Bearer mdc_…")
     caller = None
     if needed.scopes == ["subsets:read"]:
-        caller = known_caller(services, credentials.credentials)
+        known = known_caller(services, credentials.credentials)
+        caller = None if known is None else known[0]
     if caller is None:
-        caller = await run_in_threadpool(_confirmed, services, credentials.credentials)
-    missing = set() if caller.is_admin else set(needed.scopes) - caller.scopes
+        caller = await run_in_threadpool(confirmed_caller, services, credentials.credentials)
+    missing = [scope for scope in needed.scopes if not caller.may(scope)]
     if missing:
         raise Problem(
-            403, "scope-missing", f"the API key {caller.key_id} lacks the scope {', '.join(sorted(missing))}"
+            403, "scope-missing", f"the API key {caller.key_id} lacks the scope {', '.join(missing)}"
         )
     return caller
 
 
-def known_caller(services: Services, token: str) -> Caller | None:
-    """The caller whose key was confirmed a moment ago; never waits."""
+def known_caller(services: Services, token: str) -> tuple[Caller, bool] | None:
+    """The caller whose key was confirmed a moment ago, and whether to ask again soon; never waits."""
     parts = token.split("_", 2)
     return services.known_keys.get(parts[1], _hmac(services.secret_key, token)) if len(parts) == 3 else None
 
 
-def _confirmed(services: Services, token: str) -> Caller:
+def confirmed_caller(services: Services, token: str) -> Caller:
     """The caller whose key the database confirms. `Problem` 401 when it does not."""
     asked, now = services.known_keys.now(), utcnow()
     with services.db.read() as session:
         row = check_key(session, services.secret_key, token)
     if row is None:
+        if known_caller(services, token) is not None:  # not for a wrong secret with the id of a right one
+            services.known_keys.forget(token.split("_", 2)[1])
         raise _unauthenticated("the API key is unknown, revoked or expired: ask for a new one")
     if not keys.used_recently(row, now):
         with services.db.begin() as session:

@@ -13,7 +13,7 @@ import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
@@ -196,6 +196,26 @@ def _id(request: Request) -> str:
     return str(getattr(request.state, "request_id", ""))
 
 
+def request_id_of(scope: Scope) -> str:
+    """The id that the caller gave the request, or a new one."""
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and _REQUEST_ID.fullmatch(given := value.decode("latin-1")):
+            return str(given)
+    return secrets.token_hex(8)
+
+
+def log_request(scope: Scope, status: int, started: float, **context: str) -> None:
+    """Log that a request is answered, which took since `started` on the clock of `time.perf_counter`."""
+    _log.info(
+        "request",
+        method=scope["method"],
+        path=scope["path"],
+        status=status,
+        seconds=round(time.perf_counter() - started, 4),
+        **context,
+    )
+
+
 class RequestContext:
     """Gives every request an id (or keeps the caller's), logs it, and bounds its body."""
 
@@ -208,8 +228,7 @@ class RequestContext:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        given = Headers(scope=scope).get("x-request-id", "")
-        request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+        request_id = request_id_of(scope)
         scope.setdefault("state", {})["request_id"] = request_id
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=request_id)
@@ -218,13 +237,7 @@ class RequestContext:
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message)["X-Request-ID"] = request_id
-                _log.info(
-                    "request",
-                    method=scope["method"],
-                    path=scope["path"],
-                    status=message["status"],
-                    seconds=round(time.perf_counter() - started, 4),
-                )
+                log_request(scope, message["status"], started)
             await send(message)
 
         if "\0" in scope["path"] or b"%00" in scope["query_string"]:

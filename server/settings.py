@@ -87,7 +87,7 @@ class Settings(BaseSettings):
         tuple[str, ...], NoDecode, BeforeValidator(_listed), AfterValidator(_origins)
     ] = ()
     """Origins whose web pages may read sets and subsets, with commas between; `*`: every one."""
-    cache_bytes: int = Field(default=64 * MiB, ge=0)
+    cache_bytes: int = Field(default=20 * MiB, ge=0)
     """Memory for ranks that were delivered, in each API process."""
     upload_max_bytes: int = Field(default=2 * GiB, ge=1)
     """Largest data set that may be uploaded."""
