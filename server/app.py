@@ -20,13 +20,14 @@ from server.logs import configure_logging
 from server.manifests import Manifests
 from server.problems import ProblemBody
 from server.ranks import Ranks
-from server.routes import datasets, health, jobs, keys, keyset, sets, subsets
+from server.routes import datasets, events, health, jobs, keys, keyset, sets, subsets
 from server.settings import Settings
 from server.shortcut import Shortcut
 from server.store import migrate
 from server.store.db import Database
 from server.store.objects import open_objects
 from server.wakeup import Wakeup
+from server.watch import Watchers, called_at_exit_signals
 
 VERSION = "0.1.0"
 
@@ -53,7 +54,7 @@ def create_app(settings: Settings) -> FastAPI:
     if settings.cors_origins:
         app.add_middleware(DeviceCors, origins=settings.cors_origins)
     problems.install(app)
-    for module in (datasets, jobs, sets, subsets, keyset, keys, health):
+    for module in (datasets, jobs, events, sets, subsets, keyset, keys, health):
         app.include_router(module.router)
     _complete_openapi(app)
     return app
@@ -78,6 +79,7 @@ def _services(settings: Settings) -> Services:
         catalog=Catalog(db),
         manifests=Manifests(manifest_keys[0], settings.manifest_days),
         ranks=Ranks(objects, settings.cache_bytes),
+        watchers=Watchers(db),
     )
 
 
@@ -92,8 +94,10 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     services: Services = app.state.services
     await run_in_threadpool(_prepare, services)
     try:
-        yield
+        with called_at_exit_signals(services.watchers.close):
+            yield
     finally:
+        services.watchers.close()
         services.wakeup.close()
         services.db.dispose()
 

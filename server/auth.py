@@ -6,7 +6,7 @@ import hashlib
 import hmac
 import secrets
 from datetime import datetime
-from typing import Annotated, Literal, get_args
+from typing import Annotated
 
 from fastapi import Depends, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer, SecurityScopes
@@ -19,10 +19,6 @@ from server.problems import Problem
 from server.settings import Settings, write_private
 from server.store import keys
 from server.store.tables import ApiKey, utcnow
-
-Scope = Literal["jobs:read", "jobs:write", "subsets:read", "admin"]
-SCOPES: tuple[str, ...] = get_args(Scope)
-"""What a key may be allowed to do; `admin` implies the others."""
 
 _bearer = HTTPBearer(auto_error=False, scheme_name="ApiKey", description="An API key: `mdc_<id>_<secret>`.")
 

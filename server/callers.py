@@ -7,10 +7,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Literal, get_args
 
 from server.catalog import TRUST_SECONDS
 from server.lru import Lru
 from server.store.tables import utcnow
+
+Scope = Literal["jobs:read", "jobs:write", "subsets:read", "admin"]
+SCOPES: tuple[str, ...] = get_args(Scope)
+"""What a key may be allowed to do; `admin` implies the others."""
 
 KEPT = 10_000
 """Keys that are kept."""

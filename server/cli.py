@@ -8,7 +8,8 @@ import typer
 
 from mdc_core.errors import ConfigError
 from mdc_core.signing import dump_private_keys, new_key
-from server.auth import SCOPES, create_key
+from server.auth import create_key
+from server.callers import SCOPES
 from server.settings import Settings
 from server.store import migrate as migrations
 from server.store.db import Database

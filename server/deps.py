@@ -18,6 +18,7 @@ from server.store.db import Database
 from server.store.ids import from_cursor
 from server.store.objects import ObjectStore
 from server.wakeup import Wakeup
+from server.watch import Watchers
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Services:
     catalog: Catalog
     manifests: Manifests
     ranks: Ranks
+    watchers: Watchers
 
 
 async def _services(request: Request) -> Services:
