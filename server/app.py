@@ -20,6 +20,7 @@ from server.logs import configure_logging
 from server.manifests import Manifests
 from server.problems import ProblemBody
 from server.ranks import Ranks
+from server.ratelimit import RateLimits
 from server.routes import datasets, events, health, jobs, keys, keyset, sets, subsets
 from server.settings import Settings
 from server.shortcut import Shortcut
@@ -80,6 +81,7 @@ def _services(settings: Settings) -> Services:
         manifests=Manifests(manifest_keys[0], settings.manifest_days),
         ranks=Ranks(objects, settings.cache_bytes),
         watchers=Watchers(db),
+        rates=RateLimits(settings.key_rate, settings.refusal_rate, settings.broker_url),
     )
 
 
@@ -98,6 +100,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             yield
     finally:
         services.watchers.close()
+        await services.rates.close()
         services.wakeup.close()
         services.db.dispose()
 

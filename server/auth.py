@@ -8,10 +8,12 @@ import secrets
 from datetime import datetime
 from typing import Annotated
 
-from fastapi import Depends, Security
+import structlog
+from fastapi import Depends, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer, SecurityScopes
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Address
 
 from server.callers import Caller
 from server.deps import Services, ServicesDep
@@ -68,6 +70,7 @@ def _hmac(secret_key: bytes, token: str) -> str:
 
 
 async def _caller(
+    request: Request,
     needed: SecurityScopes,
     services: ServicesDep,
     credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
@@ -78,16 +81,31 @@ async def _caller(
     """
     if credentials is None:
         raise _unauthenticated("no API key was sent: add the header Authorization: Bearer mdc_…")
-    caller = None
-    if needed.scopes == ["subsets:read"]:
-        caller = known_caller(services, credentials.credentials)
+    only_reads = needed.scopes == ["subsets:read"]
+    caller = known_caller(services, credentials.credentials) if only_reads else None
     if caller is None:
-        caller = await run_in_threadpool(_confirmed, services, credentials.credentials)
+        caller = await _checked_caller(services, credentials.credentials, request.client)
+    structlog.contextvars.bind_contextvars(key_id=caller.key_id)
+    if not only_reads:
+        await services.rates.use(caller.key_id)
     missing = set() if caller.is_admin else set(needed.scopes) - caller.scopes
     if missing:
         raise Problem(
             403, "scope-missing", f"the API key {caller.key_id} lacks the scope {', '.join(sorted(missing))}"
         )
+    return caller
+
+
+async def _checked_caller(services: Services, token: str, client: Address | None) -> Caller:
+    """The caller whose key the database confirms. `Problem` 401, or 429 for an address that guesses."""
+    address = client.host if client is not None else "unknown"
+    _, _, rest = token.partition("_")
+    if not services.known_keys.met(rest.partition("_")[0], _hmac(services.secret_key, token)):
+        await services.rates.admit(address)
+    caller = await run_in_threadpool(_confirmed, services, token)
+    if caller is None:
+        await services.rates.count_refused(address)
+        raise _unauthenticated("the API key is unknown, revoked or expired: ask for a new one")
     return caller
 
 
@@ -97,13 +115,13 @@ def known_caller(services: Services, token: str) -> Caller | None:
     return services.known_keys.get(parts[1], _hmac(services.secret_key, token)) if len(parts) == 3 else None
 
 
-def _confirmed(services: Services, token: str) -> Caller:
-    """The caller whose key the database confirms. `Problem` 401 when it does not."""
+def _confirmed(services: Services, token: str) -> Caller | None:
+    """The caller, if the database confirms the key."""
     asked, now = services.known_keys.now(), utcnow()
     with services.db.read() as session:
         row = check_key(session, services.secret_key, token)
     if row is None:
-        raise _unauthenticated("the API key is unknown, revoked or expired: ask for a new one")
+        return None
     if not keys.used_recently(row, now):
         with services.db.begin() as session:
             keys.mark_used(session, row.id, now)

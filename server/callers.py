@@ -64,6 +64,11 @@ class KnownKeys:
             return None
         return known.caller if hmac.compare_digest(known.secret_hmac, secret_hmac) else None
 
+    def met(self, key_id: str, secret_hmac: str) -> bool:
+        """Whether this very key has worked here before, however long ago."""
+        known = self._kept.get(key_id)
+        return known is not None and hmac.compare_digest(known.secret_hmac, secret_hmac)
+
     def now(self) -> float:
         """The time to be taken before the database is asked."""
         return self._clock()

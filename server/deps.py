@@ -13,6 +13,7 @@ from server.catalog import Catalog
 from server.manifests import Manifests
 from server.problems import FieldError, invalid
 from server.ranks import Ranks
+from server.ratelimit import RateLimits
 from server.settings import Settings
 from server.store.db import Database
 from server.store.ids import from_cursor
@@ -37,6 +38,7 @@ class Services:
     manifests: Manifests
     ranks: Ranks
     watchers: Watchers
+    rates: RateLimits
 
 
 async def _services(request: Request) -> Services:

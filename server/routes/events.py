@@ -28,7 +28,7 @@ _STREAM: dict[int | str, dict[str, Any]] = {
         "content": {"text/event-stream": {"schema": {"type": "string"}}},
     },
     204: {"description": "The job has ended, and `Last-Event-ID` is its last event: do not come back."},
-    **responses(401, 403, 404, 422, 429),
+    **responses(401, 403, 404, 422),
 }
 
 
