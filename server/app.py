@@ -18,6 +18,7 @@ from server.cors import DeviceCors
 from server.deps import Services
 from server.logs import configure_logging
 from server.manifests import Manifests
+from server.metrics import Measured, Metrics
 from server.problems import ProblemBody
 from server.ranks import Ranks
 from server.ratelimit import RateLimits
@@ -50,8 +51,9 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
         separate_input_output_schemas=False,
     )
-    app.state.services = _services(settings)
-    app.add_middleware(Shortcut)  # the first is the innermost
+    services = app.state.services = _services(settings)
+    app.add_middleware(Measured, metrics=services.metrics)  # the first is the innermost
+    app.add_middleware(Shortcut)
     if settings.cors_origins:
         app.add_middleware(DeviceCors, origins=settings.cors_origins)
     problems.install(app)
@@ -69,6 +71,7 @@ def _services(settings: Settings) -> Services:
         )
     db = Database(settings.database_url)
     manifest_keys = settings.manifest_keys()
+    watchers = Watchers(db)
     return Services(
         settings=settings,
         db=db,
@@ -80,7 +83,8 @@ def _services(settings: Settings) -> Services:
         catalog=Catalog(db),
         manifests=Manifests(manifest_keys[0], settings.manifest_days),
         ranks=Ranks(objects, settings.cache_bytes),
-        watchers=Watchers(db),
+        watchers=watchers,
+        metrics=Metrics(db, watchers),
         rates=RateLimits(settings.key_rate, settings.refusal_rate, settings.broker_url),
     )
 

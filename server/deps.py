@@ -11,6 +11,7 @@ from mdc_core.signing import PrivateKey
 from server.callers import KnownKeys
 from server.catalog import Catalog
 from server.manifests import Manifests
+from server.metrics import Metrics
 from server.problems import FieldError, invalid
 from server.ranks import Ranks
 from server.ratelimit import RateLimits
@@ -39,6 +40,7 @@ class Services:
     ranks: Ranks
     watchers: Watchers
     rates: RateLimits
+    metrics: Metrics
 
 
 async def _services(request: Request) -> Services:

@@ -222,6 +222,7 @@ class RequestContext:
                     "request",
                     method=scope["method"],
                     path=scope["path"],
+                    route=getattr(scope.get("route"), "path", None),
                     status=message["status"],
                     seconds=round(time.perf_counter() - started, 4),
                 )

@@ -71,6 +71,9 @@ def _from_memory(scope: Scope) -> Response | None:
     if answer.span is None or _elsewhere(services, answer):
         return None
     pieces = services.ranks.warm(version, answer.k, *answer.span)
+    if pieces is not None:
+        services.metrics.memory_answers += 1
+        services.metrics.memory_bytes += answer.span[1] - answer.span[0]
     return None if pieces is None else respond(answer, pieces)
 
 

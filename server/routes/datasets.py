@@ -67,6 +67,7 @@ async def upload_dataset(
     _check_request(services, name, content_type, content_length)
     limit = services.settings.upload_max_bytes
     async with received_body(request, services.settings.data_dir / "uploads", limit) as received:
+        services.metrics.uploaded.inc(received.size)
         row, is_new = await run_in_threadpool(_keep, services, caller, name, received)
     response.status_code = 201 if is_new else 200
     response.headers["Location"] = f"/v1/datasets/{row.id}"
