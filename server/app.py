@@ -20,15 +20,18 @@ from server.cors import DeviceCors
 from server.deps import Services
 from server.logs import configure_logging
 from server.manifests import Manifests
+from server.metrics import Measured, Metrics
 from server.problems import ProblemBody
 from server.ranks import Ranks
-from server.routes import datasets, health, jobs, keys, keyset, sets, subsets
+from server.ratelimit import RateLimits
+from server.routes import datasets, events, health, jobs, keys, keyset, sets, subsets
 from server.settings import Settings
 from server.shortcut import Shortcut
 from server.store import migrate
 from server.store.db import Database
 from server.store.objects import open_objects
 from server.wakeup import Wakeup
+from server.watch import Watchers, called_at_exit_signals
 
 VERSION = "0.1.0"
 
@@ -50,12 +53,13 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
         separate_input_output_schemas=False,
     )
-    app.state.services = _services(settings)
+    services = app.state.services = _services(settings)
     app.shortcut = Shortcut()
+    app.add_middleware(Measured, metrics=services.metrics)  # the first is the innermost
     if settings.cors_origins:
         app.add_middleware(DeviceCors, origins=settings.cors_origins)
     problems.install(app)
-    for module in (datasets, jobs, sets, subsets, keyset, keys, health):
+    for module in (datasets, jobs, events, sets, subsets, keyset, keys, health):
         app.include_router(module.router)
     _complete_openapi(app)
     return app
@@ -80,6 +84,7 @@ def _services(settings: Settings) -> Services:
         )
     db = Database(settings.database_url)
     manifest_keys = settings.manifest_keys()
+    watchers = Watchers(db)
     return Services(
         settings=settings,
         db=db,
@@ -91,6 +96,9 @@ def _services(settings: Settings) -> Services:
         catalog=Catalog(db),
         manifests=Manifests(manifest_keys[0], settings.manifest_days),
         ranks=Ranks(objects, settings.cache_bytes),
+        watchers=watchers,
+        metrics=Metrics(db, watchers),
+        rates=RateLimits(settings.key_rate, settings.refusal_rate, settings.broker_url),
     )
 
 
@@ -108,8 +116,11 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     services: Services = app.state.services
     await run_in_threadpool(_prepare, services)
     try:
-        yield
+        with called_at_exit_signals(services.watchers.close):
+            yield
     finally:
+        services.watchers.close()
+        await services.rates.close()
         services.wakeup.close()
         services.db.dispose()
 

@@ -7,9 +7,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Literal, get_args
 
 from server.store.tables import utcnow
 from server.trusted import Trusted
+
+Scope = Literal["jobs:read", "jobs:write", "subsets:read", "admin"]
+SCOPES: tuple[str, ...] = get_args(Scope)
+"""What a key may be allowed to do; `admin` implies the others."""
 
 KEPT = 10_000
 """Keys that are kept."""
@@ -62,6 +67,11 @@ class KnownKeys:
         if known.expires_at is not None and known.expires_at <= utcnow():
             return None
         return (known.caller, is_ageing) if hmac.compare_digest(known.secret_hmac, secret_hmac) else None
+
+    def met(self, key_id: str, secret_hmac: str) -> bool:
+        """Whether this very key has worked here before, however long ago."""
+        known = self._trusted.last(key_id)
+        return known is not None and hmac.compare_digest(known.secret_hmac, secret_hmac)
 
     def put(self, caller: Caller, secret_hmac: str, expires_at: datetime | None, asked: float) -> None:
         """Remember a key that the database has confirmed when asked at that time of `now`."""

@@ -210,6 +210,7 @@ def log_request(scope: Scope, status: int, started: float, **context: str) -> No
         "request",
         method=scope["method"],
         path=scope["path"],
+        route=getattr(scope.get("route"), "path", None),
         status=status,
         seconds=round(time.perf_counter() - started, 4),
         **context,
@@ -267,11 +268,26 @@ def _bounded(receive: Receive) -> Receive:
 
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The problem responses of a route, for its OpenAPI entry; 500 is always among them."""
+    """The problem responses of a route, for its OpenAPI entry.
+
+    500 is always among them, and 429 where a key is asked for.
+    """
+    slowed = (429,) if 401 in statuses else ()
     return {
-        status: {
-            "description": HTTPStatus(status).phrase,
-            "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
-        }
-        for status in (*statuses, 500)
+        status: {**_told(status), **_WAIT} if status == 429 else _told(status)
+        for status in (*statuses, *slowed, 500)
+    }
+
+
+_WAIT: dict[str, Any] = {
+    "headers": {
+        "Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer", "minimum": 1}}
+    }
+}
+
+
+def _told(status: int) -> dict[str, Any]:
+    return {
+        "description": HTTPStatus(status).phrase,
+        "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
     }

@@ -20,7 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 from starlette.types import Scope, Send
 
-from server.auth import confirmed_caller, known_caller
+from server.auth import confirmed_caller, has_met, known_caller
 from server.callers import Caller
 from server.catalog import Version
 from server.delivery import Answer, Conditions, answer_rank, answer_subset, choose_size, in_chunks
@@ -66,19 +66,24 @@ class Shortcut:
             return False
         if found is None:
             return False
-        status, headers, chunks = found
+        key_id, answer, headers, chunks = found
         request_id = request_id_of(scope)
-        log_request(scope, status, started, request_id=request_id)
+        log_request(scope, answer.status, started, request_id=request_id, key_id=key_id)
+        services.metrics.memory_answers += 1
+        services.metrics.memory_bytes += sum(map(len, chunks))
         headers = [*headers, (b"x-request-id", request_id.encode())]
-        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.start", "status": answer.status, "headers": headers})
         for left in range(len(chunks) - 1, -1, -1):
             await send({"type": "http.response.body", "body": chunks[-1 - left], "more_body": left > 0})
         return True
 
     async def _from_memory(
         self, services: Services, scope: Scope
-    ) -> tuple[int, _Headers, list[Piece]] | None:
-        """Status, headers and bytes; None, or a `Problem`, where anything is not in memory, or not as usual."""
+    ) -> tuple[str, Answer, _Headers, list[Piece]] | None:
+        """Id of the key, answer, headers and bytes.
+
+        None, or a `Problem`, where anything is not in memory, or not as usual.
+        """
         wanted = _wanted(scope["path"], scope["query_string"])
         given = _given(scope["headers"])
         if wanted is None or given is None:
@@ -93,7 +98,7 @@ class Shortcut:
         answer, headers = ready
         assert answer.span is not None
         pieces = services.ranks.warm(version, answer.k, *answer.span)
-        return None if pieces is None else (answer.status, headers, in_chunks(pieces))
+        return None if pieces is None else (caller.key_id, answer, headers, in_chunks(pieces))
 
     async def _trusted(
         self, services: Services, token: str, reference: str
@@ -103,12 +108,13 @@ class Shortcut:
         A busy key or version is asked about again before trust in it ends. Else every request would come to its end
         at once; they would wait, and not even then would more than one question be asked.
         """
-        known, found = known_caller(services, token), services.catalog.warm(reference)
-        caller, is_key_ageing = known or (None, True)
-        version, is_version_ageing = found or (None, True)
+        caller, is_key_ageing = known_caller(services, token) or (None, has_met(services, token))
         if is_key_ageing:
             asked = self._ask(token, partial(confirmed_caller, services, token))
             caller = caller or await asyncio.shield(asked)
+        if caller is None:
+            return None, None
+        version, is_version_ageing = services.catalog.warm(reference) or (None, True)
         if is_version_ageing:
             confirmed = self._ask(reference, partial(services.catalog.confirm, reference))
             version = version or await asyncio.shield(confirmed)

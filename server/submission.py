@@ -16,6 +16,7 @@ from mdc_core.errors import ConfigError
 from mdc_core.presets import NAMED, PRESETS, condense_config, evaluate_config, merge, preset_for
 from server.callers import Caller
 from server.problems import FieldError, Problem, field_errors, invalid
+from server.quotas import check_jobs
 from server.schemas import JobRequest
 from server.store import datasets, idempotency, jobs, sets
 from server.store.tables import Job
@@ -33,11 +34,14 @@ class Resolved:
     evaluate: EvaluateConfig
 
 
-def submit(session: Session, caller: Caller, request: JobRequest, idempotency_key: str | None) -> Job:
+def submit(
+    session: Session, caller: Caller, request: JobRequest, idempotency_key: str | None, most_jobs: int
+) -> Job:
     """Queue the job, or return the one that the same request with the same idempotency key has queued.
 
     Raises:
-        Problem: 422 for settings that are impossible, 409 for a set name that is another's.
+        Problem: 422 for settings that are impossible, 409 for a set name that is another's, 429 when `most_jobs` of the
+            caller's jobs wait or run.
     """
     resolved = resolve(session, caller, request)
     if idempotency_key is not None:
@@ -53,6 +57,7 @@ def submit(session: Session, caller: Caller, request: JobRequest, idempotency_ke
             f"the set name {resolved.name!r} belongs to another key: choose another name",
             errors=[FieldError(field="name", message="belongs to another key")],
         )
+    check_jobs(session, caller.key_id, most_jobs)
     job = jobs.submit(
         session,
         owner_id=caller.key_id,

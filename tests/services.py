@@ -9,6 +9,7 @@ from __future__ import annotations
 import getpass
 import os
 import secrets
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -81,3 +82,10 @@ def _execute(server: URL, statement: str) -> None:
             connection.execute(text(statement))
     finally:
         engine.dispose()
+
+
+def free_port() -> int:
+    """A TCP port of this machine that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port

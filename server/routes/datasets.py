@@ -13,6 +13,7 @@ from server.auth import JobsReader, JobsWriter
 from server.callers import Caller
 from server.deps import AfterQuery, LimitQuery, Services, ServicesDep
 from server.problems import FieldError, Problem, invalid, not_found, responses
+from server.quotas import check_upload
 from server.schemas import SLUG, DatasetOut, Page
 from server.store import datasets
 from server.store.ids import to_cursor
@@ -66,6 +67,7 @@ async def upload_dataset(
     _check_request(services, name, content_type, content_length)
     limit = services.settings.upload_max_bytes
     async with received_body(request, services.settings.data_dir / "uploads", limit) as received:
+        services.metrics.uploaded.inc(received.size)
         row, is_new = await run_in_threadpool(_keep, services, caller, name, received)
     response.status_code = 201 if is_new else 200
     response.headers["Location"] = f"/v1/datasets/{row.id}"
@@ -102,10 +104,14 @@ def _keep(services: Services, caller: Caller, name: str | None, received: Receiv
         kind, facts = inspect_upload(received.path, chosen)
     except DataError as error:
         raise invalid("bad-dataset", [FieldError(field="body", message=str(error))]) from error
+    most = services.settings.key_upload_bytes
+    with services.db.begin() as session:  # before anything is stored
+        check_upload(session, caller.key_id, received.size, most)
     key = f"datasets/{received.sha256}"
     if services.objects.head(key) != received.size:
         services.objects.put(key, received.path)
     with services.db.begin() as session:
+        check_upload(session, caller.key_id, received.size, most)
         return datasets.add(
             session,
             owner_id=caller.key_id,

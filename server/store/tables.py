@@ -111,8 +111,12 @@ class Job(Base):
 
     __tablename__ = "jobs"
     # The first serves the claim of the oldest queued job, the second a caller's list; both end in the
-    # id, which is ordered by time.
-    __table_args__ = (Index(None, "state", "id"), Index(None, "owner_id", "id"))
+    # id, which is ordered by time. The third counts what a caller has waiting, however long its list is.
+    __table_args__ = (
+        Index(None, "state", "id"),
+        Index(None, "owner_id", "id"),
+        Index(None, "owner_id", "state"),
+    )
 
     id: Mapped[str] = mapped_column(String(40), primary_key=True)
     owner_id: Mapped[str] = mapped_column(ForeignKey("api_keys.id"))
