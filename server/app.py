@@ -20,6 +20,7 @@ from server.logs import configure_logging
 from server.manifests import Manifests
 from server.problems import ProblemBody
 from server.ranks import Ranks
+from server.reaper import Reaper
 from server.routes import datasets, health, jobs, keys, keyset, sets, subsets
 from server.settings import Settings
 from server.shortcut import Shortcut
@@ -71,7 +72,7 @@ def _services(settings: Settings) -> Services:
         settings=settings,
         db=db,
         objects=objects,
-        wakeup=Wakeup(settings.broker_url),
+        wakeup=Wakeup(settings),
         secret_key=settings.secret_key(),
         manifest_keys=manifest_keys,
         known_keys=KnownKeys(),
@@ -91,9 +92,12 @@ def app_from_env() -> FastAPI:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     services: Services = app.state.services
     await run_in_threadpool(_prepare, services)
+    reaper = Reaper(services.settings, services.db, services.objects, services.wakeup)
+    reaper.start()
     try:
         yield
     finally:
+        await run_in_threadpool(reaper.stop)
         services.wakeup.close()
         services.db.dispose()
 

@@ -33,15 +33,24 @@ class Resolved:
     evaluate: EvaluateConfig
 
 
-def submit(session: Session, caller: Caller, request: JobRequest, idempotency_key: str | None) -> Job:
+def submit(
+    session: Session,
+    caller: Caller,
+    request: JobRequest,
+    idempotency_key: str | None,
+    most_seconds: int | None = None,
+) -> Job:
     """Queue the job, or return the one that the same request with the same idempotency key has queued.
+
+    `most_seconds` is the operator's limit to a job's running time.
 
     Raises:
         Problem: 422 for settings that are impossible, 409 for a set name that is another's.
     """
     resolved = resolve(session, caller, request)
+    max_runtime_s = _max_runtime(request, most_seconds)
     if idempotency_key is not None:
-        body = json.dumps(request.model_dump(mode="json"), sort_keys=True)
+        body = json.dumps(_signature(request), sort_keys=True)
         digest = hashlib.sha256(body.encode()).hexdigest()
         first = idempotency.reserve(session, caller.key_id, idempotency_key, digest)
         if first is not None:
@@ -60,10 +69,26 @@ def submit(session: Session, caller: Caller, request: JobRequest, idempotency_ke
         name=resolved.name,
         condense=resolved.condense.model_dump(mode="json"),
         evaluate=resolved.evaluate.model_dump(mode="json"),
+        max_runtime_s=max_runtime_s,
     )
     if idempotency_key is not None:
         idempotency.answer(session, caller.key_id, idempotency_key, job.id)
     return job
+
+
+def _max_runtime(request: JobRequest, most: int | None) -> int | None:
+    """Seconds that the job may run: what it asks for, or the operator's limit, which it must not exceed."""
+    asked = request.max_runtime_s
+    if asked is not None and most is not None and asked > most:
+        message = f"jobs may run for at most {most} s here (it is {asked}): ask for less, or leave it out"
+        raise invalid("invalid-request", [FieldError(field="body.max_runtime_s", message=message)])
+    return most if asked is None else asked
+
+
+def _signature(request: JobRequest) -> dict[str, Any]:
+    """What makes two requests the same; a field that older releases did not know counts when it is given."""
+    unknown = {"max_runtime_s"} if request.max_runtime_s is None else None
+    return request.model_dump(mode="json", exclude=unknown)
 
 
 def _first_answer(session: Session, job_id: str | None, same_body: bool) -> Job:

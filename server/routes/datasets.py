@@ -15,6 +15,7 @@ from server.deps import AfterQuery, LimitQuery, Services, ServicesDep
 from server.problems import FieldError, Problem, invalid, not_found, responses
 from server.schemas import SLUG, DatasetOut, Page
 from server.store import datasets
+from server.store.holds import holding
 from server.store.ids import to_cursor
 from server.store.tables import Dataset
 from server.uploads.inspect import inspect_upload
@@ -65,7 +66,7 @@ async def upload_dataset(
     """
     _check_request(services, name, content_type, content_length)
     limit = services.settings.upload_max_bytes
-    async with received_body(request, services.settings.data_dir / "uploads", limit) as received:
+    async with received_body(request, services.settings.uploads_dir, limit) as received:
         row, is_new = await run_in_threadpool(_keep, services, caller, name, received)
     response.status_code = 201 if is_new else 200
     response.headers["Location"] = f"/v1/datasets/{row.id}"
@@ -103,19 +104,21 @@ def _keep(services: Services, caller: Caller, name: str | None, received: Receiv
     except DataError as error:
         raise invalid("bad-dataset", [FieldError(field="body", message=str(error))]) from error
     key = f"datasets/{received.sha256}"
-    if services.objects.head(key) != received.size:
-        services.objects.put(key, received.path)
-    with services.db.begin() as session:
-        return datasets.add(
-            session,
-            owner_id=caller.key_id,
-            name=chosen,
-            kind=kind,
-            sha256=received.sha256,
-            size=received.size,
-            object_key=key,
-            facts=facts.model_dump(mode="json"),
-        )
+    with holding(services.db, [key]) as hold:
+        if services.objects.head(key) != received.size:
+            services.objects.put(key, received.path)
+        with services.db.begin() as session:
+            hold.give_up(session)
+            return datasets.add(
+                session,
+                owner_id=caller.key_id,
+                name=chosen,
+                kind=kind,
+                sha256=received.sha256,
+                size=received.size,
+                object_key=key,
+                facts=facts.model_dump(mode="json"),
+            )
 
 
 @router.get(
