@@ -81,7 +81,7 @@ def _max_runtime(request: JobRequest, most: int | None) -> int | None:
     asked = request.max_runtime_s
     if asked is not None and most is not None and asked > most:
         message = f"jobs may run for at most {most} s here (it is {asked}): ask for less, or leave it out"
-        raise invalid("invalid-request", [FieldError(field="body.max_runtime_s", message=message)])
+        raise invalid("invalid-request", [FieldError(field="max_runtime_s", message=message)])
     return most if asked is None else asked
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
@@ -29,6 +30,7 @@ MEDIA_TYPES = (
     "application/x-npz",
     "application/octet-stream",
 )
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -47,7 +49,7 @@ _BODY: dict[str, Any] = {
     response_model=DatasetOut,
     responses={
         200: {"model": DatasetOut, "description": "You have uploaded these bytes before."},
-        **responses(400, 401, 403, 413, 415, 422),
+        **responses(400, 401, 403, 413, 415, 422, 507),
     },
     openapi_extra=_BODY,
 )
@@ -66,8 +68,14 @@ async def upload_dataset(
     """
     _check_request(services, name, content_type, content_length)
     limit = services.settings.upload_max_bytes
-    async with received_body(request, services.settings.uploads_dir, limit) as received:
-        row, is_new = await run_in_threadpool(_keep, services, caller, name, received)
+    try:
+        async with received_body(request, services.settings.uploads_dir, limit) as received:
+            row, is_new = await run_in_threadpool(_keep, services, caller, name, received)
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        detail = "the server has no room for these bytes, and has kept none of them: tell its operator"
+        raise Problem(507, "no-room", detail) from error
     response.status_code = 201 if is_new else 200
     response.headers["Location"] = f"/v1/datasets/{row.id}"
     return DatasetOut.of(row)

@@ -16,6 +16,8 @@ from obstore.store import AzureStore, GCSStore, LocalStore, S3Store, from_url
 
 from mdc_core.errors import ConfigError
 
+RETRY_SECONDS = 15
+"""How long a remote store that fails is tried again."""
 CHUNK = 256 * 1024
 """Bytes that a stream holds at once, so that a slow reader holds no more."""
 
@@ -187,9 +189,13 @@ def open_objects(url: str) -> ObjectStore:
                 client_options={
                     "timeout": "2 hours",
                     "connect_timeout": "10 seconds",
+                    # A store that accepts and says nothing is as good as away.
+                    "read_timeout": "2 minutes",
                     # Options given here replace those of the environment.
                     "allow_http": os.environ.get("AWS_ALLOW_HTTP", "").lower() in {"1", "true", "yes"},
                 },
+                # The caller of a request waits for it.
+                retry_config={"max_retries": 10, "retry_timeout": timedelta(seconds=RETRY_SECONDS)},
             )
         )
     except (ValueError, obstore.exceptions.BaseError) as error:
