@@ -24,6 +24,7 @@ from server.metrics import Measured, Metrics
 from server.problems import ProblemBody
 from server.ranks import Ranks
 from server.ratelimit import RateLimits
+from server.reaper import Reaper
 from server.routes import datasets, events, health, jobs, keys, keyset, sets, subsets
 from server.settings import Settings
 from server.shortcut import Shortcut
@@ -89,7 +90,7 @@ def _services(settings: Settings) -> Services:
         settings=settings,
         db=db,
         objects=objects,
-        wakeup=Wakeup(settings.broker_url),
+        wakeup=Wakeup(settings),
         secret_key=settings.secret_key(),
         manifest_keys=manifest_keys,
         known_keys=KnownKeys(),
@@ -115,12 +116,15 @@ def app_from_env() -> FastAPI:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     services: Services = app.state.services
     await run_in_threadpool(_prepare, services)
+    reaper = Reaper(services.settings, services.db, services.objects, services.wakeup)
+    reaper.start()
     try:
         with called_at_exit_signals(services.watchers.close):
             yield
     finally:
         services.watchers.close()
         await services.rates.close()
+        await run_in_threadpool(reaper.stop)
         services.wakeup.close()
         services.db.dispose()
 

@@ -19,10 +19,14 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.store.errors import STORE_ERRORS
+
 MEDIA_TYPE = "application/problem+json"
 MAX_BODY_BYTES = 2**20
 """Largest body of a request that is not an upload."""
 UPLOAD_PATH = "/v1/datasets"
+RETRY_SECONDS = 10
+"""When it is worth trying again what failed because of a store."""
 
 _log = structlog.get_logger()
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -131,6 +135,8 @@ def install(app: FastAPI) -> None:
     """Answer every error of the application as a problem, and give every request its id."""
     app.add_exception_handler(HTTPException, _on_http)
     app.add_exception_handler(RequestValidationError, _on_validation)
+    for error in STORE_ERRORS:
+        app.add_exception_handler(error, _on_store)
     app.add_exception_handler(Exception, _on_crash)
     app.add_middleware(RequestContext)
 
@@ -166,6 +172,15 @@ def _allowed(request: Request) -> list[str]:
 async def _on_validation(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     return _respond(request, invalid("invalid-request", field_errors(error)))
+
+
+async def _on_store(request: Request, error: Exception) -> Response:
+    structlog.get_logger().error(
+        "a store does not answer", error=repr(error), path=request.url.path, request_id=_id(request)
+    )
+    detail = "the database or the object store does not answer: send the request again in a while"
+    headers = {"Retry-After": str(RETRY_SECONDS)}
+    return _respond(request, Problem(503, "store-unavailable", detail, headers=headers))
 
 
 async def _on_crash(request: Request, error: Exception) -> Response:
@@ -270,12 +285,12 @@ def _bounded(receive: Receive) -> Receive:
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The problem responses of a route, for its OpenAPI entry.
 
-    500 is always among them, and 429 where a key is asked for.
+    500 and 503 are always among them, and 429 where a key is asked for.
     """
     slowed = (429,) if 401 in statuses else ()
     return {
-        status: {**_told(status), **_WAIT} if status == 429 else _told(status)
-        for status in (*statuses, *slowed, 500)
+        status: {**_told(status), **_WAIT} if status in (429, 503) else _told(status)
+        for status in (*statuses, *slowed, 500, 503)
     }
 
 

@@ -69,6 +69,8 @@ class JobRequest(Body):
     """What differs from the preset's condensation."""
     evaluate: Overrides = Field(default_factory=dict)
     """What differs from the preset's evaluation."""
+    max_runtime_s: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
+    """Seconds that the job may run, all attempts together; left out: the operator's limit, if there is one."""
 
 
 Phase = Literal["queued", "loading", "condensing", "evaluating", "publishing"]
@@ -124,6 +126,8 @@ class JobOut(Shown):
     """Id of the key that submitted it."""
     condense: CondenseConfig
     evaluate: EvaluateConfig
+    max_runtime_s: int | None
+    """Seconds that it may run, all attempts together; waiting in the queue does not count."""
     progress: Progress
     attempt: int
     """Times that a worker has taken it up."""
@@ -158,6 +162,7 @@ class JobOut(Shown):
             owner=job.owner_id,
             condense=CondenseConfig.model_validate(job.condense),
             evaluate=EvaluateConfig.model_validate(job.evaluate),
+            max_runtime_s=job.max_runtime_s,
             progress=Progress.of(job.state, job.attempt, job.progress),
             attempt=job.attempt,
             created_at=job.created_at,

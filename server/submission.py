@@ -18,6 +18,7 @@ from server.callers import Caller
 from server.problems import FieldError, Problem, field_errors, invalid
 from server.quotas import check_jobs
 from server.schemas import JobRequest
+from server.settings import Settings
 from server.store import datasets, idempotency, jobs, sets
 from server.store.tables import Job
 
@@ -35,17 +36,20 @@ class Resolved:
 
 
 def submit(
-    session: Session, caller: Caller, request: JobRequest, idempotency_key: str | None, most_jobs: int
+    session: Session, caller: Caller, request: JobRequest, idempotency_key: str | None, settings: Settings
 ) -> Job:
     """Queue the job, or return the one that the same request with the same idempotency key has queued.
 
+    `settings` have the operator's limits: to the jobs of a key, and to a job's running time.
+
     Raises:
-        Problem: 422 for settings that are impossible, 409 for a set name that is another's, 429 when `most_jobs` of the
+        Problem: 422 for settings that are impossible, 409 for a set name that is another's, 429 when too many of the
             caller's jobs wait or run.
     """
     resolved = resolve(session, caller, request)
+    max_runtime_s = _max_runtime(request, settings.max_runtime_seconds)
     if idempotency_key is not None:
-        body = json.dumps(request.model_dump(mode="json"), sort_keys=True)
+        body = json.dumps(_signature(request), sort_keys=True)
         digest = hashlib.sha256(body.encode()).hexdigest()
         first = idempotency.reserve(session, caller.key_id, idempotency_key, digest)
         if first is not None:
@@ -57,7 +61,7 @@ def submit(
             f"the set name {resolved.name!r} belongs to another key: choose another name",
             errors=[FieldError(field="name", message="belongs to another key")],
         )
-    check_jobs(session, caller.key_id, most_jobs)
+    check_jobs(session, caller.key_id, settings.key_jobs)
     job = jobs.submit(
         session,
         owner_id=caller.key_id,
@@ -65,10 +69,26 @@ def submit(
         name=resolved.name,
         condense=resolved.condense.model_dump(mode="json"),
         evaluate=resolved.evaluate.model_dump(mode="json"),
+        max_runtime_s=max_runtime_s,
     )
     if idempotency_key is not None:
         idempotency.answer(session, caller.key_id, idempotency_key, job.id)
     return job
+
+
+def _max_runtime(request: JobRequest, most: int | None) -> int | None:
+    """Seconds that the job may run: what it asks for, or the operator's limit, which it must not exceed."""
+    asked = request.max_runtime_s
+    if asked is not None and most is not None and asked > most:
+        message = f"jobs may run for at most {most} s here (it is {asked}): ask for less, or leave it out"
+        raise invalid("invalid-request", [FieldError(field="max_runtime_s", message=message)])
+    return most if asked is None else asked
+
+
+def _signature(request: JobRequest) -> dict[str, Any]:
+    """What makes two requests the same; a field that older releases did not know counts when it is given."""
+    unknown = {"max_runtime_s"} if request.max_runtime_s is None else None
+    return request.model_dump(mode="json", exclude=unknown)
 
 
 def _first_answer(session: Session, job_id: str | None, same_body: bool) -> Job:

@@ -117,7 +117,7 @@ def test_a_version_that_is_pinned_is_answered_without_the_database(toy: Publishe
     urls = ("/v1/sets/toy@2/subsets/3", "/subsets/2?set=toy@2", "/v1/sets/toy@2/manifest")
     urls += ("/v1/sets/toy@2/ranks/4", "/v1/sets/toy@2")
     first = [toy.get(url).content for url in urls]
-    for key in list(toy.api.services.objects.list("objects")):
+    for key, *_ in list(toy.api.services.objects.list("objects")):
         toy.api.services.objects.delete(key)
     event.listen(toy.api.services.db.engine, "before_cursor_execute", record)
     assert [toy.get(url).content for url in urls] == first
