@@ -90,6 +90,17 @@ class Progress(Shown):
     """Selected size n of the most learnable subset; with `class_wise` one per class."""
 
 
+class JobEstimate(Shown):
+    """What a job was expected to take when it was submitted."""
+
+    memory_bytes: int
+    """Peak memory of its process."""
+    flops: float
+    """Floating point operations of condensing and evaluating."""
+    seconds: float | None
+    """Wall time on the largest worker that was there, waiting aside; null when none was."""
+
+
 class JobError(Shown):
     """Why a job failed."""
 
@@ -116,6 +127,8 @@ class JobOut(Shown):
     """Id of the key that submitted it."""
     condense: CondenseConfig
     evaluate: EvaluateConfig
+    estimate: JobEstimate | None
+    """Null for jobs of earlier releases."""
     progress: Progress
     attempt: int
     """Times that a worker has taken it up."""
@@ -145,6 +158,7 @@ class JobOut(Shown):
             owner=job.owner_id,
             condense=CondenseConfig.model_validate(job.condense),
             evaluate=EvaluateConfig.model_validate(job.evaluate),
+            estimate=job.estimate and _estimate(job.estimate),
             progress=_progress(job),
             attempt=job.attempt,
             created_at=job.created_at,
@@ -156,6 +170,12 @@ class JobOut(Shown):
             set=published,
             links=links,
         )
+
+
+def _estimate(stored: dict[str, Any]) -> JobEstimate:
+    return JobEstimate(
+        memory_bytes=stored["memory_bytes"], flops=stored["flops"], seconds=stored["seconds_total"]
+    )
 
 
 def _progress(job: Job) -> Progress:

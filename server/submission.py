@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from mdc_core.config import CondenseConfig, DataFacts, EvaluateConfig, check_network
 from mdc_core.errors import ConfigError
 from mdc_core.presets import NAMED, PRESETS, condense_config, evaluate_config, merge, preset_for
+from server.admission import admit
 from server.callers import Caller
 from server.problems import FieldError, Problem, field_errors, invalid
 from server.schemas import JobRequest
@@ -29,6 +30,7 @@ class Resolved:
 
     dataset: str
     name: str
+    facts: DataFacts
     condense: CondenseConfig
     evaluate: EvaluateConfig
 
@@ -37,7 +39,8 @@ def submit(session: Session, caller: Caller, request: JobRequest, idempotency_ke
     """Queue the job, or return the one that the same request with the same idempotency key has queued.
 
     Raises:
-        Problem: 422 for settings that are impossible, 409 for a set name that is another's.
+        Problem: 422 for settings that are impossible or too large for every worker, 409 for a set name that is
+            another's.
     """
     resolved = resolve(session, caller, request)
     if idempotency_key is not None:
@@ -60,6 +63,7 @@ def submit(session: Session, caller: Caller, request: JobRequest, idempotency_ke
         name=resolved.name,
         condense=resolved.condense.model_dump(mode="json"),
         evaluate=resolved.evaluate.model_dump(mode="json"),
+        estimate=admit(session, resolved.condense, resolved.evaluate, resolved.facts),
     )
     if idempotency_key is not None:
         idempotency.answer(session, caller.key_id, idempotency_key, job.id)
@@ -93,7 +97,7 @@ def resolve(session: Session, caller: Caller, request: JobRequest) -> Resolved:
     _checked("evaluate.sizes", lambda: evaluate.sizes_of(condense.ipc))
     _checked("evaluate.network", lambda: check_network(evaluate.network, facts.image_size))
     name = request.name if request.name is not None else f"{facts.name[:50]}-ipc{condense.ipc}"
-    return Resolved(request.dataset, name, condense, evaluate)
+    return Resolved(request.dataset, name, facts, condense, evaluate)
 
 
 def _facts(session: Session, caller: Caller, dataset: str) -> DataFacts:

@@ -27,6 +27,7 @@ def submit(
     name: str,
     condense: dict[str, Any],
     evaluate: dict[str, Any],
+    estimate: dict[str, Any] | None = None,
 ) -> Job:
     """Add a queued job. The set name must be the owner's: see `server.store.sets.claim_name`."""
     job = Job(
@@ -36,6 +37,7 @@ def submit(
         name=name,
         condense=condense,
         evaluate=evaluate,
+        estimate=estimate,
         state=JobState.QUEUED,
         attempt=0,
     )
