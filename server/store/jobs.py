@@ -28,6 +28,7 @@ def submit(
     condense: dict[str, Any],
     evaluate: dict[str, Any],
     max_runtime_s: int | None = None,
+    estimate: dict[str, Any] | None = None,
 ) -> Job:
     """Add a queued job. The set name must be the owner's: see `server.store.sets.claim_name`."""
     job = Job(
@@ -38,6 +39,7 @@ def submit(
         condense=condense,
         evaluate=evaluate,
         max_runtime_s=max_runtime_s,
+        estimate=estimate,
         state=JobState.QUEUED,
         attempt=0,
     )
