@@ -119,8 +119,8 @@ def fetch(
 def grow(file: File, k: int, *, access: Access = DEFAULT, report: Report | None = None) -> Fetched:
     """Make a fetched file subset `k`, larger than it is, by fetching only the ranks that it lacks.
 
-    `ConfigError` when it is larger already; `FormatError` when the set has been published again with other
-    ranks. Interrupted, the file stays what it was, and the same call goes on.
+    They are of the version that the file is of, whatever has been published since. `ConfigError` when it is larger
+    already. Interrupted, the file stays what it was, and the same call goes on.
     """
     path = Path(file)
     remembered = _remembered(path)
@@ -129,10 +129,7 @@ def grow(file: File, k: int, *, access: Access = DEFAULT, report: Report | None 
         held = inplace.size_of(opened, manifest, remembered.k)
         if rankmajor.check_size(manifest.info, k) < held:
             raise ConfigError(f"{path} is subset {held} already: `mdc-device shrink` makes it smaller")
-        published = client.fetch_manifest(link, remembered.set_name, remembered)
-        _check_same_ranks(manifest, published.manifest, held)
-        # First the manifest, which describes the held ranks as well as the new ones: a crash leaves no ranks
-        # that nothing vouches for.
+        published = client.fetch_manifest(link, remembered.set_name, remembered, remembered.version)
         state.remember(path, published, held)
         return _mend(link, published, k, path, opened, report)
 
@@ -230,7 +227,7 @@ def _repair(path: Path, access: Access, report: Report | None) -> tuple[int, ...
         if _mended_here(path, remembered, opened):
             return ()
         with Link.to(remembered.url, access) as link:
-            published = client.fetch_manifest(link, remembered.set_name, remembered)
+            published = client.fetch_manifest(link, remembered.set_name, remembered, remembered.version)
             k = inplace.size_of(opened, published.manifest, remembered.k)
             state.remember(path, published, k)
             return _mend(link, published, k, path, opened, report).repaired_ranks
@@ -278,12 +275,3 @@ def _remembered(path: Path) -> State:
             f"{state.state_of(path)} is missing, so it is not known where {path} came from: fetch it again"
         )
     return remembered
-
-
-def _check_same_ranks(old: Manifest, new: Manifest, held: int) -> None:
-    """Raise `FormatError` when the ranks that are held are not those of the set as it is published now."""
-    if old.info != new.info or old.digests.ranks[:held] != new.digests.ranks[:held]:
-        raise FormatError(
-            f"{new.name!r} has been published again as version {new.version} with other images, and the file is "
-            f"version {old.version}: fetch it again to replace it"
-        )
