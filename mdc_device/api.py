@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from mdc_core import budget as budgets
 from mdc_core import rankmajor
@@ -27,7 +27,22 @@ from mdc_device.profile import profile
 from mdc_device.state import Published, State
 from mdc_device.wire import Access
 
-__all__ = ["Access", "Budget", "Status", "fetch", "grow", "plan", "profile", "shrink", "status", "verify"]
+if TYPE_CHECKING:
+    from mdc_device.trainer import Trained
+
+__all__ = [
+    "Access",
+    "Budget",
+    "Status",
+    "fetch",
+    "grow",
+    "plan",
+    "profile",
+    "shrink",
+    "status",
+    "train",
+    "verify",
+]
 
 File = str | os.PathLike[str]
 NO_LIMIT = Budget()
@@ -190,6 +205,45 @@ def status(file: File) -> Status:
     path = Path(file)
     remembered = state.load(path)
     return _status(path, state.load_manifest(path, remembered), remembered)
+
+
+def train(
+    file: File,
+    *,
+    to: File | None = None,
+    budget: Budget = NO_LIMIT,
+    test: str | None = None,
+    data_root: File = "mdc-data/datasets",
+    device: str = "cpu",
+    seed: int = 0,
+    report: Report | None = None,
+) -> Trained:
+    """Train the network of the manifest on a fetched file by its recipe, and write the weights to `to`.
+
+    The file is verified first. The budget's epochs and batch size count more than the recipe's; where it does not
+    afford all ranks that are held, the largest part that it affords is trained on. `test` is what `mdc condense`
+    takes as data, whose test images tell the accuracy; named sets are below `data_root`. `to` is by default
+    FILE.weights.safetensors; `report` gets the epochs. Needs the extra `core`: `ConfigError` without it.
+    """
+    try:
+        from mdc_device import trainer
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"training needs {error.name}, which is not installed: pip install 'multisize-condensation[core]'"
+        ) from None
+    path = Path(file)
+    verify(path)
+    return trainer.train(
+        path,
+        state.load_manifest(path, state.load(path)),
+        to=path.with_name(path.name + ".weights.safetensors") if to is None else Path(to),
+        budget=budget,
+        test=test,
+        data_root=Path(data_root),
+        device=device,
+        seed=seed,
+        report=report,
+    )
 
 
 def _status(path: Path, manifest: Manifest, remembered: State | None) -> Status:
