@@ -6,7 +6,7 @@ import json
 import re
 import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -53,6 +53,10 @@ class Device:
     held: threading.Event = field(default_factory=threading.Event)
     versions: dict[int, Device] = field(default_factory=dict)
     """Other versions of the set that are served under their numbers."""
+    altered: Callable[[bytes], tuple[str, bytes]] | None = None
+    """Makes of a manifest the media type and body that are sent in its place."""
+    sent_bytes: int = 0
+    """Of the bodies of subsets so far."""
     store: str | None = None
     """Where the object is as well: requests for bytes that it has too are sent there."""
 
@@ -99,7 +103,10 @@ class Handler(BaseHTTPRequestHandler):
         ):
             text = json.dumps(named.manifest).encode()
             assert headers["accept"].startswith("application/jose")
-            if device.signer is not None:
+            if device.altered is not None:
+                kind, body = device.altered(text)
+                self.answer(200, body, {"Content-Type": kind})
+            elif device.signer is not None:
                 self.answer(200, sign(text, device.signer).encode(), {"Content-Type": "application/jose"})
             else:
                 self.answer(200, text, {"Content-Type": "application/json"})
@@ -137,6 +144,8 @@ class Handler(BaseHTTPRequestHandler):
         for name, value in {"Content-Length": str(len(body)), **headers}.items():
             self.send_header(name, value)
         self.end_headers()
+        if self.path.startswith("/subsets/"):
+            self.device.sent_bytes += len(body)
         if self.path.startswith("/subsets/") and self.device.drop_after:
             body = body[: self.device.drop_after.pop(0)]
             self.close_connection = True
