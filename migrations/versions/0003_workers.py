@@ -23,11 +23,10 @@ def upgrade() -> None:
         sa.Column("started_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("expires_at", sa.DateTime(timezone=True), nullable=False),
     )
-    with op.batch_alter_table("jobs") as jobs:
-        jobs.add_column(sa.Column("estimate", sa.JSON()))
+    # In place, not by SQLite's copy of the table: dropping the original would drop the events of every job.
+    op.add_column("jobs", sa.Column("estimate", sa.JSON()))
 
 
 def downgrade() -> None:
-    with op.batch_alter_table("jobs") as jobs:
-        jobs.drop_column("estimate")
+    op.drop_column("jobs", "estimate")
     op.drop_table("workers")
