@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Query, Response
 
 from server.auth import JobsReader, JobsWriter
-from server.deps import AfterQuery, LimitQuery, ServicesDep
+from server.deps import AfterQuery, LimitQuery, ServicesDep, links
 from server.problems import Problem, not_found, responses
 from server.schemas import JobOut, JobRequest, Page
 from server.store import jobs
@@ -26,7 +26,16 @@ RETRY_SECONDS = 2
     operation_id="submitJob",
     status_code=202,
     response_model=JobOut,
-    responses=responses(401, 403, 409, 413, 422),
+    responses={
+        202: links(
+            getJob={"job_id": "id"},
+            cancelJob={"job_id": "id"},
+            listJobEvents={"job_id": "id"},
+            streamJobEvents={"job_id": "id"},
+            getDataset={"dataset_id": "dataset"},
+        ),
+        **responses(401, 403, 409, 413, 422),
+    },
 )
 def submit_job(
     body: JobRequest,
