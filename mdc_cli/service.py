@@ -57,7 +57,7 @@ def up(
         children.append(_start(_api_command(host, port), log))
         if _is_ready(url, children[0], log, stop):
             for _ in range(workers):
-                children.append(_start([sys.executable, "-m", "worker"], log))
+                children.append(_start(["worker"], log))
             _announce(url, settings, log)
         while not stop.wait(0.5):
             for child in children:
@@ -83,7 +83,7 @@ def _settings() -> Settings:
 
 
 def _api_command(host: str, port: int) -> list[str]:
-    command = [sys.executable, "-m", "uvicorn", "--factory", "server.app:app_from_env", "--no-access-log"]
+    command = ["uvicorn", "--factory", "server.app:app_from_env", "--no-access-log"]
     return [*command, "--host", host, "--port", str(port), "--log-level", "warning"]
 
 
@@ -97,10 +97,14 @@ def _announce(url: str, settings: Settings, log: Path) -> None:
 
 
 def _start(command: list[str], log: Path) -> subprocess.Popen[bytes]:
-    """A session of its own: Ctrl-C in the terminal reaches `mdc up` alone, which stops its children in order."""
+    """Run a module until it is stopped, or until this process ends.
+
+    In a session of its own: Ctrl-C in the terminal reaches `mdc up` alone, which stops its children in order.
+    """
+    tied = [sys.executable, "-m", "mdc_cli.tied", *command]
     with log.open("ab") as output:
         return subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+            tied, stdin=subprocess.PIPE, stdout=output, stderr=output, start_new_session=True
         )
 
 

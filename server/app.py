@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
+from starlette.types import Receive, Scope, Send
 
 from mdc_core.errors import ConfigError
 from server import problems
@@ -22,6 +24,7 @@ from server.metrics import Measured, Metrics
 from server.problems import ProblemBody
 from server.ranks import Ranks
 from server.ratelimit import RateLimits
+from server.reaper import Reaper
 from server.routes import datasets, events, health, jobs, keys, keyset, sets, subsets
 from server.settings import Settings
 from server.shortcut import Shortcut
@@ -43,7 +46,7 @@ def create_app(settings: Settings) -> FastAPI:
     Raises:
         ConfigError: the secret or the signing key is missing, or the object store's URL cannot be used.
     """
-    app = FastAPI(
+    app = _Api(
         title="Multisize Dataset Condensation",
         version=VERSION,
         lifespan=_lifespan,
@@ -52,8 +55,8 @@ def create_app(settings: Settings) -> FastAPI:
         separate_input_output_schemas=False,
     )
     services = app.state.services = _services(settings)
+    app.shortcut = Shortcut()
     app.add_middleware(Measured, metrics=services.metrics)  # the first is the innermost
-    app.add_middleware(Shortcut)
     if settings.cors_origins:
         app.add_middleware(DeviceCors, origins=settings.cors_origins)
     problems.install(app)
@@ -61,6 +64,17 @@ def create_app(settings: Settings) -> FastAPI:
         app.include_router(module.router)
     _complete_openapi(app)
     return app
+
+
+class _Api(FastAPI):
+    """FastAPI, but what the shortcut answers reaches neither middleware nor router."""
+
+    shortcut: Shortcut
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if not await self.shortcut.answer(self.state.services, scope, send):
+            await super().__call__(scope, receive, send)
 
 
 def _services(settings: Settings) -> Services:
@@ -76,7 +90,7 @@ def _services(settings: Settings) -> Services:
         settings=settings,
         db=db,
         objects=objects,
-        wakeup=Wakeup(settings.broker_url),
+        wakeup=Wakeup(settings),
         secret_key=settings.secret_key(),
         manifest_keys=manifest_keys,
         known_keys=KnownKeys(),
@@ -92,19 +106,25 @@ def _services(settings: Settings) -> Services:
 def app_from_env() -> FastAPI:
     """The API with the settings of the environment, logging JSON lines."""
     configure_logging()
-    return create_app(Settings())
+    app = create_app(Settings())
+    gc.collect()
+    gc.freeze()  # what is there now stays: looking through it again and again would hold up requests
+    return app
 
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     services: Services = app.state.services
     await run_in_threadpool(_prepare, services)
+    reaper = Reaper(services.settings, services.db, services.objects, services.wakeup)
+    reaper.start()
     try:
         with called_at_exit_signals(services.watchers.close):
             yield
     finally:
         services.watchers.close()
         await services.rates.close()
+        await run_in_threadpool(reaper.stop)
         services.wakeup.close()
         services.db.dispose()
 

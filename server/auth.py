@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import secrets
 from datetime import datetime
@@ -66,7 +65,7 @@ def ensure_admin_key(settings: Settings, session: Session) -> None:
 
 
 def _hmac(secret_key: bytes, token: str) -> str:
-    return hmac.new(secret_key, token.encode(), hashlib.sha256).hexdigest()
+    return hmac.digest(secret_key, token.encode(), "sha256").hex()
 
 
 async def _caller(
@@ -82,16 +81,18 @@ async def _caller(
     if credentials is None:
         raise _unauthenticated("no API key was sent: add the header Authorization: Bearer mdc_…")
     only_reads = needed.scopes == ["subsets:read"]
-    caller = known_caller(services, credentials.credentials) if only_reads else None
-    if caller is None:
+    known = known_caller(services, credentials.credentials) if only_reads else None
+    if known is not None:
+        caller = known[0]
+    else:
         caller = await _checked_caller(services, credentials.credentials, request.client)
     structlog.contextvars.bind_contextvars(key_id=caller.key_id)
     if not only_reads:
         await services.rates.use(caller.key_id)
-    missing = set() if caller.is_admin else set(needed.scopes) - caller.scopes
+    missing = [scope for scope in needed.scopes if not caller.may(scope)]
     if missing:
         raise Problem(
-            403, "scope-missing", f"the API key {caller.key_id} lacks the scope {', '.join(sorted(missing))}"
+            403, "scope-missing", f"the API key {caller.key_id} lacks the scope {', '.join(missing)}"
         )
     return caller
 
@@ -99,28 +100,35 @@ async def _caller(
 async def _checked_caller(services: Services, token: str, client: Address | None) -> Caller:
     """The caller whose key the database confirms. `Problem` 401, or 429 for an address that guesses."""
     address = client.host if client is not None else "unknown"
-    _, _, rest = token.partition("_")
-    if not services.known_keys.met(rest.partition("_")[0], _hmac(services.secret_key, token)):
+    if not has_met(services, token):
         await services.rates.admit(address)
-    caller = await run_in_threadpool(_confirmed, services, token)
+    caller = await run_in_threadpool(confirmed_caller, services, token)
     if caller is None:
         await services.rates.count_refused(address)
         raise _unauthenticated("the API key is unknown, revoked or expired: ask for a new one")
     return caller
 
 
-def known_caller(services: Services, token: str) -> Caller | None:
-    """The caller whose key was confirmed a moment ago; never waits."""
+def known_caller(services: Services, token: str) -> tuple[Caller, bool] | None:
+    """The caller whose key was confirmed a moment ago, and whether to ask again soon; never waits."""
     parts = token.split("_", 2)
     return services.known_keys.get(parts[1], _hmac(services.secret_key, token)) if len(parts) == 3 else None
 
 
-def _confirmed(services: Services, token: str) -> Caller | None:
+def has_met(services: Services, token: str) -> bool:
+    """Whether this very key has worked here before, however long ago."""
+    parts = token.split("_", 2)
+    return len(parts) == 3 and services.known_keys.met(parts[1], _hmac(services.secret_key, token))
+
+
+def confirmed_caller(services: Services, token: str) -> Caller | None:
     """The caller, if the database confirms the key."""
     asked, now = services.known_keys.now(), utcnow()
     with services.db.read() as session:
         row = check_key(session, services.secret_key, token)
     if row is None:
+        if has_met(services, token):  # not for a wrong secret with the id of a right one
+            services.known_keys.forget(token.split("_", 2)[1])
         return None
     if not keys.used_recently(row, now):
         with services.db.begin() as session:

@@ -20,6 +20,8 @@ from server.settings import MIN_SECRET, Settings
 from server.store import keys
 from server.store import migrate as migrations
 from server.store.db import Database
+from server.store.objects import open_objects
+from server.store.sweep import sweep as swept
 from server.store.tables import utcnow
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
@@ -116,6 +118,29 @@ def create_signing_key(
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from error
     typer.echo(dump_private_keys([new_key(), *former]))
+
+
+@app.command()
+def sweep(
+    dry_run: Annotated[bool, typer.Option(help="Only print what would be deleted.")] = False,
+) -> None:
+    """Delete objects that nothing refers to and that are older than MDC_SWEEP_AGE_SECONDS, and print them.
+
+    API and workers do this by themselves every few hours.
+    """
+    settings = Settings()
+    db = Database(settings.database_url)
+    count = total = 0
+    try:
+        objects = open_objects(settings.objects_url)
+        for stored in swept(db, objects, settings.sweep_age_seconds, dry_run=dry_run):
+            typer.echo(f"{stored.key} {stored.size}")
+            count, total = count + 1, total + stored.size
+    except ConfigError as error:
+        raise typer.BadParameter(str(error)) from error
+    finally:
+        db.dispose()
+    typer.echo(f"{count} objects, {total} bytes" + (" would be deleted" if dry_run else " deleted"), err=True)
 
 
 if __name__ == "__main__":

@@ -13,16 +13,20 @@ import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.store.errors import STORE_ERRORS
+
 MEDIA_TYPE = "application/problem+json"
 MAX_BODY_BYTES = 2**20
 """Largest body of a request that is not an upload."""
 UPLOAD_PATH = "/v1/datasets"
+RETRY_SECONDS = 10
+"""When it is worth trying again what failed because of a store."""
 
 _log = structlog.get_logger()
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -131,6 +135,8 @@ def install(app: FastAPI) -> None:
     """Answer every error of the application as a problem, and give every request its id."""
     app.add_exception_handler(HTTPException, _on_http)
     app.add_exception_handler(RequestValidationError, _on_validation)
+    for error in STORE_ERRORS:
+        app.add_exception_handler(error, _on_store)
     app.add_exception_handler(Exception, _on_crash)
     app.add_middleware(RequestContext)
 
@@ -168,6 +174,15 @@ async def _on_validation(request: Request, error: Exception) -> Response:
     return _respond(request, invalid("invalid-request", field_errors(error)))
 
 
+async def _on_store(request: Request, error: Exception) -> Response:
+    structlog.get_logger().error(
+        "a store does not answer", error=repr(error), path=request.url.path, request_id=_id(request)
+    )
+    detail = "the database or the object store does not answer: send the request again in a while"
+    headers = {"Retry-After": str(RETRY_SECONDS)}
+    return _respond(request, Problem(503, "store-unavailable", detail, headers=headers))
+
+
 async def _on_crash(request: Request, error: Exception) -> Response:
     structlog.get_logger().error(
         "request failed", exc_info=error, path=request.url.path, request_id=_id(request)
@@ -196,6 +211,27 @@ def _id(request: Request) -> str:
     return str(getattr(request.state, "request_id", ""))
 
 
+def request_id_of(scope: Scope) -> str:
+    """The id that the caller gave the request, or a new one."""
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and _REQUEST_ID.fullmatch(given := value.decode("latin-1")):
+            return str(given)
+    return secrets.token_hex(8)
+
+
+def log_request(scope: Scope, status: int, started: float, **context: str) -> None:
+    """Log that a request is answered, which took since `started` on the clock of `time.perf_counter`."""
+    _log.info(
+        "request",
+        method=scope["method"],
+        path=scope["path"],
+        route=getattr(scope.get("route"), "path", None),
+        status=status,
+        seconds=round(time.perf_counter() - started, 4),
+        **context,
+    )
+
+
 class RequestContext:
     """Gives every request an id (or keeps the caller's), logs it, and bounds its body."""
 
@@ -208,8 +244,7 @@ class RequestContext:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        given = Headers(scope=scope).get("x-request-id", "")
-        request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+        request_id = request_id_of(scope)
         scope.setdefault("state", {})["request_id"] = request_id
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=request_id)
@@ -218,14 +253,7 @@ class RequestContext:
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message)["X-Request-ID"] = request_id
-                _log.info(
-                    "request",
-                    method=scope["method"],
-                    path=scope["path"],
-                    route=getattr(scope.get("route"), "path", None),
-                    status=message["status"],
-                    seconds=round(time.perf_counter() - started, 4),
-                )
+                log_request(scope, message["status"], started)
             await send(message)
 
         if "\0" in scope["path"] or b"%00" in scope["query_string"]:
@@ -257,9 +285,10 @@ def _bounded(receive: Receive) -> Receive:
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The problem responses of a route, for its OpenAPI entry.
 
-    400, for what cannot be read, and 500 are always among them, and 429 where a key is asked for.
+    400, for what cannot be read, 500 and 503 are always among them, and 429 where a key is asked for.
     """
-    always = {400, 429, 500} if 401 in statuses else {400, 500}
+    always = {400, 500, 503} | ({429} if 401 in statuses else set())
+    seconds = {"description": "Seconds to wait.", "schema": {"type": "integer", "minimum": 1}}
     told: dict[int | str, dict[str, Any]] = {
         status: {
             "description": HTTPStatus(status).phrase,
@@ -267,7 +296,6 @@ def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
         }
         for status in sorted(always.union(statuses))
     }
-    if 429 in told:
-        seconds = {"description": "Seconds to wait.", "schema": {"type": "integer", "minimum": 1}}
-        told[429]["headers"] = {"Retry-After": seconds}
+    for status in told.keys() & {429, 503}:
+        told[status]["headers"] = {"Retry-After": seconds}
     return told

@@ -13,12 +13,8 @@ from typing import TypeVar
 
 import structlog
 from limits import RateLimitItem, parse
-from limits.aio.storage import MemoryStorage, RedisStorage, Storage
+from limits.aio.storage import MemoryStorage, RedisStorage
 from limits.aio.strategies import FixedWindowRateLimiter
-from redis.asyncio import ConnectionPool
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
 
 from server.problems import Problem
 
@@ -37,23 +33,36 @@ class RateLimits:
         """Rates are written like `6000/minute`; an empty one is no limit."""
         self._key_rate = parse(key_rate) if key_rate else None
         self._refusal_rate = parse(refusal_rate) if refusal_rate else None
-        self._pool: ConnectionPool | None = None
         self._ask_again = 0.0
-        storage: Storage = MemoryStorage()
+        self._close: Callable[[], Awaitable[None]] | None = None
+        self._away: tuple[type[Exception], ...] = (OSError,)
         if broker_url.startswith(("redis://", "rediss://")):
-            self._pool = ConnectionPool.from_url(
-                broker_url,
-                socket_timeout=ANSWER_SECONDS,
-                socket_connect_timeout=ANSWER_SECONDS,
-                retry=Retry(NoBackoff(), 0),
-            )
-            storage = RedisStorage(
-                f"async+{broker_url}",
-                implementation="redispy",
-                key_prefix="mdc-rates",
-                connection_pool=self._pool,  # type: ignore[arg-type]
-            )
+            self._count_in_redis(broker_url)
+        else:
+            self._limiter = FixedWindowRateLimiter(MemoryStorage())
+
+    def _count_in_redis(self, url: str) -> None:
+        # Imported here: an API without Redis would hold its client in memory for nothing.
+        from redis.asyncio import ConnectionPool
+        from redis.asyncio.retry import Retry
+        from redis.backoff import NoBackoff
+        from redis.exceptions import RedisError
+
+        pool = ConnectionPool.from_url(
+            url,
+            socket_timeout=ANSWER_SECONDS,
+            socket_connect_timeout=ANSWER_SECONDS,
+            retry=Retry(NoBackoff(), 0),
+        )
+        storage = RedisStorage(
+            f"async+{url}",
+            implementation="redispy",
+            key_prefix="mdc-rates",
+            connection_pool=pool,  # type: ignore[arg-type]
+        )
         self._limiter = FixedWindowRateLimiter(storage)
+        self._close = pool.aclose
+        self._away = (OSError, RedisError)
 
     async def use(self, key_id: str) -> None:
         """Count a request with this key. `Problem` 429 when there were too many."""
@@ -76,8 +85,8 @@ class RateLimits:
 
     async def close(self) -> None:
         """Close the connections."""
-        if self._pool is not None:
-            await self._pool.aclose()
+        if self._close is not None:
+            await self._close()
 
     async def _refusal(self, rate: RateLimitItem, kind: str, who: str, what: str) -> Problem:
         window = await self._ask(lambda: self._limiter.get_window_stats(rate, kind, who))
@@ -91,7 +100,7 @@ class RateLimits:
             return None
         try:
             return await question()
-        except (RedisError, OSError) as error:
+        except self._away as error:
             self._ask_again = time.monotonic() + AWAY_SECONDS
             structlog.get_logger().warning("rates are not limited", error=repr(error))
             return None

@@ -69,6 +69,8 @@ class JobRequest(Body):
     """What differs from the preset's condensation."""
     evaluate: Overrides = Field(default_factory=dict)
     """What differs from the preset's evaluation."""
+    max_runtime_s: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
+    """Seconds that the job may run, all attempts together; left out: the operator's limit, if there is one."""
 
 
 Phase = Literal["queued", "loading", "condensing", "evaluating", "publishing"]
@@ -98,6 +100,17 @@ class Progress(Shown):
         return cls.model_validate({"phase": default, **(reported or {})})
 
 
+class JobEstimate(Shown):
+    """What a job was expected to take when it was submitted."""
+
+    memory_bytes: int
+    """Peak memory of its process."""
+    flops: float
+    """Floating point operations of condensing and evaluating."""
+    seconds: float | None
+    """Wall time on the largest worker that was there, waiting aside; null when none was."""
+
+
 class JobError(Shown):
     """Why a job failed."""
 
@@ -124,6 +137,10 @@ class JobOut(Shown):
     """Id of the key that submitted it."""
     condense: CondenseConfig
     evaluate: EvaluateConfig
+    max_runtime_s: int | None
+    """Seconds that it may run, all attempts together; waiting in the queue does not count."""
+    estimate: JobEstimate | None
+    """Null for jobs of earlier releases."""
     progress: Progress
     attempt: int
     """Times that a worker has taken it up."""
@@ -158,6 +175,8 @@ class JobOut(Shown):
             owner=job.owner_id,
             condense=CondenseConfig.model_validate(job.condense),
             evaluate=EvaluateConfig.model_validate(job.evaluate),
+            estimate=job.estimate and _estimate(job.estimate),
+            max_runtime_s=job.max_runtime_s,
             progress=Progress.of(job.state, job.attempt, job.progress),
             attempt=job.attempt,
             created_at=job.created_at,
@@ -188,6 +207,12 @@ class JobEventOut(Shown):
     def of(cls, event: JobEvent) -> Self:
         """The event as callers see it."""
         return cls.model_validate(event, from_attributes=True)
+
+
+def _estimate(stored: dict[str, Any]) -> JobEstimate:
+    return JobEstimate(
+        memory_bytes=stored["memory_bytes"], flops=stored["flops"], seconds=stored["seconds_total"]
+    )
 
 
 class DatasetOut(Shown):

@@ -80,6 +80,8 @@ class Settings(BaseSettings):
     """SQLAlchemy URL: `sqlite:///FILE` or `postgresql+psycopg://…`."""
     broker_url: str = _in_data_dir("sqla+sqlite:///{}/broker.sqlite3")
     """Celery broker URL, for example `redis://…`."""
+    broker_prefix: str = Field(default="mdc:", pattern=r"^[\x21-\x7e]{0,64}$")
+    """Begin of every key in Redis, where several installations share one."""
     objects_url: str = _in_data_dir("file://{}/objects")
     """Object store: `file:///FOLDER`, `s3://BUCKET/PREFIX`, `memory://`."""
     data_root: AbsolutePath = Field(default_factory=lambda data: Path(data.get("data_dir", ".")) / "datasets")
@@ -100,7 +102,7 @@ class Settings(BaseSettings):
         tuple[str, ...], NoDecode, BeforeValidator(_listed), AfterValidator(_origins)
     ] = ()
     """Origins whose web pages may read sets and subsets, with commas between; `*`: every one."""
-    cache_bytes: int = Field(default=64 * MiB, ge=0)
+    cache_bytes: int = Field(default=20 * MiB, ge=0)
     """Memory for ranks that were delivered, in each API process."""
     upload_max_bytes: int = Field(default=2 * GiB, ge=1)
     """Largest data set that may be uploaded."""
@@ -114,6 +116,8 @@ class Settings(BaseSettings):
     """Bytes that one API key may have uploaded."""
     max_attempts: int = Field(default=5, ge=1)
     """Attempts after which an interrupted job fails."""
+    max_runtime_seconds: int | None = Field(default=None, ge=1)
+    """Longest time that a job may run, all attempts together; none: as long as its request says."""
     lease_seconds: float = Field(default=90, gt=0)
     """How long a worker holds a job without renewing its lease."""
     lease_renew_seconds: float = Field(default=15, gt=0)
@@ -126,6 +130,8 @@ class Settings(BaseSettings):
     """Time without progress after which a job's process is killed; an outer loop must end within it."""
     kill_grace_seconds: float = Field(default=120, ge=0)
     """Time that a stopped job has to write its checkpoint before it is killed."""
+    sweep_age_seconds: float = Field(default=7 * 24 * 3600, ge=0)
+    """Age from which an object that nothing refers to is deleted."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -147,6 +153,11 @@ class Settings(BaseSettings):
     def embedded(self) -> bool:
         """Whether everything lives in a folder of this machine: SQLite and a folder of objects."""
         return self.database_url.startswith("sqlite") and self.objects_url.startswith("file:")
+
+    @property
+    def uploads_dir(self) -> Path:
+        """Folder for bodies that are still arriving."""
+        return self.data_dir / "uploads"
 
     def secret_key(self) -> bytes:
         """The HMAC key: `secret`, or in the embedded mode a generated one in `data_dir`/secret (mode 0600).

@@ -14,10 +14,12 @@ from sqlalchemy.orm import Session
 from mdc_core.config import CondenseConfig, DataFacts, EvaluateConfig, check_network
 from mdc_core.errors import ConfigError
 from mdc_core.presets import NAMED, PRESETS, condense_config, evaluate_config, merge, preset_for
+from server.admission import admit
 from server.callers import Caller
 from server.problems import FieldError, Problem, field_errors, invalid
 from server.quotas import check_jobs
 from server.schemas import JobRequest
+from server.settings import Settings
 from server.store import datasets, idempotency, jobs, sets
 from server.store.tables import Job
 
@@ -30,22 +32,26 @@ class Resolved:
 
     dataset: str
     name: str
+    facts: DataFacts
     condense: CondenseConfig
     evaluate: EvaluateConfig
 
 
 def submit(
-    session: Session, caller: Caller, request: JobRequest, idempotency_key: str | None, most_jobs: int
+    session: Session, caller: Caller, request: JobRequest, idempotency_key: str | None, settings: Settings
 ) -> Job:
     """Queue the job, or return the one that the same request with the same idempotency key has queued.
 
+    `settings` have the operator's limits: to the jobs of a key, and to a job's running time.
+
     Raises:
-        Problem: 422 for settings that are impossible, 409 for a set name that is another's, 429 when `most_jobs` of the
-            caller's jobs wait or run.
+        Problem: 422 for settings that are impossible or too large for every worker, 409 for a set name that is
+            another's, 429 when too many of the caller's jobs wait or run.
     """
     resolved = resolve(session, caller, request)
+    max_runtime_s = _max_runtime(request, settings.max_runtime_seconds)
     if idempotency_key is not None:
-        body = json.dumps(request.model_dump(mode="json"), sort_keys=True)
+        body = json.dumps(_signature(request), sort_keys=True)
         digest = hashlib.sha256(body.encode()).hexdigest()
         first = idempotency.reserve(session, caller.key_id, idempotency_key, digest)
         if first is not None:
@@ -57,7 +63,7 @@ def submit(
             f"the set name {resolved.name!r} belongs to another key: choose another name",
             errors=[FieldError(field="name", message="belongs to another key")],
         )
-    check_jobs(session, caller.key_id, most_jobs)
+    check_jobs(session, caller.key_id, settings.key_jobs)
     job = jobs.submit(
         session,
         owner_id=caller.key_id,
@@ -65,10 +71,27 @@ def submit(
         name=resolved.name,
         condense=resolved.condense.model_dump(mode="json"),
         evaluate=resolved.evaluate.model_dump(mode="json"),
+        max_runtime_s=max_runtime_s,
+        estimate=admit(session, resolved.condense, resolved.evaluate, resolved.facts),
     )
     if idempotency_key is not None:
         idempotency.answer(session, caller.key_id, idempotency_key, job.id)
     return job
+
+
+def _max_runtime(request: JobRequest, most: int | None) -> int | None:
+    """Seconds that the job may run: what it asks for, or the operator's limit, which it must not exceed."""
+    asked = request.max_runtime_s
+    if asked is not None and most is not None and asked > most:
+        message = f"jobs may run for at most {most} s here (it is {asked}): ask for less, or leave it out"
+        raise invalid("invalid-request", [FieldError(field="max_runtime_s", message=message)])
+    return most if asked is None else asked
+
+
+def _signature(request: JobRequest) -> dict[str, Any]:
+    """What makes two requests the same; a field that older releases did not know counts when it is given."""
+    unknown = {"max_runtime_s"} if request.max_runtime_s is None else None
+    return request.model_dump(mode="json", exclude=unknown)
 
 
 def _first_answer(session: Session, job_id: str | None, same_body: bool) -> Job:
@@ -98,7 +121,7 @@ def resolve(session: Session, caller: Caller, request: JobRequest) -> Resolved:
     _checked("evaluate.sizes", lambda: evaluate.sizes_of(condense.ipc))
     _checked("evaluate.network", lambda: check_network(evaluate.network, facts.image_size))
     name = request.name if request.name is not None else f"{facts.name[:50]}-ipc{condense.ipc}"
-    return Resolved(request.dataset, name, condense, evaluate)
+    return Resolved(request.dataset, name, facts, condense, evaluate)
 
 
 def _facts(session: Session, caller: Caller, dataset: str) -> DataFacts:

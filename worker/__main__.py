@@ -7,12 +7,13 @@ import socket
 import threading
 
 from server.logs import configure_logging
+from server.reaper import Reaper
 from server.settings import Settings
 from server.store.db import Database
 from server.store.objects import open_objects
 from server.wakeup import Wakeup
 from worker.celery_app import make_app
-from worker.reaper import Reaper
+from worker.registration import Registration
 from worker.supervisor import Supervisor
 
 
@@ -24,17 +25,24 @@ def main() -> None:
     stop = threading.Event()
     objects = open_objects(settings.objects_url)
     owner = f"{socket.gethostname()}:{os.getpid()}"
-    supervisor = Supervisor(settings, database, objects, owner, stop)
-    wakeup = Wakeup(settings.broker_url)
-    reaper = Reaper(settings, database, objects, wakeup, stop)
-    app = make_app(settings.broker_url, supervisor.drain, on_ready=reaper.start, on_stop=stop.set)
+    wakeup = Wakeup(settings)
+    supervisor = Supervisor(settings, database, objects, wakeup, owner, stop)
+    reaper = Reaper(settings, database, objects, wakeup)
+    registration = Registration(settings, database, owner, stop)
+
+    def ready() -> None:
+        reaper.start()
+        registration.start()
+
+    app = make_app(settings, supervisor.drain, on_ready=ready, on_stop=stop.set)
     try:
         app.worker_main(
             ["worker", "--pool=threads", "--concurrency=1", "--loglevel=WARNING", "--without-gossip"]
         )
     finally:
         stop.set()
-        reaper.join()
+        reaper.stop()
+        registration.join()
         wakeup.close()
         database.dispose()
 

@@ -7,24 +7,31 @@ from typing import Any
 
 from celery import Celery, signals
 
+from server.settings import Settings
 from server.wakeup import TASK, transport_options
 
 
 def make_app(
-    broker_url: str, drain: Callable[[], None], *, on_ready: Callable[[], None], on_stop: Callable[[], None]
+    settings: Settings,
+    drain: Callable[[], None],
+    *,
+    on_ready: Callable[[], None],
+    on_stop: Callable[[], None],
 ) -> Celery:
     """A Celery app whose one task runs queued jobs until there are none.
 
     The job id in the message is a hint that something waits: lost, late and doubled messages do no harm.
     `on_ready` is called when the worker listens, `on_stop` when it is asked to end, before it waits for the task.
     """
+    broker_url = settings.broker_url
     app = Celery("mdc", broker=broker_url, set_as_current=False)
     app.conf.update(
         task_ignore_result=True,
         task_serializer="json",
         accept_content=["json"],
-        # With late acknowledgement Redis hands a task out again after an hour; SQL keeps the job anyway.
-        task_acks_late=False,
+        # With late acknowledgement Redis hands a message out again while its job is still running. The SQLite
+        # broker does not: there a worker that is stopped leaves the message to the next one.
+        task_acks_late=broker_url.startswith("sqla"),
         worker_prefetch_multiplier=1,
         worker_disable_prefetch=broker_url.startswith("redis"),  # the one transport that knows it
         worker_enable_remote_control=False,
@@ -32,7 +39,7 @@ def make_app(
         worker_redirect_stdouts=False,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
-        broker_transport_options=transport_options(broker_url),
+        broker_transport_options=transport_options(settings),
     )
 
     @app.task(name=TASK)  # type: ignore[untyped-decorator]

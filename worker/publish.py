@@ -21,6 +21,7 @@ from mdc_core.networks.cost import measure_cost
 from mdc_core.streams import stream
 from server.store import sets
 from server.store.db import Database
+from server.store.holds import holding
 from server.store.objects import ObjectStore
 from server.store.tables import CondensedSet, Job
 
@@ -46,8 +47,6 @@ def publish(
     object_key = f"sets/{digests.object}.safetensors"
     master = save({"tiles": synthetic.tiles.cpu().contiguous()}, {"format": "mdc-master/1"})
     master_key = f"masters/{hashlib.sha256(master).hexdigest()}.safetensors"
-    objects.put(object_key, packed)
-    objects.put(master_key, master)
     config = CondenseConfig.model_validate(job.condense)
     accuracy = accuracy_rows(summarise(trials), recipe)
     cost = {recipe.network.label(): network_cost(recipe.network, data)}
@@ -67,16 +66,20 @@ def publish(
             cost=cost,
         )
 
-    with database.begin() as session:
-        return sets.publish(
-            session,
-            job.id,
-            job.attempt,
-            object_key=object_key,
-            object_bytes=len(packed),
-            master_key=master_key,
-            build_manifest=manifest,
-        )
+    with holding(database, [object_key, master_key]) as hold:
+        objects.put(object_key, packed)
+        objects.put(master_key, master)
+        with database.begin() as session:
+            hold.give_up(session)
+            return sets.publish(
+                session,
+                job.id,
+                job.attempt,
+                object_key=object_key,
+                object_bytes=len(packed),
+                master_key=master_key,
+                build_manifest=manifest,
+            )
 
 
 def accuracy_rows(rows: Sequence[Row], recipe: EvaluateConfig) -> list[dict[str, Any]]:

@@ -30,10 +30,11 @@ from server.logs import configure_logging
 from server.settings import Settings
 from server.store import jobs
 from server.store.db import Database
+from server.store.errors import STORE_ERRORS
 from server.store.objects import ObjectStore, open_objects
 from server.store.tables import Job
 from worker.data import load_job_data
-from worker.exits import DONE, STOPPED
+from worker.exits import DONE, IO_ERROR, STOPPED, UNAVAILABLE
 from worker.publish import publish
 from worker.stopping import Stopping, StopRequestedError
 
@@ -125,6 +126,12 @@ def main(argv: list[str]) -> int:
         log.warning("attempt failed", error=str(error))
         with database.begin() as session:
             jobs.fail(session, job_id, attempt, *_reason(error))
+    except STORE_ERRORS as error:
+        log.warning("a store does not answer", error=repr(error))
+        return UNAVAILABLE
+    except OSError as error:
+        log.warning("a file could not be read or written", error=repr(error))
+        return IO_ERROR
     finally:
         database.dispose()
     return DONE
@@ -145,8 +152,7 @@ def _run(attempt: Attempt) -> None:
 
 def _condense(attempt: Attempt, data: DataSet) -> CondenseState:
     """All outer loops, from the job's checkpoint on; a checkpoint at intervals, at the end, and when stopped."""
-    key = attempt.job.checkpoint_key
-    state = checkpoint.resume(attempt.objects.get(key), attempt.config) if key else None
+    state = _resumed(attempt)
     total = attempt.config.outer_loops
     saved = state.outer if state else 0
     attempt.report("condensing", saved, total)
@@ -169,6 +175,18 @@ def _condense(attempt: Attempt, data: DataSet) -> CondenseState:
         raise
     assert state is not None  # there is at least one loop, or a checkpoint
     return state
+
+
+def _resumed(attempt: Attempt) -> CondenseState | None:
+    """The job's checkpoint; None: there is none, or none any more, and the job begins anew."""
+    key = attempt.job.checkpoint_key
+    if key is None:
+        return None
+    try:
+        return checkpoint.resume(attempt.objects.get(key), attempt.config)
+    except FileNotFoundError:
+        structlog.get_logger().warning("the checkpoint has gone", job_id=attempt.job.id, key=key)
+        return None
 
 
 def _report_step(attempt: Attempt, step: Step, durations: list[float]) -> None:

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from contextlib import suppress
@@ -19,11 +18,14 @@ from structlog.typing import FilteringBoundLogger
 from server.settings import Settings
 from server.store import jobs
 from server.store.db import Database
+from server.store.errors import STORE_ERRORS
 from server.store.objects import ObjectStore
-from server.store.states import ENDED, JobState
+from server.store.states import ENDED, HELD, JobState
+from server.store.sweep import delete_leftovers
 from server.store.tables import Job, utcnow
-from worker.exits import DONE, STOPPED
-from worker.leftovers import delete_leftovers
+from server.wakeup import Wakeup
+from worker.exits import DONE, IO_ERROR, STOPPED, UNAVAILABLE
+from worker.scratch import scratch_folder
 
 POLL_SECONDS = 0.5
 
@@ -37,6 +39,8 @@ class Stop:
     """Whether it counts against the job's attempts: being asked to stop is not its fault."""
     grace: bool = True
     """Whether the child gets time to write a checkpoint."""
+    error_code: str | None = None
+    """With which the job fails; None: it waits for another attempt."""
 
 
 class Supervisor:
@@ -47,6 +51,7 @@ class Supervisor:
         settings: Settings,
         database: Database,
         objects: ObjectStore,
+        wakeup: Wakeup,
         owner: str,
         stop: threading.Event,
     ) -> None:
@@ -54,25 +59,35 @@ class Supervisor:
         self._settings = settings
         self._database = database
         self._objects = objects
+        self._wakeup = wakeup
         self._owner = owner
         self._stop = stop
 
     def drain(self) -> None:
         """Run queued jobs, the oldest first, until there are none or the worker is to end."""
         while not self._stop.is_set():
-            with self._database.begin() as session:
-                job = jobs.claim(session, None, self._owner, self._settings.lease_seconds)
+            try:
+                with self._database.begin() as session:
+                    job = jobs.claim(session, None, self._owner, self._settings.lease_seconds)
+            except SQLAlchemyError as error:
+                structlog.get_logger().warning("the database does not answer", error=repr(error))
+                self._pause()
+                continue
             if job is None:
                 return
-            self.run(job)
+            if self.run(job) in (UNAVAILABLE, IO_ERROR):
+                self._pause()
 
-    def run(self, job: Job) -> None:
-        """Run one attempt of a claimed job to its end, whatever that is, and settle the job's state."""
+    def run(self, job: Job) -> int:
+        """Run one attempt of a claimed job to its end, whatever that is, and settle the job's state.
+
+        Returns the status of its process.
+        """
         log = structlog.get_logger().bind(job_id=job.id, attempt=job.attempt)
         log.info("attempt started", dataset=job.dataset, set=job.name)
         lease = _Lease(self._settings, self._database, job)
         # Even a child that is killed leaves no temporary files: they are all in a folder of its own.
-        with tempfile.TemporaryDirectory(prefix="mdc-attempt-", ignore_cleanup_errors=True) as folder:
+        with scratch_folder() as folder:
             child = _start(job, folder)
             try:
                 stop = self._watch(child, lease)
@@ -80,9 +95,14 @@ class Supervisor:
                 _end(child)
         try:
             self._settle(job, child.returncode, stop, log)
-        except SQLAlchemyError as error:
+        except (*STORE_ERRORS, OSError) as error:
             # The lease runs out, and the reaper settles it.
             log.warning("the job's state could not be settled", error=repr(error))
+        return child.returncode
+
+    def _pause(self) -> None:
+        """Give a store that does not answer some time."""
+        self._stop.wait(self._settings.lease_renew_seconds)
 
     def _watch(self, child: subprocess.Popen[bytes], lease: _Lease) -> Stop | None:
         """Wait for the child and keep the lease; returns why it was stopped, None if it was not."""
@@ -108,25 +128,39 @@ class Supervisor:
             return Stop("the lease was lost")
         if state is JobState.CANCELING:
             return Stop("canceled")
-        if state is JobState.RUNNING and lease.idle_seconds > self._settings.stuck_seconds:
+        return self._why_too_long(lease) if state is JobState.RUNNING else None
+
+    def _why_too_long(self, lease: _Lease) -> Stop | None:
+        if lease.seconds_left <= 0:
+            return Stop(
+                "the job has run for as long as its max_runtime_s allows, all attempts together: allow it more, "
+                "or lower outer_loops",
+                grace=False,
+                error_code="max-runtime",
+            )
+        if lease.idle_seconds > self._settings.stuck_seconds:
             return Stop(f"no progress for {self._settings.stuck_seconds:g} s", counted=True, grace=False)
         return None
 
     def _settle(self, job: Job, code: int, stop: Stop | None, log: FilteringBoundLogger) -> None:
         """The job's state after its child has ended; nothing when the child settled it, or the lease is gone."""
         with self._database.begin() as session:
-            if code != DONE:
-                counted = code != STOPPED if stop is None else stop.counted
+            if code != DONE and stop is not None and stop.error_code is not None:
+                jobs.fail(session, job.id, job.attempt, stop.error_code, stop.reason)
+            elif code != DONE:
+                counted = code not in (STOPPED, UNAVAILABLE) if stop is None else stop.counted
                 why = _described(code) if stop is None else stop.reason
                 state = jobs.requeue(
                     session, job.id, job.attempt, why, self._settings.max_attempts, counted=counted
                 )
                 if state is not None:  # else the child had settled it before
                     log.warning("attempt interrupted", reason=why, state=state.value)
-            ended = jobs.state_of(session, job.id, job.attempt) in ENDED
-        if ended:
+            settled = jobs.state_of(session, job.id, job.attempt)
+        if settled in ENDED:
             delete_leftovers(self._objects, job.id)
-            log.info("job ended")
+            log.info("job ended", state=settled.value)
+        elif settled is JobState.QUEUED and self._stop.is_set():
+            self._wakeup.send(job.id)  # another worker may have nothing to do
 
 
 class _Lease:
@@ -141,6 +175,8 @@ class _Lease:
         """Another attempt has begun, or may begin at any time."""
         self.idle_seconds = 0.0
         """Time since the child last reported progress."""
+        self.seconds_left = float("inf")
+        """What is left of the time that the job may run."""
 
     def keep(self) -> JobState | None:
         """Renew the lease when it is time; the job's state as far as it can be read."""
@@ -161,6 +197,8 @@ class _Lease:
             return None
         if job.progressed_at is not None:
             self.idle_seconds = (utcnow() - job.progressed_at).total_seconds()
+        if job.max_runtime_s is not None and job.state in HELD:
+            self.seconds_left = job.max_runtime_s - jobs.running_seconds(job, utcnow())
         return job.state
 
 
@@ -170,9 +208,14 @@ def _start(job: Job, folder: str) -> subprocess.Popen[bytes]:
     It holds the other end of our pipe: when this process dies, the child reads end-of-file and ends.
     """
     command = [sys.executable, "-m", "worker.runner", job.id, str(job.attempt)]
-    # Threads that wait by spinning bring a busy machine to a crawl: measured 10 times slower.
-    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "TMPDIR": folder}
+    environment = {**computing_environment(), "TMPDIR": folder}
     return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True, env=environment)
+
+
+def computing_environment() -> dict[str, str]:
+    """The environment of a child that computes."""
+    # Threads that wait by spinning bring a busy machine to a crawl: measured 10 times slower.
+    return {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
@@ -185,6 +228,10 @@ def _end(child: subprocess.Popen[bytes]) -> None:
 
 
 def _described(code: int) -> str:
+    if code == UNAVAILABLE:
+        return "the database or the object store did not answer; the worker's log has the reason"
+    if code == IO_ERROR:
+        return "a file could not be read or written; the worker's log has the reason, such as a full disk"
     if code < 0:
         return f"the process was killed by {signal.Signals(-code).name}"
     return f"the process ended with status {code}; its output is in the worker's log"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
@@ -16,6 +17,7 @@ from server.problems import FieldError, Problem, invalid, not_found, responses
 from server.quotas import check_upload
 from server.schemas import SLUG, DatasetOut, Page
 from server.store import datasets
+from server.store.holds import holding
 from server.store.ids import to_cursor
 from server.store.tables import Dataset
 from server.uploads.inspect import inspect_upload
@@ -30,6 +32,7 @@ MEDIA_TYPES = (
     "application/octet-stream",
 )
 _LINKS = links(getDataset={"dataset_id": "id"})
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -49,7 +52,7 @@ _BODY: dict[str, Any] = {
     responses={
         200: {"model": DatasetOut, "description": "You have uploaded these bytes before.", **_LINKS},
         201: _LINKS,
-        **responses(401, 403, 413, 415, 422),
+        **responses(401, 403, 413, 415, 422, 507),
     },
     openapi_extra=_BODY,
 )
@@ -68,9 +71,15 @@ async def upload_dataset(
     """
     _check_request(services, name, content_type, content_length)
     limit = services.settings.upload_max_bytes
-    async with received_body(request, services.settings.data_dir / "uploads", limit) as received:
-        services.metrics.uploaded.inc(received.size)
-        row, is_new = await run_in_threadpool(_keep, services, caller, name, received)
+    try:
+        async with received_body(request, services.settings.uploads_dir, limit) as received:
+            services.metrics.uploaded.inc(received.size)
+            row, is_new = await run_in_threadpool(_keep, services, caller, name, received)
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        detail = "the server has no room for these bytes, and has kept none of them: tell its operator"
+        raise Problem(507, "no-room", detail) from error
     response.status_code = 201 if is_new else 200
     response.headers["Location"] = f"/v1/datasets/{row.id}"
     return DatasetOut.of(row)
@@ -110,20 +119,22 @@ def _keep(services: Services, caller: Caller, name: str | None, received: Receiv
     with services.db.begin() as session:  # before anything is stored
         check_upload(session, caller.key_id, received.size, most)
     key = f"datasets/{received.sha256}"
-    if services.objects.head(key) != received.size:
-        services.objects.put(key, received.path)
-    with services.db.begin() as session:
-        check_upload(session, caller.key_id, received.size, most)
-        return datasets.add(
-            session,
-            owner_id=caller.key_id,
-            name=chosen,
-            kind=kind,
-            sha256=received.sha256,
-            size=received.size,
-            object_key=key,
-            facts=facts.model_dump(mode="json"),
-        )
+    with holding(services.db, [key]) as hold:
+        if services.objects.head(key) != received.size:
+            services.objects.put(key, received.path)
+        with services.db.begin() as session:
+            check_upload(session, caller.key_id, received.size, most)
+            hold.give_up(session)
+            return datasets.add(
+                session,
+                owner_id=caller.key_id,
+                name=chosen,
+                kind=kind,
+                sha256=received.sha256,
+                size=received.size,
+                object_key=key,
+                facts=facts.model_dump(mode="json"),
+            )
 
 
 @router.get(

@@ -46,7 +46,7 @@ def submit_job(
 ) -> JobOut:
     """Queue a condensation. With an Idempotency-Key a repetition answers with the job of the first time."""
     with services.db.begin() as session:
-        job = submit(session, caller, body, idempotency_key, services.settings.key_jobs)
+        job = submit(session, caller, body, idempotency_key, services.settings)
     services.wakeup.send(job.id)
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     response.headers["Retry-After"] = str(RETRY_SECONDS)

@@ -27,6 +27,8 @@ def submit(
     name: str,
     condense: dict[str, Any],
     evaluate: dict[str, Any],
+    max_runtime_s: int | None = None,
+    estimate: dict[str, Any] | None = None,
 ) -> Job:
     """Add a queued job. The set name must be the owner's: see `server.store.sets.claim_name`."""
     job = Job(
@@ -36,6 +38,8 @@ def submit(
         name=name,
         condense=condense,
         evaluate=evaluate,
+        max_runtime_s=max_runtime_s,
+        estimate=estimate,
         state=JobState.QUEUED,
         attempt=0,
     )
@@ -126,6 +130,7 @@ def claim(session: Session, job_id: str | None, owner: str, lease_seconds: float
         attempt=Job.attempt + 1,
         progress=None,
         progressed_at=now,
+        claimed_at=now,
         started_at=func.coalesce(Job.started_at, literal(now, UTCDateTime())),
     )
 
@@ -176,9 +181,20 @@ def requeue(
         fence=attempt,
         detail=reason,
         interruptions=interruptions,
+        runtime_s=running_seconds(job, utcnow()),
         **_NO_LEASE,
     )
     return None if moved is None else moved.state
+
+
+def running_seconds(job: Job, now: datetime) -> float:
+    """How long a held job has run, all attempts together; that of a vanished worker until its lease ended."""
+    if (
+        job.claimed_at is None or job.lease_expires_at is None
+    ):  # claimed by a release that did not note the time
+        return job.runtime_s
+    latest = min(now, job.lease_expires_at) - job.claimed_at
+    return job.runtime_s + max(0.0, latest.total_seconds())
 
 
 def fail(session: Session, job_id: str, attempt: int, code: str, detail: str) -> bool:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterator
-from datetime import timedelta
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 from urllib.parse import unquote, urlsplit
 
 import obstore
@@ -15,8 +16,19 @@ from obstore.store import AzureStore, GCSStore, LocalStore, S3Store, from_url
 
 from mdc_core.errors import ConfigError
 
+RETRY_SECONDS = 15
+"""How long a remote store that fails is tried again."""
 CHUNK = 256 * 1024
 """Bytes that a stream holds at once, so that a slow reader holds no more."""
+
+
+class Stored(NamedTuple):
+    """An object in a list."""
+
+    key: str
+    size: int
+    modified: datetime
+    """When it was put, by the store's clock."""
 
 
 class ObjectStore(Protocol):
@@ -40,11 +52,14 @@ class ObjectStore(Protocol):
     def head(self, key: str) -> int | None:
         """Size in bytes; None when there is no such object."""
 
-    def list(self, prefix: str) -> Iterator[str]:
-        """Keys below the folder `prefix`."""
+    def list(self, prefix: str) -> Iterator[Stored]:
+        """The objects below the folder `prefix`."""
 
     def delete(self, key: str) -> None:
         """Remove the object, if there is one."""
+
+    def delete_unfinished(self, before: datetime) -> None:
+        """Remove what is left of writes that were interrupted before that time, where the store shows it."""
 
 
 class RemoteObjects:
@@ -86,10 +101,10 @@ class RemoteObjects:
         except FileNotFoundError:
             return None
 
-    def list(self, prefix: str) -> Iterator[str]:
+    def list(self, prefix: str) -> Iterator[Stored]:
         """See `ObjectStore.list`."""
         for page in obstore.list(self._store, prefix=prefix):
-            yield from (str(meta["path"]) for meta in page)
+            yield from (Stored(meta["path"], meta["size"], meta["last_modified"]) for meta in page)
 
     def delete(self, key: str) -> None:
         """See `ObjectStore.delete`."""
@@ -97,6 +112,9 @@ class RemoteObjects:
             obstore.delete(self._store, key)
         except FileNotFoundError:
             return
+
+    def delete_unfinished(self, before: datetime) -> None:
+        """See `ObjectStore.delete_unfinished`; parts in S3 are the part of a rule of the bucket."""
 
 
 class FolderObjects(RemoteObjects):
@@ -137,6 +155,18 @@ class FolderObjects(RemoteObjects):
         finally:
             os.close(folder)
 
+    def delete_unfinished(self, before: datetime) -> None:
+        """See `ObjectStore.delete_unfinished`."""
+        for path in self._folder.rglob("*#*"):
+            delete_old(path, before)
+
+
+def delete_old(path: Path, before: datetime) -> None:
+    """Remove a file that was last written before that time; one that has gone meanwhile is no error."""
+    with suppress(FileNotFoundError):
+        if datetime.fromtimestamp(path.stat().st_mtime, UTC) < before:
+            path.unlink()
+
 
 def open_objects(url: str) -> ObjectStore:
     """The store at `file:///FOLDER`, `s3://BUCKET/PREFIX`, `gs://…`, `az://…` or `memory://`.
@@ -159,9 +189,13 @@ def open_objects(url: str) -> ObjectStore:
                 client_options={
                     "timeout": "2 hours",
                     "connect_timeout": "10 seconds",
+                    # A store that accepts and says nothing is as good as away.
+                    "read_timeout": "2 minutes",
                     # Options given here replace those of the environment.
                     "allow_http": os.environ.get("AWS_ALLOW_HTTP", "").lower() in {"1", "true", "yes"},
                 },
+                # The caller of a request waits for it.
+                retry_config={"max_retries": 10, "retry_timeout": timedelta(seconds=RETRY_SECONDS)},
             )
         )
     except (ValueError, obstore.exceptions.BaseError) as error:

@@ -10,7 +10,9 @@ from sqlalchemy import (
     BigInteger,
     DateTime,
     Dialect,
+    Double,
     Enum,
+    Float,
     ForeignKey,
     Index,
     Integer,
@@ -100,7 +102,7 @@ class Dataset(Base):
     """`zip` or `npz`."""
     sha256: Mapped[str] = mapped_column(String(64))
     bytes: Mapped[int] = mapped_column(BigInteger)
-    object_key: Mapped[str] = mapped_column(String(200))
+    object_key: Mapped[str] = mapped_column(String(200), index=True)
     facts: Mapped[dict[str, Any]]
     """A `DataFacts`."""
     created_at: Mapped[datetime] = mapped_column(default=utcnow)
@@ -142,6 +144,12 @@ class Job(Base):
     """Number of claims so far; what a worker writes is refused unless it names this number."""
     interruptions: Mapped[int] = mapped_column(Integer, default=0)
     """Attempts that went wrong by themselves; a worker's shut-down is not counted."""
+    max_runtime_s: Mapped[int | None]
+    """Seconds that all attempts together may take; None: as long as they need."""
+    runtime_s: Mapped[float] = mapped_column(Float, default=0.0, server_default="0")
+    """Seconds that the attempts before this one took."""
+    claimed_at: Mapped[datetime | None]
+    """Start of the latest attempt."""
     lease_owner: Mapped[str | None] = mapped_column(String(200))
     lease_expires_at: Mapped[datetime | None] = mapped_column(index=True)
     progress: Mapped[dict[str, Any] | None]
@@ -151,6 +159,8 @@ class Job(Base):
     error_code: Mapped[str | None] = mapped_column(String(63))
     error_detail: Mapped[str | None] = mapped_column(Text)
     set_version: Mapped[int | None]
+    estimate: Mapped[dict[str, Any] | None]
+    """A `mdc_core.estimate.Estimate`, made when it was submitted."""
     created_at: Mapped[datetime] = mapped_column(default=utcnow)
     started_at: Mapped[datetime | None]
     """Start of the first attempt."""
@@ -168,6 +178,25 @@ class JobEvent(Base):
     attempt: Mapped[int]
     detail: Mapped[str | None] = mapped_column(Text)
     created_at: Mapped[datetime] = mapped_column(default=utcnow)
+
+
+class Worker(Base):
+    """A worker that is there, until `expires_at` unless it prolongs that."""
+
+    __tablename__ = "workers"
+
+    id: Mapped[str] = mapped_column(String(200), primary_key=True)
+    """The owner that its leases name."""
+    host: Mapped[str] = mapped_column(String(200))
+    device: Mapped[str] = mapped_column(String(200))
+    """What it computes on, by name."""
+    memory_bytes: Mapped[int] = mapped_column(BigInteger)
+    """Of the device."""
+    flops: Mapped[float] = mapped_column(Double)
+    bandwidth: Mapped[float] = mapped_column(Double)
+    """With `flops` a `mdc_core.estimate.Speed`."""
+    started_at: Mapped[datetime] = mapped_column(default=utcnow)
+    expires_at: Mapped[datetime]
 
 
 class IdempotencyKey(Base):
@@ -203,13 +232,32 @@ class CondensedSet(Base):
     version: Mapped[int] = mapped_column(Integer, primary_key=True)
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), unique=True)
     owner_id: Mapped[str] = mapped_column(ForeignKey("api_keys.id"))
-    object_key: Mapped[str] = mapped_column(String(200))
+    object_key: Mapped[str] = mapped_column(String(200), index=True)
     """The `rankmajor/1` object that devices read."""
     object_bytes: Mapped[int] = mapped_column(BigInteger)
-    master_key: Mapped[str] = mapped_column(String(200))
+    master_key: Mapped[str] = mapped_column(String(200), index=True)
     """The float32 tiles, for encoding the set again."""
     # A thousand ranks make a manifest of some hundred kB, which a list does not show.
     manifest: Mapped[dict[str, Any]] = mapped_column(JSON, deferred=True)
     created_at: Mapped[datetime] = mapped_column(default=utcnow)
     withdrawn_at: Mapped[datetime | None]
     """When it ceased to be delivered; its number is not used again."""
+
+
+class Chore(Base):
+    """Something that one process of all does from time to time."""
+
+    __tablename__ = "chores"
+
+    name: Mapped[str] = mapped_column(String(32), primary_key=True)
+    begun_at: Mapped[datetime]
+
+
+class ObjectHold(Base):
+    """An object that is being written, and that no row refers to yet: the sweep leaves it alone."""
+
+    __tablename__ = "object_holds"
+
+    id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    object_key: Mapped[str] = mapped_column(String(200), index=True)
+    expires_at: Mapped[datetime]

@@ -14,22 +14,21 @@ import pytest
 import structlog
 from pydantic import SecretStr
 
-from mdc_core.signing import PrivateKey, dump_private_keys
+from mdc_core.signing import dump_private_keys
 from server.app import create_app
 from server.auth import create_key
 from server.deps import Services
 from server.settings import Settings
 from server.store import migrate
 from server.store.db import Database
+from tests.conftest import SIGNING_KEY
 from tests.server.toyset import publish
-from tests.services import clear, postgres_database
+from tests.services import clear
 
 with warnings.catch_warnings():
     # The newest Starlette asks for another HTTP client than the one that this project uses.
     warnings.simplefilter("ignore")
     from fastapi.testclient import TestClient
-
-SIGNING_KEY = PrivateKey(bytes(range(32)))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -46,13 +45,6 @@ def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("template") / "mdc.sqlite3"
     migrate.upgrade(f"sqlite:///{path}")
     return path
-
-
-@pytest.fixture(scope="session")
-def postgres_url() -> Iterator[str]:
-    with postgres_database() as url:
-        migrate.upgrade(url)
-        yield url
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -43,12 +43,12 @@ def test_put_replaces_delete_removes_list_lists(objects: ObjectStore) -> None:
         objects.put(key, b"old")
     objects.put("jobs/1/a", b"new")
     assert objects.get("jobs/1/a") == b"new"
-    assert sorted(objects.list("jobs/1")) == ["jobs/1/a", "jobs/1/b"]
+    assert sorted(stored.key for stored in objects.list("jobs/1")) == ["jobs/1/a", "jobs/1/b"]
     assert list(objects.list("nothing")) == []
     objects.delete("jobs/1/a")
     objects.delete("jobs/1/a")
     assert objects.head("jobs/1/a") is None
-    assert list(objects.list("jobs/1")) == ["jobs/1/b"]
+    assert [stored.key for stored in objects.list("jobs/1")] == ["jobs/1/b"]
 
 
 def test_a_missing_object_is_found_missing_by_the_call_itself(objects: ObjectStore) -> None:

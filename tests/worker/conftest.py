@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,10 +12,11 @@ import pytest
 from mdc_core.presets import condense_config, evaluate_config
 from server.auth import create_key
 from server.settings import Settings
-from server.store import jobs, migrate, sets
+from server.store import jobs, sets
 from server.store.db import Database
 from server.store.objects import ObjectStore, open_objects
 from server.store.tables import Job
+from server.wakeup import Wakeup
 from worker.supervisor import Supervisor
 
 CONDENSE = {
@@ -31,6 +31,16 @@ CONDENSE = {
 EVALUATE = {"network": {"depth": 2, "width": 4}, "epochs": 2, "repeats": 1}
 
 
+class RecordedWakeup(Wakeup):
+    """Keeps what would be sent."""
+
+    def __init__(self) -> None:
+        self.sent: list[str] = []
+
+    def send(self, job_id: str) -> None:
+        self.sent.append(job_id)
+
+
 @dataclass
 class Stores:
     """What a worker works on."""
@@ -39,10 +49,11 @@ class Stores:
     database: Database
     objects: ObjectStore
     owner_id: str
+    wakeup: RecordedWakeup = field(default_factory=RecordedWakeup)
     stop: threading.Event = field(default_factory=threading.Event)
 
     def supervisor(self) -> Supervisor:
-        return Supervisor(self.settings, self.database, self.objects, "tests", self.stop)
+        return Supervisor(self.settings, self.database, self.objects, self.wakeup, "tests", self.stop)
 
     def submit(self, dataset: str = "digits", **condense: Any) -> str:
         """Queue a toy job with a set name of its own; its id."""
@@ -87,18 +98,14 @@ class Stores:
 
 
 @pytest.fixture
-def stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stores]:
+def stores(installation: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stores]:
     for name, value in {
-        "DATA_DIR": str(tmp_path / "data"),
         "CHECKPOINT_SECONDS": "0",
-        "THREADS": "1",
         "KILL_GRACE_SECONDS": "60",
         "STUCK_SECONDS": "30",
     }.items():
         monkeypatch.setenv(f"MDC_{name}", value)
     settings = Settings()
-    settings.data_dir.mkdir()
-    migrate.upgrade(settings.database_url)
     database = Database(settings.database_url)
     with database.begin() as session:
         key, _ = create_key(session, settings.secret_key(), name="tests", scopes=["admin"])

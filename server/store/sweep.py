@@ -1,0 +1,86 @@
+"""The sweep: objects that no row refers to, and files of writes that were interrupted."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection, Iterator
+from datetime import timedelta
+from itertools import islice
+
+from sqlalchemy import select
+from sqlalchemy.orm import InstrumentedAttribute, Session
+
+from server.store import holds
+from server.store.db import Database
+from server.store.objects import ObjectStore, Stored
+from server.store.states import ENDED
+from server.store.tables import CondensedSet, Dataset, Job, utcnow
+
+BATCH = 500
+"""Objects that are looked up by one query."""
+
+# What is written below these folders, and the column that refers to it. Nothing else in the store is touched.
+_REFERRING: dict[str, InstrumentedAttribute[str]] = {
+    "datasets": Dataset.object_key,
+    "sets": CondensedSet.object_key,
+    "masters": CondensedSet.master_key,
+}
+
+
+def sweep(
+    database: Database,
+    objects: ObjectStore,
+    age_seconds: float,
+    *,
+    dry_run: bool = False,
+    stop: threading.Event | None = None,
+) -> Iterator[Stored]:
+    """Delete, or with `dry_run` only find, objects that nothing refers to and that are older than `age_seconds`.
+
+    These are: what was written below `jobs/` for a job that has ended, or that the database does not know; uploads
+    without a data set; sets and masters without a published version (a withdrawn one keeps its own). Ends early
+    when `stop` is set.
+    """
+    before = utcnow() - timedelta(seconds=age_seconds)
+    if not dry_run:
+        objects.delete_unfinished(before)
+        with database.begin() as session:
+            holds.delete_expired(session)
+    for folder in ("jobs", *_REFERRING):
+        old = (stored for stored in objects.list(folder) if stored.modified < before)
+        while batch := list(islice(old, BATCH)):
+            with database.read() as session:
+                needed = _needed(session, folder, {stored.key for stored in batch})
+            for stored in batch:
+                if stop is not None and stop.is_set():
+                    return
+                if stored.key not in needed and (dry_run or _delete(database, objects, folder, stored.key)):
+                    yield stored
+
+
+def _delete(database: Database, objects: ObjectStore, folder: str, key: str) -> bool:
+    """Delete the object unless it is needed after all; nobody can begin to write it meanwhile."""
+    with database.begin() as session:
+        holds.lock(session, key, shared=False)
+        # Holds first: one that is given up between the two questions leaves a row behind.
+        if holds.is_held(session, key) or key in _needed(session, folder, {key}):
+            return False
+        objects.delete(key)
+        return True
+
+
+def _needed(session: Session, folder: str, keys: Collection[str]) -> set[str]:
+    """Those of the keys that a row refers to, or whose job has not ended."""
+    if folder == "jobs":
+        job_ids = {key: key.split("/")[1] for key in keys}
+        query = select(Job.id).where(Job.id.in_(set(job_ids.values())), Job.state.not_in(ENDED))
+        going_on = set(session.scalars(query))
+        return {key for key, job_id in job_ids.items() if job_id in going_on}
+    column = _REFERRING[folder]
+    return set(session.scalars(select(column).where(column.in_(keys))))
+
+
+def delete_leftovers(objects: ObjectStore, job_id: str) -> None:
+    """Delete every object of an ended job's own, such as checkpoints; the published set lies elsewhere."""
+    for stored in list(objects.list(f"jobs/{job_id}")):
+        objects.delete(stored.key)
