@@ -5,8 +5,8 @@
 
 One uvicorn process as `mdc up` starts it, on SQLite in a fresh folder or on the database given (migrated, not
 emptied). Every job has several watchers, and a worker's reports of progress, each second, go to all of them through
-the database. Submitters, each with a key of its own, submit a job, look at it and cancel it, one after the other
-without a pause. A first round of the same load warms up. Prints one JSON object.
+the database. Submitters, each with a key of its own, submit a job, look at it and cancel it, then pause. A first round
+of the same load warms up. Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import asyncio
 import json
 import os
 import platform
+import random
 import socket
 import statistics
 import subprocess
@@ -73,6 +74,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--submitters", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=15, help="length of the measured round")
     parser.add_argument("--warm-up", type=float, default=5, help="length of the round before it")
+    parser.add_argument("--pause", type=float, default=3, help="seconds between two jobs of a submitter")
     parser.add_argument(
         "--database-url", help="a database that may be filled; left out: SQLite in a new folder"
     )
@@ -121,7 +123,8 @@ async def measure(
     args: argparse.Namespace, pid: int, url: str, db: Database, secret: bytes
 ) -> dict[str, Any]:
     """Both rounds, and the memory around them."""
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+    # Shorter than the server's five seconds: else a request may meet a connection that is just being closed.
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=2)
     with db.begin() as session:
         keys = [
             create_key(session, secret, name="benchmark", scopes=["jobs:read", "jobs:write"])[1]
@@ -143,6 +146,7 @@ async def measure(
             "watchers": args.watchers,
             "watched_jobs": PER_KEY,
             "submitters": args.submitters,
+            "pause_seconds": args.pause,
             "seconds": args.seconds,
             "warm_up_seconds": args.warm_up,
             "load_average": os.getloadavg()[0],
@@ -187,7 +191,7 @@ async def load(
     await asyncio.gather(
         work(db, watched, reports, until),
         sample(pid, found, until),
-        *(submit(client, bearer(key), found, until) for key in keys[: args.submitters]),
+        *(submit(client, bearer(key), found, until, args.pause) for key in keys[: args.submitters]),
     )
     await asyncio.gather(*watching)  # they end with their jobs
     return found
@@ -212,8 +216,10 @@ async def watch(
                 found.delays.append(time.monotonic() - reports[job_id, step])
 
 
-async def submit(client: httpx.AsyncClient, headers: dict[str, str], found: Measured, until: float) -> None:
-    """Submit, look, cancel, again and again."""
+async def submit(
+    client: httpx.AsyncClient, headers: dict[str, str], found: Measured, until: float, pause: float
+) -> None:
+    """Submit, look, cancel, pause, again and again."""
 
     async def timed(kind: str, method: str, url: str, **request: Any) -> dict[str, Any]:
         began = time.monotonic()
@@ -224,10 +230,12 @@ async def submit(client: httpx.AsyncClient, headers: dict[str, str], found: Meas
         return body
 
     name = f"set-{headers['Authorization'].split('_')[1]}"
+    await asyncio.sleep(random.uniform(0, pause))  # they have not come together
     while time.monotonic() < until:
         job_id = (await timed("submit", "POST", "/v1/jobs", json={**BODY, "name": name}))["id"]
         await timed("look", "GET", f"/v1/jobs/{job_id}")
         await timed("cancel", "POST", f"/v1/jobs/{job_id}/cancel")
+        await asyncio.sleep(pause)
 
 
 async def work(db: Database, job_ids: list[str], reports: dict[tuple[str, int], float], until: float) -> None:
