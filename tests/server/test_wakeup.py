@@ -13,6 +13,9 @@ from server.wakeup import Wakeup
 from tests.conftest import both_sizes
 from tests.services import free_port
 
+# The newest SQLAlchemy deprecates an option that kombu's transport uses.
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
+
 
 def waiting(settings: Settings) -> int:
     """Messages that nobody has fetched."""
