@@ -4,7 +4,8 @@
 
 One uvicorn process with the API as it is started in production: the key is checked, every request is logged. One
 nginx worker with the same files, sendfile and no log. Rounds alternate between the two; the load comes from wrk on the
-same machine, so both share its cores with it. Then 64 slow readers show what they cost in memory. Needs `wrk`, and
+same machine, so both share its cores with it. The processor time of a request is told besides, as it depends less on
+what else the machine does. Then 64 slow readers show what they cost in memory. Needs `wrk`, and
 `nginx` for the comparison (Debian packages of these names). Prints one JSON object.
 """
 
@@ -68,7 +69,8 @@ def main() -> None:
         script = work / "report.lua"
         script.write_text(REPORT)
         token, bodies = prepare(work)
-        with api(work) as (api_pid, base), nginx(work, bodies) as files:
+        with api(work) as (api_pid, base), nginx(work, bodies) as (nginx_pid, files):
+            pids = {"api": api_pid, "nginx": nginx_pid}
             targets = [
                 {
                     "set": name,
@@ -83,7 +85,7 @@ def main() -> None:
                 check(target, bodies[target["set"], target["k"]], token)
             before = memory(api_pid)
             results = [
-                measure(target, connections, args, script, token)
+                measure(target, connections, args, script, token, pids)
                 for target in targets
                 for connections in args.connections
             ]
@@ -192,11 +194,11 @@ def api(work: Path) -> Iterator[tuple[int, str]]:
 
 
 @contextmanager
-def nginx(work: Path, bodies: dict[tuple[str, int], bytes]) -> Iterator[str | None]:
-    """A static server of the same bytes: its URL, or None where there is no nginx."""
+def nginx(work: Path, bodies: dict[tuple[str, int], bytes]) -> Iterator[tuple[int, str | None]]:
+    """A static server of the same bytes: its worker's id and its URL, which is None where there is no nginx."""
     command = shutil.which("nginx")
     if command is None:
-        yield None
+        yield 0, None
         return
     folder = work / "files"
     folder.mkdir()
@@ -221,21 +223,30 @@ def nginx(work: Path, bodies: dict[tuple[str, int], bytes]) -> Iterator[str | No
     )
     try:
         wait_for(f"http://127.0.0.1:{port}/ready", process, work / "nginx.log")
-        yield f"http://127.0.0.1:{port}"
+        worker = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[0]
+        yield int(worker), f"http://127.0.0.1:{port}"
     finally:
         process.terminate()
         process.wait()
 
 
 def measure(
-    target: dict[str, Any], connections: int, args: argparse.Namespace, script: Path, token: str
+    target: dict[str, Any],
+    connections: int,
+    args: argparse.Namespace,
+    script: Path,
+    token: str,
+    pids: dict[str, int],
 ) -> dict[str, Any]:
     """Both servers in turn, `repeats` times after a warm-up."""
     servers = [name for name in ("api", "nginx") if target[name] is not None]
     for server in servers:
-        load(target[server], connections, 1, script, token)
+        load(target[server], connections, 1, script, token, pids[server])
     rounds = [
-        {server: load(target[server], connections, args.seconds, script, token) for server in servers}
+        {
+            server: load(target[server], connections, args.seconds, script, token, pids[server])
+            for server in servers
+        }
         for _ in range(args.repeats)
     ]
     measured: dict[str, Any] = {server: summary([one[server] for one in rounds]) for server in servers}
@@ -243,18 +254,19 @@ def measure(
     if "nginx" in measured:
         ratio = measured["api"]["requests_per_second"] / measured["nginx"]["requests_per_second"]
         line["ratio_to_nginx"] = round(ratio, 3)
+        line["processor_time_ratio"] = round(measured["nginx"]["cpu_us"] / measured["api"]["cpu_us"], 3)
     print(json.dumps(line), file=sys.stderr, flush=True)
     return line
 
 
-def load(url: str, connections: int, seconds: int, script: Path, token: str) -> dict[str, float]:
-    """What one run of wrk found."""
+def load(url: str, connections: int, seconds: int, script: Path, token: str, pid: int) -> dict[str, float]:
+    """What one run of wrk found, and the seconds of processor time that process `pid` took for it."""
+    before = processor_time(pid)
     command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "-s", str(script)]
     outcome = subprocess.run(
         [*command, "-H", f"Authorization: Bearer {token}", url], capture_output=True, text=True, check=True
     )
-    found: dict[str, float] = json.loads(outcome.stderr)
-    return found
+    return {**json.loads(outcome.stderr), "cpu": processor_time(pid) - before}
 
 
 def summary(runs: list[dict[str, float]]) -> dict[str, float]:
@@ -266,6 +278,7 @@ def summary(runs: list[dict[str, float]]) -> dict[str, float]:
         "most": round(max(rates), 1),
         "p50_ms": round(statistics.median(run["p50"] for run in runs) / 1000, 3),
         "p99_ms": round(statistics.median(run["p99"] for run in runs) / 1000, 3),
+        "cpu_us": round(statistics.median(run["cpu"] / run["requests"] for run in runs) * 1e6, 1),
         "errors": sum(run["errors"] for run in runs),
     }
 
@@ -312,6 +325,12 @@ def check(target: dict[str, Any], body: bytes, token: str) -> None:
             with urllib.request.urlopen(request) as answer:
                 if answer.read() != body:
                     raise SystemExit(f"{target[server]} answers other bytes than those of the subset")
+
+
+def processor_time(pid: int) -> float:
+    """Seconds that a process has computed, itself and the kernel for it (Linux)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def memory(pid: int) -> float:

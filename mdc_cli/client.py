@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
+from httpx_sse import ServerSentEvent, SSEError, connect_sse
 
 from mdc_core.errors import MdcError
 
@@ -44,6 +46,21 @@ class Service:
     def fetch(self, path: str) -> bytes:
         """The bytes of an answer to GET; raises as `call` does."""
         return self._send("GET", path).content
+
+    def events(self, path: str, after: str) -> Iterator[ServerSentEvent]:
+        """Server-sent events that follow the one with id `after`, as they come; raises as `call` does."""
+        headers = {"Last-Event-ID": after} if after else {}
+        try:
+            with connect_sse(self._http, "GET", path, headers=headers) as source:
+                if source.response.is_error:
+                    source.response.read()
+                    raise MdcError(_refusal(source.response))
+                if source.response.status_code != httpx.codes.NO_CONTENT:  # nothing will ever follow
+                    yield from (event for event in source.iter_sse() if event.data)
+        except SSEError as error:
+            raise MdcError(f"{self.url} has no stream at {path}: {error}") from error
+        except httpx.HTTPError as error:
+            raise UnreachableError(f"the stream from {self.url} has broken off ({error})") from error
 
     def _send(self, method: str, path: str, **request: Any) -> httpx.Response:
         try:

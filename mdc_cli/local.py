@@ -12,10 +12,12 @@ import typer
 from pydantic import ValidationError
 
 from mdc_cli import files
-from mdc_cli.output import accuracy, people, print_json, progress_bar, table
+from mdc_cli.output import accuracy, duration, people, print_json, progress_bar, table
 from mdc_core import rankmajor
 from mdc_core.config import CondenseConfig, EvaluateConfig
 from mdc_core.errors import ConfigError, MdcError
+from mdc_core.estimate import Estimate, estimate
+from mdc_core.memory import total_bytes
 from mdc_core.presets import NAMED, PRESETS, condense_config, evaluate_config, merge, preset_for
 
 if TYPE_CHECKING:  # torch is loaded by the commands that need it, so that --help is quick
@@ -69,6 +71,9 @@ def condense(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the checkpoint beside the file.")
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only tell the memory and the time that it would take.")
+    ] = False,
     device: Device = "auto",
     data_root: DataRoot = DEFAULT_ROOT,
     download: Download = False,
@@ -88,8 +93,12 @@ def condense(
         condense_config, preset or preset_for(data.facts()), merge(overrides, parsed(settings))
     )
     config.check_data(data.facts())
+    expected = _expected(config, data, _chosen(device))
+    if dry_run:
+        print_json(expected.to_dict()) if as_json else people.print(_in_words(expected, config.outer_loops))
+        return
     path = files.check_target(out or Path(f"{data.name}-ipc{config.ipc}{files.SET_SUFFIX}"))
-    state = _iterate(config, data, _chosen(device), path, resume)
+    state = _iterate(config, data, _chosen(device), path, resume, expected)
     synthetic = result(state, data.train)
     packed = rankmajor.pack(synthetic.quantised().cpu().numpy(), synthetic.info(data.train))
     files.write(path, packed)
@@ -221,7 +230,26 @@ def configured(make: Any, preset: str, overrides: dict[str, Any]) -> Any:
         raise ConfigError("; ".join(found)) from error
 
 
-def _iterate(config: CondenseConfig, data: DataSet, device: str, path: Path, resume: bool) -> CondenseState:
+def _expected(config: CondenseConfig, data: DataSet, device: str) -> Estimate:
+    """What the condensation will take on this machine."""
+    from mdc_core.calibrate import calibrate
+
+    speed = calibrate(config, data.facts(), device)
+    return estimate(config, data.facts(), speed=speed, memory_limit=total_bytes())
+
+
+def _in_words(expected: Estimate, loops: int) -> str:
+    """Time and memory for `loops` outer loops."""
+    per_loop = expected.seconds_per_outer_loop or 0.0
+    return (
+        f"About {duration(per_loop * loops)} for {loops} outer loops ({duration(per_loop)} each), "
+        f"{expected.memory_bytes / 1e9:.1f} GB of memory."
+    )
+
+
+def _iterate(
+    config: CondenseConfig, data: DataSet, device: str, path: Path, resume: bool, expected: Estimate
+) -> CondenseState:
     """Run the loops under a progress bar; a checkpoint every minute, at the end, and when interrupted."""
     from mdc_core import checkpoint
     from mdc_core.condense import condense as steps
@@ -236,6 +264,7 @@ def _iterate(config: CondenseConfig, data: DataSet, device: str, path: Path, res
         )
     if state is not None and state.outer >= config.outer_loops:
         return state
+    people.print(_in_words(expected, config.outer_loops - (state.outer if state else 0)))
     try:
         with progress_bar() as bar:
             task = bar.add_task("condensing", total=config.outer_loops, detail="")

@@ -60,6 +60,19 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     tables.print(drawn)
 
 
+def duration(seconds: float) -> str:
+    """To two digits, in the unit that suits: `3.2 s`, `12 min`, `15 h`, `4 days`."""
+    for unit, length, limit in (
+        ("s", 1, 90),
+        ("min", 60, 5400),
+        ("h", 3600, 172_800),
+        ("days", 86_400, None),
+    ):
+        if limit is None or seconds < limit:
+            return f"{float(f'{seconds / length:.2g}'):g} {unit}"
+    raise AssertionError("the last unit has no limit")
+
+
 def accuracy(mean: float | None, std: float | None) -> str:
     """A share as per cent with its spread: `62.10 ± 1.20 %`."""
     if mean is None:

@@ -151,28 +151,49 @@ def _watch_to_the_end(service: Service, job_id: str, as_json: bool) -> None:
 
 
 def follow_job(service: Service, job_id: str) -> dict[str, Any]:
-    """Poll a job to its end, under a progress bar per phase; returns it as it ended."""
+    """Follow a job to its end, under a progress bar per phase; returns it as it ended.
+
+    Where the service has no stream for us, or the stream breaks off, it is asked once a second.
+    """
     with progress_bar() as bar:
         phases: dict[str, TaskID] = {}
-        answered = time.monotonic()
-        while True:
+        after = ""
+        while (job := _patiently(service, f"/v1/jobs/{job_id}"))["state"] not in ENDED:
+            _show(bar, phases, job["progress"])
             try:
-                job = service.call("GET", f"/v1/jobs/{job_id}")
-                answered = time.monotonic()
-            except UnreachableError:  # it may be restarting; the job goes on
-                if time.monotonic() - answered > PATIENCE_SECONDS:
-                    raise
-            else:
-                if job["state"] in ENDED:
-                    break
-                _show(bar, phases, job)
+                for event in service.events(f"/v1/jobs/{job_id}/events/stream", after):
+                    after = event.id
+                    if event.event == "progress":
+                        _show(bar, phases, event.json())
+                    else:
+                        _tell(event.json())
+            except MdcError:
+                time.sleep(POLL_SECONDS)
+    return job
+
+
+def _patiently(service: Service, path: str) -> dict[str, Any]:
+    """The answer of a service that may be restarting meanwhile; the job goes on."""
+    began = time.monotonic()
+    while True:
+        try:
+            found: dict[str, Any] = service.call("GET", path)
+            return found
+        except UnreachableError:
+            if time.monotonic() - began > PATIENCE_SECONDS:
+                raise
             time.sleep(POLL_SECONDS)
-    ended: dict[str, Any] = job
-    return ended
 
 
-def _show(bar: Progress, phases: dict[str, TaskID], job: dict[str, Any]) -> None:
-    progress = job["progress"]
+def _tell(event: dict[str, Any]) -> None:
+    """Say what a progress bar cannot."""
+    if event["state"] == "queued" and event["attempt"]:
+        people.print(f"Attempt {event['attempt']} was interrupted: {event['detail']}. The job waits again.")
+    elif event["state"] == "canceling":
+        people.print("The job was canceled; its worker stops it.")
+
+
+def _show(bar: Progress, phases: dict[str, TaskID], progress: dict[str, Any]) -> None:
     if progress["phase"] not in phases:
         for earlier in phases.values():
             bar.update(earlier, completed=bar.tasks[earlier].total, detail="")

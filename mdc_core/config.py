@@ -39,6 +39,8 @@ class DataFacts(Frozen):
     """Class names; the position is the label."""
     smallest_class: int = Field(ge=1)
     """Real training images in the class that has the fewest."""
+    images: int | None = Field(default=None, ge=1)
+    """Training images of all classes; null: not counted."""
 
 
 class NetworkConfig(Frozen):

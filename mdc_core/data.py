@@ -129,6 +129,7 @@ class RealSet:
             image_size=self.image_size,
             classes=self.classes,
             smallest_class=int(torch.bincount(self.labels).min()),
+            images=len(self.labels),
         )
 
 

@@ -103,13 +103,16 @@ PRESETS: dict[str, Preset] = {
 
 _TEN_DIGITS = tuple("0123456789")
 NAMED: dict[str, DataFacts] = {
-    "digits": DataFacts(name="digits", channels=1, image_size=8, classes=_TEN_DIGITS, smallest_class=139),
+    "digits": DataFacts(
+        name="digits", channels=1, image_size=8, classes=_TEN_DIGITS, smallest_class=139, images=1438
+    ),
     "cifar10": DataFacts(
         name="cifar10",
         channels=3,
         image_size=32,
         classes=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
         smallest_class=5000,
+        images=50_000,
     ),
     "cifar100": DataFacts(
         name="cifar100",
@@ -117,9 +120,14 @@ NAMED: dict[str, DataFacts] = {
         image_size=32,
         classes=tuple(f"class {i}" for i in range(100)),
         smallest_class=500,
+        images=50_000,
     ),
-    "svhn": DataFacts(name="svhn", channels=3, image_size=32, classes=_TEN_DIGITS, smallest_class=4659),
-    "mnist": DataFacts(name="mnist", channels=1, image_size=28, classes=_TEN_DIGITS, smallest_class=5421),
+    "svhn": DataFacts(
+        name="svhn", channels=3, image_size=32, classes=_TEN_DIGITS, smallest_class=4659, images=73_257
+    ),
+    "mnist": DataFacts(
+        name="mnist", channels=1, image_size=28, classes=_TEN_DIGITS, smallest_class=5421, images=60_000
+    ),
     "fashion-mnist": DataFacts(
         name="fashion-mnist",
         channels=1,
@@ -137,6 +145,7 @@ NAMED: dict[str, DataFacts] = {
             "Ankle boot",
         ),
         smallest_class=6000,
+        images=60_000,
     ),
     "imagenet-10": DataFacts(
         name="imagenet-10",

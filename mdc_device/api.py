@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from mdc_core import budget as budgets
 from mdc_core import rankmajor
@@ -27,7 +27,22 @@ from mdc_device.profile import profile
 from mdc_device.state import Published, State
 from mdc_device.wire import Access
 
-__all__ = ["Access", "Budget", "Status", "fetch", "grow", "plan", "profile", "shrink", "status", "verify"]
+if TYPE_CHECKING:
+    from mdc_device.trainer import Trained
+
+__all__ = [
+    "Access",
+    "Budget",
+    "Status",
+    "fetch",
+    "grow",
+    "plan",
+    "profile",
+    "shrink",
+    "status",
+    "train",
+    "verify",
+]
 
 File = str | os.PathLike[str]
 NO_LIMIT = Budget()
@@ -119,8 +134,8 @@ def fetch(
 def grow(file: File, k: int, *, access: Access = DEFAULT, report: Report | None = None) -> Fetched:
     """Make a fetched file subset `k`, larger than it is, by fetching only the ranks that it lacks.
 
-    `ConfigError` when it is larger already; `FormatError` when the set has been published again with other
-    ranks. Interrupted, the file stays what it was, and the same call goes on.
+    They are of the version that the file is of, whatever has been published since. `ConfigError` when it is larger
+    already. Interrupted, the file stays what it was, and the same call goes on.
     """
     path = Path(file)
     remembered = _remembered(path)
@@ -129,10 +144,7 @@ def grow(file: File, k: int, *, access: Access = DEFAULT, report: Report | None 
         held = inplace.size_of(opened, manifest, remembered.k)
         if rankmajor.check_size(manifest.info, k) < held:
             raise ConfigError(f"{path} is subset {held} already: `mdc-device shrink` makes it smaller")
-        published = client.fetch_manifest(link, remembered.set_name, remembered)
-        _check_same_ranks(manifest, published.manifest, held)
-        # First the manifest, which describes the held ranks as well as the new ones: a crash leaves no ranks
-        # that nothing vouches for.
+        published = client.fetch_manifest(link, remembered.set_name, remembered, remembered.version)
         state.remember(path, published, held)
         return _mend(link, published, k, path, opened, report)
 
@@ -195,6 +207,45 @@ def status(file: File) -> Status:
     return _status(path, state.load_manifest(path, remembered), remembered)
 
 
+def train(
+    file: File,
+    *,
+    to: File | None = None,
+    budget: Budget = NO_LIMIT,
+    test: str | None = None,
+    data_root: File = "mdc-data/datasets",
+    device: str = "cpu",
+    seed: int = 0,
+    report: Report | None = None,
+) -> Trained:
+    """Train the network of the manifest on a fetched file by its recipe, and write the weights to `to`.
+
+    The file is verified first. The budget's epochs and batch size count more than the recipe's; where it does not
+    afford all ranks that are held, the largest part that it affords is trained on. `test` is what `mdc condense`
+    takes as data, whose test images tell the accuracy; named sets are below `data_root`. `to` is by default
+    FILE.weights.safetensors; `report` gets the epochs. Needs the extra `core`: `ConfigError` without it.
+    """
+    try:
+        from mdc_device import trainer
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"training needs {error.name}, which is not installed: pip install 'multisize-condensation[core]'"
+        ) from None
+    path = Path(file)
+    verify(path)
+    return trainer.train(
+        path,
+        state.load_manifest(path, state.load(path)),
+        to=path.with_name(path.name + ".weights.safetensors") if to is None else Path(to),
+        budget=budget,
+        test=test,
+        data_root=Path(data_root),
+        device=device,
+        seed=seed,
+        report=report,
+    )
+
+
 def _status(path: Path, manifest: Manifest, remembered: State | None) -> Status:
     with path.open("rb") as file:
         k = inplace.size_of(file, manifest, remembered.k if remembered else None)
@@ -230,7 +281,7 @@ def _repair(path: Path, access: Access, report: Report | None) -> tuple[int, ...
         if _mended_here(path, remembered, opened):
             return ()
         with Link.to(remembered.url, access) as link:
-            published = client.fetch_manifest(link, remembered.set_name, remembered)
+            published = client.fetch_manifest(link, remembered.set_name, remembered, remembered.version)
             k = inplace.size_of(opened, published.manifest, remembered.k)
             state.remember(path, published, k)
             return _mend(link, published, k, path, opened, report).repaired_ranks
@@ -278,12 +329,3 @@ def _remembered(path: Path) -> State:
             f"{state.state_of(path)} is missing, so it is not known where {path} came from: fetch it again"
         )
     return remembered
-
-
-def _check_same_ranks(old: Manifest, new: Manifest, held: int) -> None:
-    """Raise `FormatError` when the ranks that are held are not those of the set as it is published now."""
-    if old.info != new.info or old.digests.ranks[:held] != new.digests.ranks[:held]:
-        raise FormatError(
-            f"{new.name!r} has been published again as version {new.version} with other images, and the file is "
-            f"version {old.version}: fetch it again to replace it"
-        )

@@ -81,6 +81,19 @@ def parser() -> argparse.ArgumentParser:
     _add_access(profile)
 
     _add_file_commands(commands)
+
+    train = _command(commands, "train", "train the network of the manifest on a fetched file (needs torch)")
+    train.add_argument("file", metavar="FILE", help="a fetched subset")
+    train.add_argument("--to", metavar="FILE", help="the weights; default: FILE.weights.safetensors")
+    train.add_argument("--test", metavar="DATA", help="a named data set, folder, zip or npz with test images")
+    train.add_argument(
+        "--data-root", default="mdc-data/datasets", metavar="DIR", help="where named data sets are kept"
+    )
+    train.add_argument("--device", default="cpu", help="cpu (the default), cuda, mps …")
+    train.add_argument(
+        "--seed", type=_count, default=0, metavar="N", help="of weights, order and augmentation"
+    )
+    _add_budget(train)
     return top
 
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from mdc_core.budget import Plan
-from mdc_core.errors import BudgetError, ConfigError, FormatError, MdcError
+from mdc_core.errors import BudgetError, ConfigError, DataError, FormatError, MdcError
 from mdc_device import api, arguments
 from mdc_device.client import Fetched, Report
 from mdc_device.errors import RefusedError, UnreachableError
@@ -20,6 +20,7 @@ INTERRUPTED = 130
 DAMAGED = 5
 _CODES: tuple[tuple[type[Exception], int], ...] = (
     (ConfigError, 2),
+    (DataError, 2),
     (UnreachableError, 3),
     (RefusedError, 4),
     (FormatError, DAMAGED),
@@ -39,6 +40,7 @@ def main(argv: list[str] | None = None) -> int:
         "profile": _profile,
         "shrink": _shrink,
         "status": _status,
+        "train": _train,
         "verify": _verify,
     }
     try:
@@ -163,6 +165,29 @@ def _status(given: argparse.Namespace) -> int:
     return 0 if found.verified else DAMAGED
 
 
+def _train(given: argparse.Namespace) -> int:
+    done = api.train(
+        given.file,
+        to=given.to,
+        budget=arguments.budget(given),
+        test=given.test,
+        data_root=given.data_root,
+        device=given.device,
+        seed=given.seed,
+        report=_progress("epochs"),
+    )
+    if given.json:
+        print(json.dumps(done.to_dict()))
+        return 0
+    print(
+        f"{done.network} trained on subset {done.k} ({done.images} images): {done.epochs} epochs, {done.seconds:.1f} s"
+    )
+    if done.accuracy is not None:
+        print(f"accuracy on the test images of {given.test}: {done.accuracy:.2%}")
+    print(f"weights: {done.path}")
+    return 0
+
+
 def _show_fetched(done: Fetched) -> None:
     print(f"{done.path}: {done.total_bytes} bytes, {done.received_bytes} of them fetched now")
     print(f"sha256 {done.sha256}, verified")
@@ -195,13 +220,13 @@ def _size_text(chosen: Plan, ipc: int) -> str:
     return f"subset {chosen.k} of {ipc}{reason}"
 
 
-def _progress() -> Report | None:
+def _progress(what: str = "bytes") -> Report | None:
     """A line that is rewritten, for people; None when nobody watches."""
     if not sys.stderr.isatty():
         return None
 
     def report(done: int, total: int) -> None:
         end = "\n" if done >= total else ""
-        print(f"\r{done} of {total} bytes ({done / total:.0%})", end=end, file=sys.stderr, flush=True)
+        print(f"\r{done} of {total} {what} ({done / total:.0%})", end=end, file=sys.stderr, flush=True)
 
     return report

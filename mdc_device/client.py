@@ -69,23 +69,28 @@ class Link:
             yield cls(http, access)
 
 
-def fetch_manifest(link: Link, set_name: str, remembered: State | None = None) -> Published:
+def fetch_manifest(
+    link: Link, set_name: str, remembered: State | None = None, version: int | None = None
+) -> Published:
     """The manifest of a set, if it is to be trusted after all that is `remembered` of a file that was fetched before.
 
-    Raises `FormatError` when it is damaged or has expired, `SignatureError` when it is not signed by the keys of
-    the server, or those that are pinned, and `RollbackError` when it is older than the one seen.
+    Without a `version` it is the one that `set_name` names, or else the latest. Raises `FormatError` when it is
+    damaged, has expired or is of another set, `SignatureError` when it is not signed by the keys of the server, or
+    those that are pinned, and `RollbackError` when it is older than the one seen.
     """
     url = str(link.http.base_url).rstrip("/")
-    pinned = link.access.keyset
-    if pinned is None and remembered is not None and remembered.url == url:
+    given, pinned = link.access.keyset, None
+    if remembered is not None and remembered.url == url:
         pinned = remembered.keyset
-    path = f"v1/sets/{quote(set_name, safe='@')}/manifest"
+    name, _, named = set_name.partition("@")
+    reference = set_name if version is None else f"{name}@{version}"
+    path = f"v1/sets/{quote(reference, safe='@')}/manifest"
     patience = Patience(link.access.retries)
     while True:
         try:
             with wire.answer(link.http, path, headers={"Accept": trust.ACCEPT}) as response:
                 body, media_type = wire.small_body(response), response.headers.get("Content-Type", "")
-            text, keyset = trust.opened(link.http, body, media_type, pinned)
+            text, keyset = trust.opened(link.http, body, media_type, given=given, pinned=pinned)
             break
         except (UnreachableError, RefusedError) as error:
             patience.again(error)
@@ -93,6 +98,12 @@ def fetch_manifest(link: Link, set_name: str, remembered: State | None = None) -
     check_current(manifest)
     published = Published(url, set_name, manifest, text, keyset)
     state.check_newer(remembered, published)
+    wanted = named if version is None else str(version)
+    if manifest.name != name or (wanted and wanted != str(manifest.version)):
+        raise FormatError(
+            f"the server was asked for {reference!r}, but sent the manifest of {published.reference!r}: something "
+            "between this device and the server mixes up what is delivered"
+        )
     return published
 
 
@@ -175,7 +186,7 @@ class Source:
         info = self.published.manifest.info
         wanted = wire.Span(
             path=f"subsets/{self.k}",
-            params={"set": self.published.set_name},
+            params={"set": self.published.reference},
             etag=self.published.manifest.digests.subsets[self.k - 1],
             start=start,
             end=end,

@@ -67,14 +67,14 @@ def free_memory() -> int | None:
 def measure_bandwidth(url: str, set_name: str, access: wire.Access) -> float:
     """Bits per second at which ranks of a set arrive from the server at `url`."""
     with Link.to(url, access) as link:
-        manifest = fetch_manifest(link, set_name).manifest
-        info = manifest.info
+        published = fetch_manifest(link, set_name)
+        manifest, info = published.manifest, published.manifest.info
         received, start = 0, perf_counter()
         for rank in range(1, info.ipc + 1):
             first, end = rankmajor.rank_range(info, rank)
             span = wire.Span(
                 path=f"subsets/{info.ipc}",
-                params={"set": set_name},
+                params={"set": published.reference},
                 etag=manifest.digests.subsets[-1],
                 start=first,
                 end=end,

@@ -52,7 +52,12 @@ class Published:
     text: bytes
     """Its bytes, as they were signed."""
     keyset: Mapping[str, Any] | None
-    """The keys that its signature was checked with, a JWKS; None: the server does not sign."""
+    """The keys to be pinned, a JWKS; None: the server does not sign."""
+
+    @property
+    def reference(self) -> str:
+        """NAME@VERSION: an address that always means these bytes, so that every cache may keep them."""
+        return f"{self.manifest.name}@{self.manifest.version}"
 
 
 def state_of(path: Path) -> Path:

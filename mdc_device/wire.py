@@ -96,14 +96,14 @@ def answer(
 
 @dataclass(frozen=True)
 class Span:
-    """Bytes [start, end) of one version of a resource."""
+    """Bytes [start, end) of a resource whose address names its version."""
 
     path: str
     """Of the resource, relative to the server's URL."""
     params: Mapping[str, str]
     """Query fields."""
     etag: str
-    """The only acceptable version: the sha256 of the whole resource."""
+    """What the server must call it: the sha256 of the whole resource."""
     start: int
     """First byte."""
     end: int
@@ -115,22 +115,24 @@ class Span:
 def receive(http: httpx.Client, span: Span, file: BinaryIO) -> Iterator[int]:
     """Write the bytes of `span` to the same place of `file`, yielding the count of every piece.
 
+    The server may send the request on to an object store, which has the same bytes at the same place of a longer
+    object, and entity tags of its own: so no precondition is sent, and the digests judge what comes.
+
     A server that sends the whole instead of the range is listened to, but only the bytes of `span` are written:
     what the file holds before them stays. `FormatError` when the answer is of another version or range, or longer
     than it should be. An answer that ends early without an error just yields less.
     """
-    headers = {"If-Match": f'"{span.etag}"'}
-    if (span.start, span.end) != (0, span.size):
-        headers["Range"] = f"bytes={span.start}-{span.end - 1}"
+    whole = (span.start, span.end) == (0, span.size)
+    headers = {} if whole else {"Range": f"bytes={span.start}-{span.end - 1}"}
     with answer(http, span.path, span.params, headers) as response:
         found = response.headers.get("ETag", "").removeprefix("W/").strip('"')
-        if found and found != span.etag:
+        if found and found != span.etag and not response.history:
             raise FormatError(
-                f"{response.url} is version {found}, but the manifest describes {span.etag}: the set was "
-                "published again meanwhile, run the same command again"
+                f"{response.url} is {found}, but the manifest describes {span.etag}: something between this device "
+                "and the server keeps old copies; try again later"
             )
         if response.status_code == httpx.codes.PARTIAL_CONTENT:
-            _check_content_range(response, f"bytes {span.start}-{span.end - 1}/{span.size}")
+            _check_content_range(response, f"bytes {span.start}-{span.end - 1}")
             position, last = span.start, span.end
         else:
             position, last = 0, span.size
@@ -156,8 +158,9 @@ def _check_length(response: httpx.Response, expected: int) -> None:
 
 
 def _check_content_range(response: httpx.Response, expected: str) -> None:
+    """Raise `FormatError` for another range than `expected`; the total after it may be that of an object store."""
     found = response.headers.get("Content-Range")
-    if found != expected:
+    if found is None or found.partition("/")[0] != expected:
         raise FormatError(
             f"{response.url} answered the range {found!r} instead of {expected!r}: something between this "
             "device and the server mishandles ranges"
@@ -171,10 +174,13 @@ def _refuse(response: httpx.Response) -> None:
         problem = _problem(response)
         code, detail = problem.get("code"), problem.get("detail") or problem.get("title")
     text = f"{detail or response.reason_phrase or 'no reason given'} (HTTP {status})"
+    if response.history and detail is None:  # an object store: the next URL for it may work
+        raise UnreachableError(
+            f"{response.url.host}, where the server sent this device to, refused: {text}",
+            _retry_after(response),
+        )
     if status >= 500:
         raise UnreachableError(f"the server failed: {text}; try again later", _retry_after(response))
-    if status == httpx.codes.PRECONDITION_FAILED:
-        raise FormatError(f"the set was published again meanwhile, run the same command again: {text}")
     code = code if isinstance(code, str) else None
     raise RefusedError(f"the server refused: {text}", status, code, _retry_after(response))
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
+from starlette.types import Receive, Scope, Send
 
 from mdc_core.errors import ConfigError
 from server import problems
@@ -18,16 +20,19 @@ from server.cors import DeviceCors
 from server.deps import Services
 from server.logs import configure_logging
 from server.manifests import Manifests
+from server.metrics import Measured, Metrics
 from server.problems import ProblemBody
 from server.ranks import Ranks
+from server.ratelimit import RateLimits
 from server.reaper import Reaper
-from server.routes import datasets, health, jobs, keys, keyset, sets, subsets
+from server.routes import datasets, events, health, jobs, keys, keyset, sets, subsets
 from server.settings import Settings
 from server.shortcut import Shortcut
 from server.store import migrate
 from server.store.db import Database
 from server.store.objects import open_objects
 from server.wakeup import Wakeup
+from server.watch import Watchers, called_at_exit_signals
 
 VERSION = "0.1.0"
 
@@ -41,7 +46,7 @@ def create_app(settings: Settings) -> FastAPI:
     Raises:
         ConfigError: the secret or the signing key is missing, or the object store's URL cannot be used.
     """
-    app = FastAPI(
+    app = _Api(
         title="Multisize Dataset Condensation",
         version=VERSION,
         lifespan=_lifespan,
@@ -49,15 +54,27 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
         separate_input_output_schemas=False,
     )
-    app.state.services = _services(settings)
-    app.add_middleware(Shortcut)  # the first is the innermost
+    services = app.state.services = _services(settings)
+    app.shortcut = Shortcut()
+    app.add_middleware(Measured, metrics=services.metrics)  # the first is the innermost
     if settings.cors_origins:
         app.add_middleware(DeviceCors, origins=settings.cors_origins)
     problems.install(app)
-    for module in (datasets, jobs, sets, subsets, keyset, keys, health):
+    for module in (datasets, jobs, events, sets, subsets, keyset, keys, health):
         app.include_router(module.router)
     _complete_openapi(app)
     return app
+
+
+class _Api(FastAPI):
+    """FastAPI, but what the shortcut answers reaches neither middleware nor router."""
+
+    shortcut: Shortcut
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if not await self.shortcut.answer(self.state.services, scope, send):
+            await super().__call__(scope, receive, send)
 
 
 def _services(settings: Settings) -> Services:
@@ -68,6 +85,7 @@ def _services(settings: Settings) -> Services:
         )
     db = Database(settings.database_url)
     manifest_keys = settings.manifest_keys()
+    watchers = Watchers(db)
     return Services(
         settings=settings,
         db=db,
@@ -79,13 +97,19 @@ def _services(settings: Settings) -> Services:
         catalog=Catalog(db),
         manifests=Manifests(manifest_keys[0], settings.manifest_days),
         ranks=Ranks(objects, settings.cache_bytes),
+        watchers=watchers,
+        metrics=Metrics(db, watchers),
+        rates=RateLimits(settings.key_rate, settings.refusal_rate, settings.broker_url),
     )
 
 
 def app_from_env() -> FastAPI:
     """The API with the settings of the environment, logging JSON lines."""
     configure_logging()
-    return create_app(Settings())
+    app = create_app(Settings())
+    gc.collect()
+    gc.freeze()  # what is there now stays: looking through it again and again would hold up requests
+    return app
 
 
 @asynccontextmanager
@@ -95,8 +119,11 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     reaper = Reaper(services.settings, services.db, services.objects, services.wakeup)
     reaper.start()
     try:
-        yield
+        with called_at_exit_signals(services.watchers.close):
+            yield
     finally:
+        services.watchers.close()
+        await services.rates.close()
         await run_in_threadpool(reaper.stop)
         services.wakeup.close()
         services.db.dispose()

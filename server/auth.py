@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import secrets
 from datetime import datetime
-from typing import Annotated, Literal, get_args
+from typing import Annotated
 
-from fastapi import Depends, Security
+import structlog
+from fastapi import Depends, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer, SecurityScopes
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Address
 
 from server.callers import Caller
 from server.deps import Services, ServicesDep
@@ -19,10 +20,6 @@ from server.problems import Problem
 from server.settings import Settings, write_private
 from server.store import keys
 from server.store.tables import ApiKey, utcnow
-
-Scope = Literal["jobs:read", "jobs:write", "subsets:read", "admin"]
-SCOPES: tuple[str, ...] = get_args(Scope)
-"""What a key may be allowed to do; `admin` implies the others."""
 
 _bearer = HTTPBearer(auto_error=False, scheme_name="ApiKey", description="An API key: `mdc_<id>_<secret>`.")
 
@@ -68,10 +65,11 @@ def ensure_admin_key(settings: Settings, session: Session) -> None:
 
 
 def _hmac(secret_key: bytes, token: str) -> str:
-    return hmac.new(secret_key, token.encode(), hashlib.sha256).hexdigest()
+    return hmac.digest(secret_key, token.encode(), "sha256").hex()
 
 
 async def _caller(
+    request: Request,
     needed: SecurityScopes,
     services: ServicesDep,
     credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
@@ -82,32 +80,56 @@ async def _caller(
     """
     if credentials is None:
         raise _unauthenticated("no API key was sent: add the header Authorization: Bearer mdc_…")
-    caller = None
-    if needed.scopes == ["subsets:read"]:
-        caller = known_caller(services, credentials.credentials)
-    if caller is None:
-        caller = await run_in_threadpool(_confirmed, services, credentials.credentials)
-    missing = set() if caller.is_admin else set(needed.scopes) - caller.scopes
+    only_reads = needed.scopes == ["subsets:read"]
+    known = known_caller(services, credentials.credentials) if only_reads else None
+    if known is not None:
+        caller = known[0]
+    else:
+        caller = await _checked_caller(services, credentials.credentials, request.client)
+    structlog.contextvars.bind_contextvars(key_id=caller.key_id)
+    if not only_reads:
+        await services.rates.use(caller.key_id)
+    missing = [scope for scope in needed.scopes if not caller.may(scope)]
     if missing:
         raise Problem(
-            403, "scope-missing", f"the API key {caller.key_id} lacks the scope {', '.join(sorted(missing))}"
+            403, "scope-missing", f"the API key {caller.key_id} lacks the scope {', '.join(missing)}"
         )
     return caller
 
 
-def known_caller(services: Services, token: str) -> Caller | None:
-    """The caller whose key was confirmed a moment ago; never waits."""
+async def _checked_caller(services: Services, token: str, client: Address | None) -> Caller:
+    """The caller whose key the database confirms. `Problem` 401, or 429 for an address that guesses."""
+    address = client.host if client is not None else "unknown"
+    if not has_met(services, token):
+        await services.rates.admit(address)
+    caller = await run_in_threadpool(confirmed_caller, services, token)
+    if caller is None:
+        await services.rates.count_refused(address)
+        raise _unauthenticated("the API key is unknown, revoked or expired: ask for a new one")
+    return caller
+
+
+def known_caller(services: Services, token: str) -> tuple[Caller, bool] | None:
+    """The caller whose key was confirmed a moment ago, and whether to ask again soon; never waits."""
     parts = token.split("_", 2)
     return services.known_keys.get(parts[1], _hmac(services.secret_key, token)) if len(parts) == 3 else None
 
 
-def _confirmed(services: Services, token: str) -> Caller:
-    """The caller whose key the database confirms. `Problem` 401 when it does not."""
+def has_met(services: Services, token: str) -> bool:
+    """Whether this very key has worked here before, however long ago."""
+    parts = token.split("_", 2)
+    return len(parts) == 3 and services.known_keys.met(parts[1], _hmac(services.secret_key, token))
+
+
+def confirmed_caller(services: Services, token: str) -> Caller | None:
+    """The caller, if the database confirms the key."""
     asked, now = services.known_keys.now(), utcnow()
     with services.db.read() as session:
         row = check_key(session, services.secret_key, token)
     if row is None:
-        raise _unauthenticated("the API key is unknown, revoked or expired: ask for a new one")
+        if has_met(services, token):  # not for a wrong secret with the id of a right one
+            services.known_keys.forget(token.split("_", 2)[1])
+        return None
     if not keys.used_recently(row, now):
         with services.db.begin() as session:
             keys.mark_used(session, row.id, now)

@@ -7,10 +7,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Literal, get_args
 
-from server.catalog import TRUST_SECONDS
-from server.lru import Lru
 from server.store.tables import utcnow
+from server.trusted import Trusted
+
+Scope = Literal["jobs:read", "jobs:write", "subsets:read", "admin"]
+SCOPES: tuple[str, ...] = get_args(Scope)
+"""What a key may be allowed to do; `admin` implies the others."""
 
 KEPT = 10_000
 """Keys that are kept."""
@@ -28,6 +32,10 @@ class Caller:
         """Whether the caller sees what others own."""
         return "admin" in self.scopes
 
+    def may(self, scope: str) -> bool:
+        """Whether the caller's key has the scope; `admin` implies every other."""
+        return self.is_admin or scope in self.scopes
+
     @property
     def sees(self) -> str | None:
         """The owner whose rows the caller may see; None: everybody's."""
@@ -39,7 +47,6 @@ class _Known:
     caller: Caller
     secret_hmac: str
     expires_at: datetime | None
-    checked: float
 
 
 class KnownKeys:
@@ -47,26 +54,25 @@ class KnownKeys:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         """`clock` tells seconds."""
-        self._clock = clock
-        self._kept: Lru[str, _Known] = Lru(KEPT)
+        self._trusted: Trusted[str, _Known] = Trusted(KEPT, clock)
+        self.now = self._trusted.now
+        self.forget = self._trusted.forget
 
-    def get(self, key_id: str, secret_hmac: str) -> Caller | None:
-        """The caller, if this very key was confirmed lately and has not expired since."""
-        known = self._kept.get(key_id)
-        if known is None or self._clock() - known.checked >= TRUST_SECONDS:
+    def get(self, key_id: str, secret_hmac: str) -> tuple[Caller, bool] | None:
+        """The caller, if this very key was confirmed lately and has not expired since; and `Trusted.get`'s hint."""
+        found = self._trusted.get(key_id)
+        if found is None:
             return None
+        known, is_ageing = found
         if known.expires_at is not None and known.expires_at <= utcnow():
             return None
-        return known.caller if hmac.compare_digest(known.secret_hmac, secret_hmac) else None
+        return (known.caller, is_ageing) if hmac.compare_digest(known.secret_hmac, secret_hmac) else None
 
-    def now(self) -> float:
-        """The time to be taken before the database is asked."""
-        return self._clock()
+    def met(self, key_id: str, secret_hmac: str) -> bool:
+        """Whether this very key has worked here before, however long ago."""
+        known = self._trusted.last(key_id)
+        return known is not None and hmac.compare_digest(known.secret_hmac, secret_hmac)
 
-    def put(self, caller: Caller, secret_hmac: str, expires_at: datetime | None, checked: float) -> None:
-        """Remember a key that the database has confirmed at `checked`."""
-        self._kept.put(caller.key_id, _Known(caller, secret_hmac, expires_at, checked))
-
-    def forget(self, key_id: str) -> None:
-        """Ask the database about the key before it is accepted again."""
-        self._kept.drop(key_id)
+    def put(self, caller: Caller, secret_hmac: str, expires_at: datetime | None, asked: float) -> None:
+        """Remember a key that the database has confirmed when asked at that time of `now`."""
+        self._trusted.put(caller.key_id, _Known(caller, secret_hmac, expires_at), asked)

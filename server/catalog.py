@@ -11,23 +11,21 @@ from sqlalchemy.orm import Session
 
 from mdc_core import rankmajor
 from mdc_core.manifest import Manifest, parse_manifest
-from server.lru import Lru
 from server.problems import Problem, not_found
 from server.store import sets
 from server.store.db import Database
 from server.store.tables import CondensedSet
+from server.trusted import Trusted
 
-TRUST_SECONDS = 5.0
-"""How long a version is delivered, or a key accepted, before the database is asked whether it still may be."""
 KEPT = 64
 """Versions that are kept."""
 
 _REFERENCE = re.compile(r"([a-z0-9][a-z0-9-]{0,62})(?:@([1-9][0-9]{0,8}))?")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Version:
-    """A published version, read once and shared by all requests."""
+    """A published version, read once and shared by all requests; compared by identity."""
 
     row: CondensedSet
     """With its manifest; it belongs to no session."""
@@ -65,41 +63,42 @@ class Catalog:
     def __init__(self, db: Database, clock: Callable[[], float] = time.monotonic) -> None:
         """`clock` tells seconds."""
         self._db = db
-        self._clock = clock
-        self._kept: Lru[tuple[str, int], tuple[Version, float]] = Lru(KEPT)
+        self._trusted: Trusted[tuple[str, int], Version] = Trusted(KEPT, clock)
 
-    def warm(self, reference: str) -> Version | None:
-        """The version `name@version` if it is in memory and may still be delivered; never waits."""
+    def warm(self, reference: str) -> tuple[Version, bool] | None:
+        """The version `name@version` if it is in memory and may still be delivered, and `Trusted.get`'s hint.
+
+        Never waits.
+        """
         name, version = split_reference(reference)
-        return None if version is None else self._trusted(name, version)
+        return None if version is None else self._trusted.get((name, version))
 
     def find(self, reference: str) -> tuple[Version, bool]:
         """The version that `name` (the latest) or `name@version` means, and whether the version was named.
 
         Raises `Problem` 404: unknown, or withdrawn.
         """
+        found = self.warm(reference)
+        return (self.confirm(reference), "@" in reference) if found is None else (found[0], True)
+
+    def confirm(self, reference: str) -> Version:
+        """The version that `name` or `name@version` means, as the database says now. Raises as `find` does."""
         name, version = split_reference(reference)
-        if version is not None and (found := self._trusted(name, version)) is not None:
-            return found, True
         with self._db.read() as session:
             number = version or sets.latest_version(session, name)
             if number is None:
                 raise _withdrawn(reference) if sets.is_known(session, name) else _unknown(reference)
-            return self._look_up(session, reference, name, number), version is not None
+            return self._look_up(session, reference, name, number)
 
     def forget(self, name: str, version: int) -> None:
         """Ask the database before the version is delivered again."""
-        self._kept.drop((name, version))
-
-    def _trusted(self, name: str, version: int) -> Version | None:
-        kept = self._kept.get((name, version))
-        return kept[0] if kept is not None and self._clock() - kept[1] < TRUST_SECONDS else None
+        self._trusted.forget((name, version))
 
     def _look_up(self, session: Session, reference: str, name: str, version: int) -> Version:
-        now = self._clock()  # before the question: the answer is no newer
-        kept = self._kept.get((name, version))
-        if kept is not None:
-            found, withdrawn = kept[0], sets.is_withdrawn(session, name, version)
+        asked = self._trusted.now()
+        found = self._trusted.last((name, version))
+        if found is not None:
+            withdrawn = sets.is_withdrawn(session, name, version)
         else:
             row = sets.get(session, name, version)
             if row is None:
@@ -108,7 +107,7 @@ class Catalog:
         if withdrawn:
             self.forget(name, version)
             raise _withdrawn(reference)
-        self._kept.put((name, version), (found, now))
+        self._trusted.put((name, version), found, asked)
         return found
 
 

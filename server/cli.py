@@ -1,19 +1,28 @@
-"""Operator's commands: `python -m server.cli migrate`, `create-key`, `create-signing-key`, `sweep`."""
+"""Operator's commands, `python -m server.cli …`: the database, API keys, signing keys, the OpenAPI document."""
 
 from __future__ import annotations
 
+import json
+from datetime import timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
+from pydantic import SecretStr
 
 from mdc_core.errors import ConfigError
 from mdc_core.signing import dump_private_keys, new_key
-from server.auth import SCOPES, create_key
-from server.settings import Settings
+from server.auth import create_key
+from server.callers import SCOPES
+from server.schemas import KeyOut
+from server.settings import MIN_SECRET, Settings
+from server.store import keys
 from server.store import migrate as migrations
 from server.store.db import Database
 from server.store.objects import open_objects
 from server.store.sweep import sweep as swept
+from server.store.tables import utcnow
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
 
@@ -28,6 +37,10 @@ def migrate(revision: str = "head") -> None:
 def create(
     name: str,
     scope: Annotated[list[str], typer.Option(help=f"One of {', '.join(SCOPES)}; may be repeated.")],
+    days: Annotated[
+        int | None,
+        typer.Option(min=1, max=36500, help="After so many days it ceases to work. [default: never]"),
+    ] = None,
 ) -> None:
     """Make an API key and print it; the first admin key of a server with a database of its own."""
     if unknown := [given for given in scope if given not in SCOPES]:
@@ -37,12 +50,60 @@ def create(
     try:
         secret_key = settings.secret_key()
         with db.begin() as session:
-            _, token = create_key(session, secret_key, name=name, scopes=sorted(set(scope)))
+            expires_at = None if days is None else utcnow() + timedelta(days=days)
+            _, token = create_key(
+                session, secret_key, name=name, scopes=sorted(set(scope)), expires_at=expires_at
+            )
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from error
     finally:
         db.dispose()
     typer.echo(token)
+
+
+@app.command("list-keys")
+def show() -> None:
+    """Print every API key without its secret, one JSON object a line."""
+    db = Database(Settings().database_url)
+    try:
+        with db.read() as session:
+            after = None
+            while found := keys.page(session, after=after, limit=100):
+                for key in found:
+                    typer.echo(KeyOut.of(key).model_dump_json())
+                after = found[-1].id
+    finally:
+        db.dispose()
+
+
+@app.command("revoke-key")
+def revoke(key_id: str) -> None:
+    """Make an API key useless, the last admin key too: `create-key` makes another."""
+    db = Database(Settings().database_url)
+    try:
+        with db.begin() as session:
+            if keys.get(session, key_id) is None:
+                raise typer.BadParameter(f"there is no key {key_id!r}: see list-keys")
+            keys.revoke(session, key_id)
+    finally:
+        db.dispose()
+
+
+@app.command()
+def openapi() -> None:
+    """Print the OpenAPI document, as docs/openapi.json has it."""
+    from server.app import create_app  # only here: the other commands need no API
+
+    with TemporaryDirectory() as folder:
+        settings = Settings(
+            data_dir=Path(folder),
+            database_url=f"sqlite:///{folder}/none.sqlite3",
+            objects_url="memory://",
+            secret=SecretStr("x" * MIN_SECRET),
+            signing_keys=SecretStr(dump_private_keys([new_key()])),
+        )
+        document = create_app(settings).openapi()
+    typer.echo(json.dumps(document, indent=1, sort_keys=True))
 
 
 @app.command("create-signing-key")

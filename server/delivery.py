@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -187,10 +187,10 @@ async def send(services: Services, version: Version, answer: Answer) -> Response
 
 def respond(answer: Answer, pieces: list[Piece]) -> Response:
     """The response of bytes that are in memory."""
-    if sum(map(len, pieces)) <= AT_ONCE:
-        body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        return Response(body, answer.status, answer.headers)
-    return StreamingResponse(_chunks(pieces), answer.status, answer.headers)
+    chunks = in_chunks(pieces)
+    if len(chunks) == 1:
+        return Response(chunks[0], answer.status, answer.headers)
+    return StreamingResponse(_each(chunks), answer.status, answer.headers)
 
 
 def _redirect(url: str, answer: Answer) -> Response:
@@ -203,23 +203,27 @@ def _redirect(url: str, answer: Answer) -> Response:
     return Response(status_code=302, headers=headers)
 
 
-async def _chunks(pieces: list[Piece]) -> AsyncIterator[Piece]:
-    """Pieces of at most `CHUNK` bytes: the connection holds one of them, however slow its reader is."""
-    for chunk in _pack(pieces):
+async def _each(chunks: list[Piece]) -> AsyncIterator[Piece]:
+    for chunk in chunks:
         yield chunk
 
 
-def _pack(pieces: Iterable[Piece]) -> Iterator[Piece]:
-    """The same bytes in pieces of about `CHUNK`: small ones together, large ones apart."""
-    waiting: list[Piece] = []
-    size = 0
+def in_chunks(pieces: list[Piece]) -> list[Piece]:
+    """The same bytes as at least one chunk to be sent: all in one up to `AT_ONCE`, else pieces of about `CHUNK`.
+
+    Of a large piece they are views, not copies: a connection holds no memory of its own, however slow its reader is.
+    """
+    if len(pieces) == 1 and len(pieces[0]) <= AT_ONCE:
+        return pieces
+    if sum(map(len, pieces)) <= AT_ONCE:
+        return [b"".join(pieces)]
+    chunks: list[Piece] = []
+    small: list[Piece] = []
     for piece in pieces:
         for first in range(0, len(piece), CHUNK):
             part = memoryview(piece)[first : first + CHUNK]
-            if size + len(part) > CHUNK:
-                yield b"".join(waiting)
-                waiting, size = [], 0
-            waiting.append(part)
-            size += len(part)
-    if waiting:
-        yield b"".join(waiting)
+            if sum(map(len, small)) + len(part) > CHUNK:
+                chunks.append(small[0] if len(small) == 1 else b"".join(small))
+                small = []
+            small.append(part)
+    return [*chunks, small[0] if len(small) == 1 else b"".join(small)]

@@ -11,13 +11,16 @@ from mdc_core.signing import PrivateKey
 from server.callers import KnownKeys
 from server.catalog import Catalog
 from server.manifests import Manifests
+from server.metrics import Metrics
 from server.problems import FieldError, invalid
 from server.ranks import Ranks
+from server.ratelimit import RateLimits
 from server.settings import Settings
 from server.store.db import Database
 from server.store.ids import from_cursor
 from server.store.objects import ObjectStore
 from server.wakeup import Wakeup
+from server.watch import Watchers
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,9 @@ class Services:
     catalog: Catalog
     manifests: Manifests
     ranks: Ranks
+    watchers: Watchers
+    rates: RateLimits
+    metrics: Metrics
 
 
 async def _services(request: Request) -> Services:

@@ -13,7 +13,7 @@ import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
@@ -211,6 +211,27 @@ def _id(request: Request) -> str:
     return str(getattr(request.state, "request_id", ""))
 
 
+def request_id_of(scope: Scope) -> str:
+    """The id that the caller gave the request, or a new one."""
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and _REQUEST_ID.fullmatch(given := value.decode("latin-1")):
+            return str(given)
+    return secrets.token_hex(8)
+
+
+def log_request(scope: Scope, status: int, started: float, **context: str) -> None:
+    """Log that a request is answered, which took since `started` on the clock of `time.perf_counter`."""
+    _log.info(
+        "request",
+        method=scope["method"],
+        path=scope["path"],
+        route=getattr(scope.get("route"), "path", None),
+        status=status,
+        seconds=round(time.perf_counter() - started, 4),
+        **context,
+    )
+
+
 class RequestContext:
     """Gives every request an id (or keeps the caller's), logs it, and bounds its body."""
 
@@ -223,8 +244,7 @@ class RequestContext:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        given = Headers(scope=scope).get("x-request-id", "")
-        request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+        request_id = request_id_of(scope)
         scope.setdefault("state", {})["request_id"] = request_id
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=request_id)
@@ -233,13 +253,7 @@ class RequestContext:
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message)["X-Request-ID"] = request_id
-                _log.info(
-                    "request",
-                    method=scope["method"],
-                    path=scope["path"],
-                    status=message["status"],
-                    seconds=round(time.perf_counter() - started, 4),
-                )
+                log_request(scope, message["status"], started)
             await send(message)
 
         if "\0" in scope["path"] or b"%00" in scope["query_string"]:
@@ -269,11 +283,26 @@ def _bounded(receive: Receive) -> Receive:
 
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The problem responses of a route, for its OpenAPI entry; 500 and 503 are always among them."""
+    """The problem responses of a route, for its OpenAPI entry.
+
+    500 and 503 are always among them, and 429 where a key is asked for.
+    """
+    slowed = (429,) if 401 in statuses else ()
     return {
-        status: {
-            "description": HTTPStatus(status).phrase,
-            "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
-        }
-        for status in (*statuses, 500, 503)
+        status: {**_told(status), **_WAIT} if status in (429, 503) else _told(status)
+        for status in (*statuses, *slowed, 500, 503)
+    }
+
+
+_WAIT: dict[str, Any] = {
+    "headers": {
+        "Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer", "minimum": 1}}
+    }
+}
+
+
+def _told(status: int) -> dict[str, Any]:
+    return {
+        "description": HTTPStatus(status).phrase,
+        "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
     }

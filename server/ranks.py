@@ -58,7 +58,7 @@ class Ranks:
         """
         ranks = [rank for rank, _, _ in _parts(version, start, end) if rank > 0]
         # What would push most of the rest out of memory is passed on as it comes.
-        if len(ranks) * version.manifest.info.rank_bytes > self._capacity // 4:
+        if len(ranks) * version.manifest.info.rank_bytes > self._capacity // 2:
             return self._stream(version, k, start, end)
         with self._locks[hash(version.row.object_key) % _LOCKS]:
             blocks = self._load(version, ranks)

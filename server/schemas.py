@@ -11,10 +11,10 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
 from mdc_core.budget import Plan
 from mdc_core.config import CondenseConfig, DataFacts, EvaluateConfig
-from server.auth import SCOPES, Scope
+from server.callers import SCOPES, Scope
 from server.catalog import Version
 from server.store.states import JobState
-from server.store.tables import ApiKey, CondensedSet, Dataset, Job, utcnow
+from server.store.tables import ApiKey, CondensedSet, Dataset, Job, JobEvent, utcnow
 
 SLUG = r"^[a-z0-9][a-z0-9-]{0,62}$"
 Slug = Annotated[str, Field(pattern=SLUG)]
@@ -91,6 +91,25 @@ class Progress(Shown):
     mls: int | list[int] | None = None
     """Selected size n of the most learnable subset; with `class_wise` one per class."""
 
+    @classmethod
+    def of(cls, state: JobState, attempt: int, reported: dict[str, Any] | None) -> Self:
+        """What the worker reported last; before its first report a running job is loading its data."""
+        if state is JobState.QUEUED:
+            return cls.model_validate({**(reported or {}), "phase": "queued", "eta_s": None})
+        default = "queued" if attempt == 0 else "loading"
+        return cls.model_validate({"phase": default, **(reported or {})})
+
+
+class JobEstimate(Shown):
+    """What a job was expected to take when it was submitted."""
+
+    memory_bytes: int
+    """Peak memory of its process."""
+    flops: float
+    """Floating point operations of condensing and evaluating."""
+    seconds: float | None
+    """Wall time on the largest worker that was there, waiting aside; null when none was."""
+
 
 class JobError(Shown):
     """Why a job failed."""
@@ -120,6 +139,8 @@ class JobOut(Shown):
     evaluate: EvaluateConfig
     max_runtime_s: int | None
     """Seconds that it may run, all attempts together; waiting in the queue does not count."""
+    estimate: JobEstimate | None
+    """Null for jobs of earlier releases."""
     progress: Progress
     attempt: int
     """Times that a worker has taken it up."""
@@ -134,7 +155,12 @@ class JobOut(Shown):
     def of(cls, job: Job) -> Self:
         """The job as callers see it."""
         here = f"/v1/jobs/{job.id}"
-        links = {"self": here, "cancel": f"{here}/cancel"}
+        links = {
+            "self": here,
+            "cancel": f"{here}/cancel",
+            "events": f"{here}/events",
+            "stream": f"{here}/events/stream",
+        }
         published = None
         if job.set_version is not None:
             published = SetLink(
@@ -149,8 +175,9 @@ class JobOut(Shown):
             owner=job.owner_id,
             condense=CondenseConfig.model_validate(job.condense),
             evaluate=EvaluateConfig.model_validate(job.evaluate),
+            estimate=job.estimate and _estimate(job.estimate),
             max_runtime_s=job.max_runtime_s,
-            progress=_progress(job),
+            progress=Progress.of(job.state, job.attempt, job.progress),
             attempt=job.attempt,
             created_at=job.created_at,
             started_at=job.started_at,
@@ -163,13 +190,29 @@ class JobOut(Shown):
         )
 
 
-def _progress(job: Job) -> Progress:
-    """What the worker reported last; before its first report a running job is loading its data."""
-    reported = job.progress or {}
-    if job.state is JobState.QUEUED:
-        return Progress.model_validate({**reported, "phase": "queued", "eta_s": None})
-    default = "queued" if job.attempt == 0 else "loading"
-    return Progress.model_validate({"phase": default, **reported})
+class JobEventOut(Shown):
+    """A change of a job's state."""
+
+    id: int
+    """Larger than those of the job's earlier events."""
+    state: JobState
+    """What it changed to."""
+    attempt: int
+    """Times that a worker had taken the job up."""
+    detail: str | None
+    """Why, for people."""
+    created_at: datetime
+
+    @classmethod
+    def of(cls, event: JobEvent) -> Self:
+        """The event as callers see it."""
+        return cls.model_validate(event, from_attributes=True)
+
+
+def _estimate(stored: dict[str, Any]) -> JobEstimate:
+    return JobEstimate(
+        memory_bytes=stored["memory_bytes"], flops=stored["flops"], seconds=stored["seconds_total"]
+    )
 
 
 class DatasetOut(Shown):

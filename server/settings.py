@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
+from limits import parse as parse_rate
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -45,11 +46,23 @@ def _origins(origins: tuple[str, ...]) -> tuple[str, ...]:
     return origins
 
 
+def _rate(text: str) -> str:
+    try:
+        if text:
+            parse_rate(text)
+    except ValueError as error:
+        raise ConfigError(
+            f"the rate {text!r} is not one: write it like 100/minute, or nothing for none"
+        ) from error
+    return text
+
+
 def _in_data_dir(template: str) -> Any:
     """A field that follows `data_dir` unless it is set; `{}` in the template is the folder."""
     return Field(default_factory=lambda data: template.format(data.get("data_dir", "")))
 
 
+Rate = Annotated[str, AfterValidator(_rate)]
 AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
 
 
@@ -89,10 +102,18 @@ class Settings(BaseSettings):
         tuple[str, ...], NoDecode, BeforeValidator(_listed), AfterValidator(_origins)
     ] = ()
     """Origins whose web pages may read sets and subsets, with commas between; `*`: every one."""
-    cache_bytes: int = Field(default=64 * MiB, ge=0)
+    cache_bytes: int = Field(default=20 * MiB, ge=0)
     """Memory for ranks that were delivered, in each API process."""
     upload_max_bytes: int = Field(default=2 * GiB, ge=1)
     """Largest data set that may be uploaded."""
+    key_rate: Rate = "6000/minute"
+    """Requests of one API key, those for sets and subsets not counted; empty: any number."""
+    refusal_rate: Rate = "60/minute"
+    """Keys that do not work from one address, before it may try no new ones; empty: any number."""
+    key_jobs: int = Field(default=100, ge=1)
+    """Jobs of one API key that wait or run."""
+    key_upload_bytes: int = Field(default=20 * GiB, ge=0)
+    """Bytes that one API key may have uploaded."""
     max_attempts: int = Field(default=5, ge=1)
     """Attempts after which an interrupted job fails."""
     max_runtime_seconds: int | None = Field(default=None, ge=1)

@@ -1,101 +1,190 @@
 """The quick way for what is in memory: reading a whole or partial subset, or a rank, of a pinned version.
 
 It knows nothing of its own. It asks the same functions as the routes do, and whenever one of them has to wait or to
-refuse, or the request has anything unusual, the request goes the ordinary way as if nothing had been asked. Matching
-routes and solving dependencies takes several times as long as everything that these requests need.
+refuse, or the request has anything unusual, the request goes the ordinary way as if nothing had been asked. Middleware,
+matching routes and solving dependencies take several times as long as everything that these requests need.
 """
 
 from __future__ import annotations
 
+import asyncio
 import re
-from typing import Any
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
-from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.concurrency import run_in_threadpool
+from starlette.types import Scope, Send
 
-from server.auth import known_caller
-from server.delivery import Answer, Conditions, answer_rank, answer_subset, choose_size, respond
+from server.auth import confirmed_caller, has_met, known_caller
+from server.callers import Caller
+from server.catalog import Version
+from server.delivery import Answer, Conditions, answer_rank, answer_subset, choose_size, in_chunks
 from server.deps import Services
-from server.problems import Problem
+from server.lru import Lru
+from server.problems import Problem, log_request, request_id_of
+from server.ranks import Piece
 
-_PATH = re.compile(r"/v1/sets/([a-z0-9@-]{1,80})/(subsets|ranks)/([0-9]{1,9})|/(subsets)/([0-9]{1,9})")
+KEPT = 256
+"""Answers that are kept for each version, without their bytes."""
+
+_PATH = re.compile(
+    r"/v1/sets/([a-z0-9-]{1,63}@[0-9]{1,9})/(subsets|ranks)/([0-9]{1,9})|/(subsets)/([0-9]{1,9})"
+)
 _QUERY = re.compile(rb"set=([a-z0-9-]{1,63})(?:@|%40)([0-9]{1,9})")
-_HEADERS = {
-    b"authorization": "authorization",
-    b"range": "range",
-    b"if-range": "if_range",
-    b"if-match": "if_match",
-    b"if-none-match": "if_none_match",
-}
+_CONDITIONS = {b"range": 0, b"if-range": 1, b"if-match": 2, b"if-none-match": 3}
+"""Place of each header among the fields of `Conditions`."""
+
+_Conditions = tuple[str | None, ...]
+_Request = tuple[str | None, ...]
+"""Noun, number and conditions: all that the answer of a version depends on."""
+_Headers = list[tuple[bytes, bytes]]
+_Ready = tuple[Answer, _Headers]
+T = TypeVar("T")
 
 
 class Shortcut:
-    """Answers before the router what can be answered from memory."""
+    """Answers before everything else what can be answered from memory."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        """`app` is the application inside, which answers everything else."""
-        self._app = app
+    def __init__(self) -> None:
+        """It knows no answer yet."""
+        self._ready: WeakKeyDictionary[Version, Lru[_Request, _Ready]] = WeakKeyDictionary()
+        self._asking: dict[str, asyncio.Task[Any]] = {}
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
-        response = None
-        if scope["type"] == "http" and scope["method"] == "GET":
-            response = _from_memory(scope)
-        await (response or self._app)(scope, receive, send)
+    async def answer(self, services: Services, scope: Scope, send: Send) -> bool:
+        """Answer a request to the end; False: it must go the ordinary way, and nothing was sent."""
+        if scope["type"] != "http" or scope["method"] != "GET":
+            return False
+        started = time.perf_counter()
+        try:
+            found = await self._from_memory(services, scope)
+        except Problem:
+            return False
+        if found is None:
+            return False
+        key_id, answer, headers, chunks = found
+        request_id = request_id_of(scope)
+        log_request(scope, answer.status, started, request_id=request_id, key_id=key_id)
+        services.metrics.memory_answers += 1
+        services.metrics.memory_bytes += sum(map(len, chunks))
+        headers = [*headers, (b"x-request-id", request_id.encode())]
+        await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+        for left in range(len(chunks) - 1, -1, -1):
+            await send({"type": "http.response.body", "body": chunks[-1 - left], "more_body": left > 0})
+        return True
 
+    async def _from_memory(
+        self, services: Services, scope: Scope
+    ) -> tuple[str, Answer, _Headers, list[Piece]] | None:
+        """Id of the key, answer, headers and bytes.
 
-def _from_memory(scope: Scope) -> Response | None:
-    """The whole response; None: the request must go the ordinary way."""
-    wanted = _wanted(scope)
-    given = _given(scope["headers"])
-    if wanted is None or given is None:
-        return None
-    services: Services = scope["app"].state.services
-    reference, noun, number = wanted
-    scheme, _, token = given.pop("authorization", "").partition(" ")
-    caller = known_caller(services, token) if scheme == "Bearer" else None
-    if caller is None or not (caller.is_admin or "subsets:read" in caller.scopes):
-        return None
-    try:
-        version = services.catalog.warm(reference)
-        if version is None:
+        None, or a `Problem`, where anything is not in memory, or not as usual.
+        """
+        wanted = _wanted(scope["path"], scope["query_string"])
+        given = _given(scope["headers"])
+        if wanted is None or given is None:
             return None
-        conditions = Conditions(**given)
+        token, conditions = given
+        caller, version = await self._trusted(services, token, wanted[0])
+        if caller is None or version is None or not caller.may("subsets:read"):
+            return None
+        ready = self._prepared(services, version, wanted[1:], conditions)
+        if ready is None:
+            return None
+        answer, headers = ready
+        assert answer.span is not None
+        pieces = services.ranks.warm(version, answer.k, *answer.span)
+        return None if pieces is None else (caller.key_id, answer, headers, in_chunks(pieces))
+
+    async def _trusted(
+        self, services: Services, token: str, reference: str
+    ) -> tuple[Caller | None, Version | None]:
+        """Whose key it is and the version, as the database said a moment ago; None for what it does not confirm.
+
+        A busy key or version is asked about again before trust in it ends. Else every request would come to its end
+        at once; they would wait, and not even then would more than one question be asked.
+        """
+        caller, is_key_ageing = known_caller(services, token) or (None, has_met(services, token))
+        if is_key_ageing:
+            asked = self._ask(token, partial(confirmed_caller, services, token))
+            caller = caller or await asyncio.shield(asked)
+        if caller is None:
+            return None, None
+        version, is_version_ageing = services.catalog.warm(reference) or (None, True)
+        if is_version_ageing:
+            confirmed = self._ask(reference, partial(services.catalog.confirm, reference))
+            version = version or await asyncio.shield(confirmed)
+        return caller, version
+
+    def _prepared(
+        self, services: Services, version: Version, wanted: tuple[str, str], conditions: _Conditions
+    ) -> _Ready | None:
+        """The answer as the routes work it out, kept for the next time. `Problem` when they refuse."""
+        kept = self._ready.get(version)
+        if kept is None:
+            kept = self._ready[version] = Lru(KEPT)
+        if (ready := kept.get((*wanted, *conditions))) is not None:
+            return ready
+        noun, number = wanted
+        asked = Conditions(*conditions)
         if noun == "ranks":
-            answer = answer_rank(version, number, conditions, pinned=True, head=False)
+            answer = answer_rank(version, number, asked, pinned=True, head=False)
         else:
             k = choose_size(version.manifest, number, {})
-            answer = answer_subset(version, k, conditions, pinned=True, head=False)
-    except Problem:
-        return None
-    if answer.span is None or _elsewhere(services, answer):
-        return None
-    pieces = services.ranks.warm(version, answer.k, *answer.span)
-    return None if pieces is None else respond(answer, pieces)
+            answer = answer_subset(version, k, asked, pinned=True, head=False)
+        if answer.span is None or (answer.in_store and services.settings.downloads == "redirect"):
+            return None
+        headers = [(name.lower().encode(), value.encode("latin-1")) for name, value in answer.headers.items()]
+        kept.put((*wanted, *conditions), (answer, headers))
+        return answer, headers
+
+    def _ask(self, subject: str, question: Callable[[], T]) -> asyncio.Task[T | None]:
+        """Begin to ask the database about a key or a version, unless that is being done already."""
+        if subject not in self._asking:
+            self._asking[subject] = asyncio.create_task(self._asked(subject, question))
+        return self._asking[subject]
+
+    async def _asked(self, subject: str, question: Callable[[], T]) -> T | None:
+        try:
+            return await run_in_threadpool(question)
+        except Problem:
+            return None
+        except SQLAlchemyError as error:
+            structlog.get_logger().warning("the database does not answer", error=repr(error))
+            return None
+        finally:
+            del self._asking[subject]
 
 
-def _elsewhere(services: Services, answer: Answer) -> bool:
-    return answer.in_store and services.settings.downloads == "redirect"
-
-
-def _wanted(scope: Scope) -> tuple[str, str, str] | None:
-    """Reference of the set, what of it, and its number."""
-    path = _PATH.fullmatch(scope["path"])
-    if path is None:
-        return None
-    if path[1] is not None:
-        return None if scope["query_string"] else (path[1], path[2], path[3])
-    query = _QUERY.fullmatch(scope["query_string"])
-    return None if query is None else (f"{query[1].decode()}@{query[2].decode()}", path[4], path[5])
-
-
-def _given(headers: list[tuple[bytes, bytes]]) -> dict[str, Any] | None:
-    """The headers that matter, by the names of `Conditions`; None when one is there twice."""
-    given: dict[str, Any] = {}
+def _given(headers: _Headers) -> tuple[str, _Conditions] | None:
+    """The key and the conditions; None when a header is there twice, or makes the request unusual."""
+    token = ""
+    conditions: list[str | None] = [None] * len(_CONDITIONS)
     for name, value in headers:
-        field = _HEADERS.get(name)
-        if field is not None:
-            if field in given:
+        if name == b"authorization":
+            scheme, _, rest = value.decode("latin-1").partition(" ")
+            if token or scheme != "Bearer":
                 return None
-            given[field] = value.decode("latin-1")
-    return given
+            token = rest
+        elif name == b"origin":  # the answer needs the headers of CORS
+            return None
+        elif (place := _CONDITIONS.get(name)) is not None:
+            if conditions[place] is not None:
+                return None
+            conditions[place] = value.decode("latin-1")
+    return token, tuple(conditions)
+
+
+def _wanted(path: str, query: bytes) -> tuple[str, str, str] | None:
+    """Reference of the set, what of it, and its number."""
+    parts = _PATH.fullmatch(path)
+    if parts is None:
+        return None
+    if parts[1] is not None:
+        return None if query else (parts[1], parts[2], parts[3])
+    asked = _QUERY.fullmatch(query)
+    return None if asked is None else (f"{asked[1].decode()}@{asked[2].decode()}", parts[4], parts[5])

@@ -14,9 +14,12 @@ from sqlalchemy.orm import Session
 from mdc_core.config import CondenseConfig, DataFacts, EvaluateConfig, check_network
 from mdc_core.errors import ConfigError
 from mdc_core.presets import NAMED, PRESETS, condense_config, evaluate_config, merge, preset_for
+from server.admission import admit
 from server.callers import Caller
 from server.problems import FieldError, Problem, field_errors, invalid
+from server.quotas import check_jobs
 from server.schemas import JobRequest
+from server.settings import Settings
 from server.store import datasets, idempotency, jobs, sets
 from server.store.tables import Job
 
@@ -29,26 +32,24 @@ class Resolved:
 
     dataset: str
     name: str
+    facts: DataFacts
     condense: CondenseConfig
     evaluate: EvaluateConfig
 
 
 def submit(
-    session: Session,
-    caller: Caller,
-    request: JobRequest,
-    idempotency_key: str | None,
-    most_seconds: int | None = None,
+    session: Session, caller: Caller, request: JobRequest, idempotency_key: str | None, settings: Settings
 ) -> Job:
     """Queue the job, or return the one that the same request with the same idempotency key has queued.
 
-    `most_seconds` is the operator's limit to a job's running time.
+    `settings` have the operator's limits: to the jobs of a key, and to a job's running time.
 
     Raises:
-        Problem: 422 for settings that are impossible, 409 for a set name that is another's.
+        Problem: 422 for settings that are impossible or too large for every worker, 409 for a set name that is
+            another's, 429 when too many of the caller's jobs wait or run.
     """
     resolved = resolve(session, caller, request)
-    max_runtime_s = _max_runtime(request, most_seconds)
+    max_runtime_s = _max_runtime(request, settings.max_runtime_seconds)
     if idempotency_key is not None:
         body = json.dumps(_signature(request), sort_keys=True)
         digest = hashlib.sha256(body.encode()).hexdigest()
@@ -62,6 +63,7 @@ def submit(
             f"the set name {resolved.name!r} belongs to another key: choose another name",
             errors=[FieldError(field="name", message="belongs to another key")],
         )
+    check_jobs(session, caller.key_id, settings.key_jobs)
     job = jobs.submit(
         session,
         owner_id=caller.key_id,
@@ -70,6 +72,7 @@ def submit(
         condense=resolved.condense.model_dump(mode="json"),
         evaluate=resolved.evaluate.model_dump(mode="json"),
         max_runtime_s=max_runtime_s,
+        estimate=admit(session, resolved.condense, resolved.evaluate, resolved.facts),
     )
     if idempotency_key is not None:
         idempotency.answer(session, caller.key_id, idempotency_key, job.id)
@@ -118,7 +121,7 @@ def resolve(session: Session, caller: Caller, request: JobRequest) -> Resolved:
     _checked("evaluate.sizes", lambda: evaluate.sizes_of(condense.ipc))
     _checked("evaluate.network", lambda: check_network(evaluate.network, facts.image_size))
     name = request.name if request.name is not None else f"{facts.name[:50]}-ipc{condense.ipc}"
-    return Resolved(request.dataset, name, condense, evaluate)
+    return Resolved(request.dataset, name, facts, condense, evaluate)
 
 
 def _facts(session: Session, caller: Caller, dataset: str) -> DataFacts:

@@ -13,6 +13,7 @@ from server.store.db import Database
 from server.store.objects import open_objects
 from server.wakeup import Wakeup
 from worker.celery_app import make_app
+from worker.registration import Registration
 from worker.supervisor import Supervisor
 
 
@@ -27,7 +28,13 @@ def main() -> None:
     wakeup = Wakeup(settings)
     supervisor = Supervisor(settings, database, objects, wakeup, owner, stop)
     reaper = Reaper(settings, database, objects, wakeup)
-    app = make_app(settings, supervisor.drain, on_ready=reaper.start, on_stop=stop.set)
+    registration = Registration(settings, database, owner, stop)
+
+    def ready() -> None:
+        reaper.start()
+        registration.start()
+
+    app = make_app(settings, supervisor.drain, on_ready=ready, on_stop=stop.set)
     try:
         app.worker_main(
             ["worker", "--pool=threads", "--concurrency=1", "--loglevel=WARNING", "--without-gossip"]
@@ -35,6 +42,7 @@ def main() -> None:
     finally:
         stop.set()
         reaper.stop()
+        registration.join()
         wakeup.close()
         database.dispose()
 

@@ -14,6 +14,7 @@ from server.auth import JobsReader, JobsWriter
 from server.callers import Caller
 from server.deps import AfterQuery, LimitQuery, Services, ServicesDep
 from server.problems import FieldError, Problem, invalid, not_found, responses
+from server.quotas import check_upload
 from server.schemas import SLUG, DatasetOut, Page
 from server.store import datasets
 from server.store.holds import holding
@@ -70,6 +71,7 @@ async def upload_dataset(
     limit = services.settings.upload_max_bytes
     try:
         async with received_body(request, services.settings.uploads_dir, limit) as received:
+            services.metrics.uploaded.inc(received.size)
             row, is_new = await run_in_threadpool(_keep, services, caller, name, received)
     except OSError as error:
         if error.errno not in NO_ROOM:
@@ -111,11 +113,15 @@ def _keep(services: Services, caller: Caller, name: str | None, received: Receiv
         kind, facts = inspect_upload(received.path, chosen)
     except DataError as error:
         raise invalid("bad-dataset", [FieldError(field="body", message=str(error))]) from error
+    most = services.settings.key_upload_bytes
+    with services.db.begin() as session:  # before anything is stored
+        check_upload(session, caller.key_id, received.size, most)
     key = f"datasets/{received.sha256}"
     with holding(services.db, [key]) as hold:
         if services.objects.head(key) != received.size:
             services.objects.put(key, received.path)
         with services.db.begin() as session:
+            check_upload(session, caller.key_id, received.size, most)
             hold.give_up(session)
             return datasets.add(
                 session,

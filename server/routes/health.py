@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import structlog
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from sqlalchemy import text
 
 from server.deps import ServicesDep
@@ -39,6 +40,12 @@ def readyz(services: ServicesDep) -> dict[str, str]:
     except Exception as error:
         raise _unready("object store", error) from error
     return {"status": "ready"}
+
+
+@router.get("/metrics")
+def metrics(services: ServicesDep) -> Response:
+    """The numbers that Prometheus collects."""
+    return Response(generate_latest(services.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
 def _unready(what: str, error: Exception) -> Problem:

@@ -37,7 +37,7 @@ def submit_job(
 ) -> JobOut:
     """Queue a condensation. With an Idempotency-Key a repetition answers with the job of the first time."""
     with services.db.begin() as session:
-        job = submit(session, caller, body, idempotency_key, services.settings.max_runtime_seconds)
+        job = submit(session, caller, body, idempotency_key, services.settings)
     services.wakeup.send(job.id)
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     response.headers["Retry-After"] = str(RETRY_SECONDS)

@@ -33,7 +33,9 @@ IfNoneMatch = Annotated[str | None, Header(max_length=4096)]
 async def find_set(services: Services, reference: str) -> tuple[Version, bool]:
     """The version that `name` or `name@version` means, and whether the version was named. `Problem` 404."""
     known = services.catalog.warm(reference)
-    return (known, True) if known is not None else await run_in_threadpool(services.catalog.find, reference)
+    return (
+        (known[0], True) if known is not None else await run_in_threadpool(services.catalog.find, reference)
+    )
 
 
 @router.get("", operation_id="listSets", response_model=Page[SetOut], responses=responses(401, 403, 422))

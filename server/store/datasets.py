@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from server.store.db import insert_new
@@ -53,6 +53,14 @@ def get(session: Session, dataset_id: str, *, owner_id: str | None = None) -> Da
 def same(session: Session, owner_id: str, sha256: str) -> Dataset | None:
     """The owner's data set of exactly these bytes."""
     return session.scalar(select(Dataset).where(Dataset.owner_id == owner_id, Dataset.sha256 == sha256))
+
+
+def stored_bytes(session: Session, owner_id: str) -> int:
+    """Bytes of all that the owner has uploaded."""
+    return (
+        session.scalar(select(func.coalesce(func.sum(Dataset.bytes), 0)).where(Dataset.owner_id == owner_id))
+        or 0
+    )
 
 
 def page(session: Session, *, owner_id: str | None, after: str | None, limit: int) -> list[Dataset]:

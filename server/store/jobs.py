@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, func, literal, select, update
 from sqlalchemy.orm import Session
 
 from server.store.ids import new_id
-from server.store.states import HELD, JobState, sources
+from server.store.states import ENDED, HELD, JobState, sources
 from server.store.tables import Job, JobEvent, UTCDateTime, utcnow
 
 MAX_ATTEMPTS = 5
@@ -28,6 +28,7 @@ def submit(
     condense: dict[str, Any],
     evaluate: dict[str, Any],
     max_runtime_s: int | None = None,
+    estimate: dict[str, Any] | None = None,
 ) -> Job:
     """Add a queued job. The set name must be the owner's: see `server.store.sets.claim_name`."""
     job = Job(
@@ -38,6 +39,7 @@ def submit(
         condense=condense,
         evaluate=evaluate,
         max_runtime_s=max_runtime_s,
+        estimate=estimate,
         state=JobState.QUEUED,
         attempt=0,
     )
@@ -51,6 +53,12 @@ def get(session: Session, job_id: str, *, owner_id: str | None = None) -> Job | 
     """The job; with `owner_id` only when it is that owner's."""
     job = session.get(Job, job_id)
     return job if job is not None and owner_id in (None, job.owner_id) else None
+
+
+def count_active(session: Session, owner_id: str) -> int:
+    """Number of the owner's jobs that have not ended."""
+    query = select(func.count()).where(Job.owner_id == owner_id, Job.state.in_(set(JobState) - ENDED))
+    return session.scalar(query) or 0
 
 
 def page(

@@ -34,6 +34,12 @@ def get(session: Session, key_id: str) -> ApiKey | None:
     return session.get(ApiKey, key_id)
 
 
+def lock(session: Session, key_id: str) -> None:
+    """Let concurrent transactions that count what the key has wait for each other until they commit."""
+    # Not FOR UPDATE: that would also wait for whoever adds a row that belongs to the key.
+    session.execute(select(ApiKey.id).where(ApiKey.id == key_id).with_for_update(key_share=True))
+
+
 def page(session: Session, *, after: str | None, limit: int) -> list[ApiKey]:
     """Up to `limit` keys whose ids follow `after`, by id."""
     query = select(ApiKey).order_by(ApiKey.id).limit(limit)

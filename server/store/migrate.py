@@ -1,24 +1,29 @@
-"""Bringing a database to a revision of the schema; `migrations/` holds the revisions."""
+"""Bringing a database to a revision of the schema; `migrations/` holds the revisions.
+
+Alembic is imported only when there is something to change: an API process holds it for its whole life otherwise.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, inspect, text
 
 import migrations
 from server.store.db import open_engine
 
 _LOCK = 0x6D646331  # any number that is ours: "mdc1"
+_FOLDER = Path(migrations.__path__[0])
 
 
 def upgrade(url: str, revision: str = "head") -> None:
     """Bring the database at `url` up to `revision`, whole or not at all; nothing happens when it is there."""
-    _run(url, revision, up=True)
+    engine = open_engine(url)
+    with engine.connect() as connection:
+        is_there = current(connection) == (head() if revision == "head" else revision)
+    engine.dispose()
+    if not is_there:
+        _run(url, revision, up=True)
 
 
 def downgrade(url: str, revision: str = "base") -> None:
@@ -28,25 +33,26 @@ def downgrade(url: str, revision: str = "base") -> None:
 
 def current(connection: Connection) -> str | None:
     """The revision that the database has; None for an empty one."""
-    return MigrationContext.configure(connection).get_current_revision()
+    if not inspect(connection).has_table("alembic_version"):
+        return None
+    revision: str | None = connection.scalar(text("SELECT version_num FROM alembic_version"))
+    return revision
 
 
-def head() -> str | None:
-    """The newest revision that this release knows."""
-    return ScriptDirectory.from_config(_config()).get_current_head()
-
-
-def _config() -> Config:
-    config = Config()
-    # '%' begins an interpolation in alembic's options.
-    config.set_main_option("script_location", str(Path(migrations.__path__[0])).replace("%", "%%"))
-    config.set_main_option("path_separator", "os")
-    return config
+def head() -> str:
+    """The newest revision that this release knows: revisions are numbered, and their files are named by the number."""
+    return max(path.name.partition("_")[0] for path in _FOLDER.glob("versions/[0-9]*_*.py"))
 
 
 def _run(url: str, revision: str, *, up: bool) -> None:
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    # '%' begins an interpolation in alembic's options.
+    config.set_main_option("script_location", str(_FOLDER).replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
     engine = open_engine(url)
-    config = _config()
     try:
         # Processes that start together take turns: SQLite by BEGIN IMMEDIATE, PostgreSQL by a lock.
         with engine.begin() as connection:

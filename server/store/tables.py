@@ -10,6 +10,7 @@ from sqlalchemy import (
     BigInteger,
     DateTime,
     Dialect,
+    Double,
     Enum,
     Float,
     ForeignKey,
@@ -112,8 +113,12 @@ class Job(Base):
 
     __tablename__ = "jobs"
     # The first serves the claim of the oldest queued job, the second a caller's list; both end in the
-    # id, which is ordered by time.
-    __table_args__ = (Index(None, "state", "id"), Index(None, "owner_id", "id"))
+    # id, which is ordered by time. The third counts what a caller has waiting, however long its list is.
+    __table_args__ = (
+        Index(None, "state", "id"),
+        Index(None, "owner_id", "id"),
+        Index(None, "owner_id", "state"),
+    )
 
     id: Mapped[str] = mapped_column(String(40), primary_key=True)
     owner_id: Mapped[str] = mapped_column(ForeignKey("api_keys.id"))
@@ -154,6 +159,8 @@ class Job(Base):
     error_code: Mapped[str | None] = mapped_column(String(63))
     error_detail: Mapped[str | None] = mapped_column(Text)
     set_version: Mapped[int | None]
+    estimate: Mapped[dict[str, Any] | None]
+    """A `mdc_core.estimate.Estimate`, made when it was submitted."""
     created_at: Mapped[datetime] = mapped_column(default=utcnow)
     started_at: Mapped[datetime | None]
     """Start of the first attempt."""
@@ -171,6 +178,25 @@ class JobEvent(Base):
     attempt: Mapped[int]
     detail: Mapped[str | None] = mapped_column(Text)
     created_at: Mapped[datetime] = mapped_column(default=utcnow)
+
+
+class Worker(Base):
+    """A worker that is there, until `expires_at` unless it prolongs that."""
+
+    __tablename__ = "workers"
+
+    id: Mapped[str] = mapped_column(String(200), primary_key=True)
+    """The owner that its leases name."""
+    host: Mapped[str] = mapped_column(String(200))
+    device: Mapped[str] = mapped_column(String(200))
+    """What it computes on, by name."""
+    memory_bytes: Mapped[int] = mapped_column(BigInteger)
+    """Of the device."""
+    flops: Mapped[float] = mapped_column(Double)
+    bandwidth: Mapped[float] = mapped_column(Double)
+    """With `flops` a `mdc_core.estimate.Speed`."""
+    started_at: Mapped[datetime] = mapped_column(default=utcnow)
+    expires_at: Mapped[datetime]
 
 
 class IdempotencyKey(Base):

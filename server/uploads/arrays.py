@@ -52,12 +52,14 @@ def inspect_arrays(archive: zipfile.ZipFile, name: str) -> DataFacts:
                 f"of side {image_size} with {channels}: make them alike"
             )
         _class_counts(archive, "test", len(counts))
+    kept = after_hold_out(counts, classes, has_test=has_test)
     return DataFacts(
         name=name,
         channels=channels,
         image_size=image_size,
         classes=classes,
-        smallest_class=min(after_hold_out(counts, classes, has_test=has_test)),
+        smallest_class=min(kept),
+        images=sum(kept),
     )
 
 

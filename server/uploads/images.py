@@ -59,12 +59,14 @@ def inspect_images(archive: zipfile.ZipFile, name: str) -> DataFacts:
         sizes.append(size)
         grey = grey and (mode in _GREY_MODES or mode.startswith("I"))
     counts = [len(tree["train"][label]) for label in classes]
+    kept = after_hold_out(counts, classes, has_test="test" in tree)
     return DataFacts(
         name=name,
         channels=1 if grey else 3,
         image_size=min(*sizes[0], LARGEST_SIDE),
         classes=classes,
-        smallest_class=min(after_hold_out(counts, classes, has_test="test" in tree)),
+        smallest_class=min(kept),
+        images=sum(kept),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typer.testing import CliRunner, Result
 
 import mdc_core.condense
 from mdc_cli.main import app
+from mdc_cli.output import duration
 from mdc_core import rankmajor
 from mdc_core.condense import Step
 
@@ -54,6 +56,25 @@ def test_condense_says_what_it_wrote_as_json(tmp_path: Path) -> None:
     result = condense(tmp_path / "s.safetensors", "--json")
     summary = json.loads(result.stdout)
     assert summary["sha256"] == rankmajor.sha256((tmp_path / "s.safetensors").read_bytes())
+
+
+def test_a_dry_run_tells_memory_and_time_and_writes_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "s.safetensors"
+    told = condense(out, "--dry-run")
+    assert told.exit_code == 0, told.output
+    assert re.search(r"About .+ for 6 outer loops \(.+ each\), \d\.\d GB of memory", told.output)
+    expected = json.loads(condense(out, "--dry-run", "--json").stdout)
+    assert expected["seconds_per_outer_loop"] * 6 == pytest.approx(expected["seconds_total"])
+    assert expected["memory_bytes"] > 10**8
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.0321, "0.032 s"), (89, "89 s"), (725, "12 min"), (54_000, "15 h"), (4e5, "4.6 days")],
+)
+def test_durations_have_two_digits(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
 
 
 def test_an_interrupted_run_goes_on_to_the_same_bytes(

@@ -77,7 +77,9 @@ def test_subset_and_to_keep_what_they_do_not_change() -> None:
 def test_facts() -> None:
     real = _real(channels=1)
     assert (real.channels, real.image_size, real.num_classes) == (1, 8, 3)
-    expected = DataFacts(name="toys", channels=1, image_size=8, classes=("a", "b", "c"), smallest_class=1)
+    expected = DataFacts(
+        name="toys", channels=1, image_size=8, classes=("a", "b", "c"), smallest_class=1, images=6
+    )
     assert real.facts("toys") == DataSet("toys", real, real).facts() == expected
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -50,6 +51,25 @@ class Device:
     hold: threading.Event | None = None
     """When there: half a body is sent, `held` is set, and the rest waits for it."""
     held: threading.Event = field(default_factory=threading.Event)
+    versions: dict[int, Device] = field(default_factory=dict)
+    """Other versions of the set that are served under their numbers."""
+    altered: Callable[[bytes], tuple[str, bytes]] | None = None
+    """Makes of a manifest the media type and body that are sent in its place."""
+    sent_bytes: int = 0
+    """Of the bodies of subsets so far."""
+    store: str | None = None
+    """Where the object is as well: requests for bytes that it has too are sent there."""
+
+    @property
+    def version(self) -> int:
+        return int(self.manifest["version"])
+
+    def named(self, reference: str) -> Device | None:
+        """The version that `toy` or `toy@2` names."""
+        name, _, number = reference.partition("@")
+        if name != "toy" or number in ("", str(self.version)):
+            return self if name == "toy" else None
+        return self.versions.get(int(number))
 
     def subset(self, k: int) -> bytes:
         return rankmajor.subset(self.obj, self.info, k)
@@ -78,26 +98,34 @@ class Handler(BaseHTTPRequestHandler):
             self.refuse(401, {"code": "unauthorised", "detail": "this key is not known: ask for another"})
         elif device.status is not None:
             self.refuse(device.status, device.problem)
-        elif url.path == "/v1/sets/toy/manifest":
-            text = json.dumps(device.manifest).encode()
+        elif (match := re.fullmatch(r"/v1/sets/(.+)/manifest", url.path)) and (
+            named := device.named(match[1])
+        ):
+            text = json.dumps(named.manifest).encode()
             assert headers["accept"].startswith("application/jose")
-            if device.signer is not None:
+            if device.altered is not None:
+                kind, body = device.altered(text)
+                self.answer(200, body, {"Content-Type": kind})
+            elif device.signer is not None:
                 self.answer(200, sign(text, device.signer).encode(), {"Content-Type": "application/jose"})
             else:
                 self.answer(200, text, {"Content-Type": "application/json"})
-        elif match := re.fullmatch(r"/subsets/(\d+)", url.path):
-            assert parse_qs(url.query) == {"set": ["toy"]}
-            self.deliver(int(match[1]), headers)
+        elif (match := re.fullmatch(r"/subsets/(\d+)", url.path)) and (
+            named := device.named(parse_qs(url.query)["set"][0])
+        ):
+            self.deliver(named, int(match[1]), headers)
         else:
             self.refuse(404, {"code": "set-not-found", "detail": "there is no such set: list them"})
 
-    def deliver(self, k: int, headers: dict[str, str]) -> None:
-        device = self.device
+    def deliver(self, device: Device, k: int, headers: dict[str, str]) -> None:
         data = bytearray(device.subset(k))
         size = len(data)
         etag = f'"{device.etag or rankmajor.sha256(data)}"'
-        if headers.get("if-match") not in (None, etag) and device.etag is None:
-            return self.refuse(412, None)
+        # The rule of the service: the store has another header, entity tags of its own, and more bytes at the end.
+        begins = re.match(r"bytes=(\d+)-\d+", headers.get("range", ""))
+        in_store = int(begins[1]) >= rankmajor.header_size(device.info) if begins else k == device.info.ipc
+        if device.store is not None and in_store and "if-match" not in headers:
+            return self.answer(302, b"", {"Location": device.store, "Cache-Control": "no-store"})
         for offset in [offset for offset, times in device.corrupt.items() if times > 0]:
             data[offset] ^= 0xFF
         status, start, end, extra = 200, 0, size, {"ETag": etag}
@@ -116,6 +144,8 @@ class Handler(BaseHTTPRequestHandler):
         for name, value in {"Content-Length": str(len(body)), **headers}.items():
             self.send_header(name, value)
         self.end_headers()
+        if self.path.startswith("/subsets/"):
+            self.device.sent_bytes += len(body)
         if self.path.startswith("/subsets/") and self.device.drop_after:
             body = body[: self.device.drop_after.pop(0)]
             self.close_connection = True
@@ -154,11 +184,13 @@ def served_set(version: int = 1, seed: int = 0, ipc: int = 5) -> Device:
 
 
 @contextmanager
-def serving(served: Device) -> Iterator[Device]:
-    """The set over HTTP on this machine."""
+def serving(served: Device, tls: ssl.SSLContext | None = None) -> Iterator[Device]:
+    """The set over HTTP on this machine, or with `tls` over HTTPS."""
     handler = type("ToyHandler", (Handler,), {"device": served})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    served.url = f"http://127.0.0.1:{server.server_address[1]}"
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
+    served.url = f"{'http' if tls is None else 'https'}://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:

@@ -167,6 +167,8 @@ class Proxy:
             and (ranges or name.lower() != "range")
             and not (stale and name.lower() == "if-match")
         }
+        if stale:  # it answers with what it has, whatever version is asked for
+            path = path.replace("%402", "").replace("@2", "")
         connection = http.client.HTTPConnection(urlsplit(self.stale if stale else self.upstream).netloc)
         try:
             connection.request("GET", path, headers=passed)

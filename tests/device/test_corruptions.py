@@ -1,7 +1,10 @@
-"""A thousand ways to damage a file: each is noticed, and mended by fetching the bad ranks alone."""
+"""A thousand ways to damage a file, its manifest, or the signed manifest on its way to the device: each is noticed,
+and mended by fetching the bad ranks alone.
+"""
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from collections.abc import Callable
@@ -14,10 +17,14 @@ import pytest
 
 from mdc_core import rankmajor
 from mdc_core.errors import FormatError
+from mdc_core.signing import new_key, sign
 from mdc_device import api, files, state
+from mdc_device.trust import JOSE
+from tests.device.conftest import SIGNER
 
 ACCESS = api.Access("mdc_1_secret", timeout_s=10, retries=1)
 ROUNDS = 1000
+OTHER = new_key()
 
 
 @dataclass
@@ -31,6 +38,8 @@ class Damage:
     draw: np.random.Generator
     older: bytes
     """An earlier manifest of the set."""
+    altered: Callable[[bytes], tuple[str, bytes]] | None = None
+    """What the server makes of the manifest that it sends; None: it signs it."""
 
     def below(self, end: int, start: int = 0) -> int:
         return int(self.draw.integers(start, end))
@@ -71,6 +80,61 @@ class Damage:
         changed[self.below(len(changed))] ^= 1 << self.below(8)
         self.manifest = bytes(changed)
 
+    def on_the_wire(self, altered: Callable[[bytes], tuple[str, bytes]]) -> None:
+        """A damaged rank, so that the server has to be asked, which then answers with an `altered` manifest."""
+        rank = self.below(self.k + 1, 1)
+        self.data[rankmajor.rank_range(self.info, rank)[0] + self.below(self.info.rank_bytes)] ^= 1
+        self.altered = altered
+
+    def flip_signature(self) -> None:
+        position, bit = self.below(64), 1 << self.below(8)
+
+        def altered(text: bytes) -> tuple[str, bytes]:
+            head, payload, signature = sign(text, SIGNER).split(".")
+            changed = bytearray(base64.urlsafe_b64decode(signature + "=="))
+            changed[position] ^= bit
+            return JOSE, f"{head}.{payload}.{base64.urlsafe_b64encode(changed).decode().rstrip('=')}".encode()
+
+        self.on_the_wire(altered)
+
+    def edit_what_was_signed(self) -> None:
+        position, value = self.draw.random(), self.below(10)
+
+        def altered(text: bytes) -> tuple[str, bytes]:
+            digits = [match.start() for match in re.finditer(rb"[0-9]", text)]
+            place = digits[int(position * len(digits))]
+            old = text[place] - 48
+            changed = text[:place] + b"%d" % ((old + 1 + value % 9) % 10) + text[place + 1 :]
+            head, _, signature = sign(text, SIGNER).split(".")
+            return JOSE, ".".join((head, sign(changed, SIGNER).split(".")[1], signature)).encode()
+
+        self.on_the_wire(altered)
+
+    def sign_with_another_key(self) -> None:
+        self.on_the_wire(lambda text: (JOSE, sign(text, OTHER).encode()))
+
+    def sign_in_the_name_of_the_right_key(self) -> None:
+        def altered(text: bytes) -> tuple[str, bytes]:
+            ours, theirs = sign(text, SIGNER).split("."), sign(text, OTHER).split(".")
+            return JOSE, ".".join((*ours[:2], theirs[2])).encode()
+
+        self.on_the_wire(altered)
+
+    def do_not_sign(self) -> None:
+        self.on_the_wire(lambda text: ("application/json", text))
+
+    def let_it_expire(self) -> None:
+        year = self.below(2026, 1990)
+
+        def altered(text: bytes) -> tuple[str, bytes]:
+            changed = {**json.loads(text), "expires": f"{year}-01-01T00:00:00Z"}
+            return JOSE, sign(json.dumps(changed).encode(), SIGNER).encode()
+
+        self.on_the_wire(altered)
+
+    def replay_an_older_version(self) -> None:
+        self.on_the_wire(lambda _: (JOSE, sign(self.older, SIGNER).encode()))
+
 
 KINDS: tuple[Callable[[Damage], None], ...] = (
     Damage.flip_bits,
@@ -82,6 +146,13 @@ KINDS: tuple[Callable[[Damage], None], ...] = (
     Damage.edit_size,
     Damage.stale_manifest,
     Damage.edit_manifest,
+    Damage.flip_signature,
+    Damage.edit_what_was_signed,
+    Damage.sign_with_another_key,
+    Damage.sign_in_the_name_of_the_right_key,
+    Damage.do_not_sign,
+    Damage.let_it_expire,
+    Damage.replay_an_older_version,
 )
 
 
@@ -127,8 +198,16 @@ def test_a_thousand_corruptions(device10: Any, tmp_path: Path, monkeypatch: pyte
 
         with pytest.raises(FormatError):
             api.verify(file)
-
         device10.requests.clear()
+        device10.sent_bytes = 0
+        if damage.altered is not None:
+            device10.altered = damage.altered
+            with pytest.raises(FormatError):
+                api.verify(file, repair=True, access=ACCESS)
+            device10.altered = None
+            assert device10.ranges() == []
+            assert (file.read_bytes(), path.read_bytes()) == (damage.data, damage.manifest)
+
         found = api.verify(file, repair=True, access=ACCESS)
         assert found.verified
         assert file.read_bytes() == device10.subset(found.k)
@@ -137,6 +216,10 @@ def test_a_thousand_corruptions(device10: Any, tmp_path: Path, monkeypatch: pyte
         assert found.k == size or kind is Damage.other_header
         bad = bad_ranks(damage.data, device10.subset(found.k), found.k, device10.info)
         assert asked(device10.ranges(), device10.info) == bad
+        # Where the file was cut inside a rank, only the rest of that rank is fetched.
+        head, size_of_rank = rankmajor.header_size(device10.info), device10.info.rank_bytes
+        cut = max(len(damage.data) - head, 0) % size_of_rank if kind is Damage.truncate else 0
+        assert device10.sent_bytes == len(bad) * size_of_rank - cut
         assert set(found.repaired_ranks) == bad
         done[kind.__name__] += 1
         if found.k != size:

@@ -175,5 +175,5 @@ def test_bandwidth_is_counted_in_bits(device: Any, monkeypatch: pytest.MonkeyPat
 
 
 def test_the_functions_are_those_of_the_commands() -> None:
-    assert {"fetch", "grow", "plan", "profile", "shrink", "status", "verify"} <= set(api.__all__)
+    assert {"fetch", "grow", "plan", "profile", "shrink", "status", "train", "verify"} <= set(api.__all__)
     assert api.Budget is Budget

@@ -1,4 +1,4 @@
-"""The readers in C and JavaScript, the safetensors package and plain HTTP agree on every subset."""
+"""The readers in C and JavaScript, the safetensors package, curl and the device's client agree on every subset."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import dataclasses
 import json
 import shutil
 import subprocess
-import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,10 @@ import pytest
 from safetensors import safe_open
 
 from mdc_core import rankmajor
-from mdc_device import api
+from mdc_device import api, files
+from mdc_device.decode import open_subset
+from tests.device.live import Live, live_api
+from tests.server.toyset import INFO
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 Reader = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -103,17 +105,35 @@ def test_the_sha256_in_c_is_right_for_every_padding(tmp_path: Path, in_c: Reader
         assert f"sha256 {rankmajor.sha256(file.read_bytes())}" in in_c(file).stdout
 
 
-def test_what_the_server_sends_is_what_the_readers_read(device: Any, tmp_path: Path, reader: Reader) -> None:
-    file = tmp_path / "file"
-    api.fetch(device.url, "toy", file, k=3, access=api.Access("mdc_1_secret"))
-    request = urllib.request.Request(
-        f"{device.url}/subsets/3?set=toy", headers={"Authorization": "Bearer mdc_1_secret"}
-    )
-    with urllib.request.urlopen(request, timeout=10) as response:
-        sent = response.read()
-        etag = response.headers["ETag"].strip('"')
-    assert sent == file.read_bytes()
-    assert f"sha256 {etag}" in reader(file).stdout.splitlines()
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    with live_api(tmp_path_factory.mktemp("live")) as found:
+        yield found
+
+
+@pytest.mark.parametrize("k", range(1, INFO.ipc + 1))
+def test_what_the_api_sends_is_what_all_read(
+    live: Live, tmp_path: Path, in_c: Reader, in_js: Reader, k: int
+) -> None:
+    """curl, the device's client, safetensors, C and JavaScript: one sha256, and the same values."""
+    if shutil.which("curl") is None:
+        pytest.skip("there is no curl")
+    request = f"curl -sS --fail '{live.url}/subsets/{k}?set=toy' -H 'Authorization: Bearer {live.key}'"
+    sha256 = ran(["sh", "-c", f"{request} | sha256sum"]).stdout.split()[0]
+    file, kept = tmp_path / "toy.mdc", tmp_path / "curl"
+    assert ran(["sh", "-c", f"{request} -o {kept}"]).returncode == 0
+    manifest, _, done = api.fetch(live.url, "toy", file, k=k, access=api.Access(live.key))
+    assert file.read_bytes() == kept.read_bytes() == live.subset(k)
+    assert done.sha256 == manifest.digests.subsets[k - 1] == sha256
+    with safe_open(kept, framework="numpy") as opened:
+        tiles = opened.get_tensor("tiles")
+    np.testing.assert_array_equal(tiles, open_subset(file).tiles)
+    last = tuple(size - 1 for size in tiles.shape)
+    shape = " ".join(map(str, tiles.shape))
+    expected = [f"k {k}", f"shape {shape}", f"sha256 {sha256}", f"pixel {tiles[last]}"]
+    assert in_c(kept, last).stdout.splitlines() == expected
+    assert in_js(kept, last).stdout.splitlines() == expected
+    assert in_js(kept, manifest=[files.manifest_of(file)]).returncode == 0
 
 
 def edited(data: bytes, old: bytes, new: bytes) -> bytes:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from mdc_core.manifest import Manifest, parse_manifest
 from mdc_device import api, files, inplace, state
 from mdc_device.cli import main
 from mdc_device.decode import open_subset
+from mdc_device.errors import RefusedError
 
 ACCESS = api.Access("mdc_1_secret", timeout_s=10, retries=1)
 COMPANIONS = ("", ".manifest.json", ".state.json")
@@ -226,13 +228,25 @@ def test_an_older_manifest_is_refused(
     file = fetched(device, tmp_path / "file", 2)
     device.manifest["version"] = 2
     before = file.read_bytes()
-    assert main(["grow", str(file), "--k", "4"]) == 5
-    assert "this device has seen version 3" in capsys.readouterr().err
     assert main(["fetch", device.url, "toy", "--to", str(file)]) == 5
+    assert "this device has seen version 3" in capsys.readouterr().err
     assert file.read_bytes() == before
     device.manifest["version"] = 4
-    assert main(["grow", str(file), "--k", "4"]) == 0
+    assert main(["fetch", device.url, "toy", "--to", str(file)]) == 0
     assert state.load(file).version == 4  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("field", "value"), [("version", 2), ("name", "cats")])
+def test_what_was_not_asked_for_is_refused(device: Any, tmp_path: Path, field: str, value: object) -> None:
+    """A manifest can be well signed and of another version, or of another set."""
+    file = fetched(device, tmp_path / "file", 2)
+    signed, device.manifest = device.manifest, {**device.manifest, field: value}
+    device.versions[1] = device
+    with pytest.raises(FormatError, match=r"asked for 'toy@1', but sent the manifest of '(toy@2|cats@1)'"):
+        api.grow(file, 3, access=ACCESS)
+    device.manifest = signed
+    api.grow(file, 3, access=ACCESS)
+    assert file.read_bytes() == device.subset(3)
 
 
 def test_another_set_under_the_same_version_is_refused(device: Any, tmp_path: Path) -> None:
@@ -244,21 +258,28 @@ def test_another_set_under_the_same_version_is_refused(device: Any, tmp_path: Pa
 
 def test_a_set_published_again_with_other_images_is_not_mixed_in(device: Any, tmp_path: Path) -> None:
     file = fetched(device, tmp_path / "file", 2)
+    first = replace(device, manifest=device.manifest)
     tiles = rankmajor.read(device.obj)[1].copy()
     tiles[0, 0, 0, 0, 0, 0] ^= 1
     device.obj = rankmajor.pack(tiles, device.info)
     digests = rankmajor.digests(device.obj, device.info)
-    device.manifest |= {
+    device.manifest = {
+        **device.manifest,
         "version": 2,
         "rank_sha256": list(digests.ranks),
         "subset_sha256": list(digests.subsets),
         "object": {**device.manifest["object"], "sha256": digests.object},
     }
-    with pytest.raises(FormatError, match="published again as version 2"):
+    with pytest.raises(RefusedError, match="404"):  # version 1 was withdrawn
         api.grow(file, 3, access=ACCESS)
     assert api.status(file).verified
+    device.versions[1] = first
+    device.requests.clear()
+    api.grow(file, 3, access=ACCESS)
+    assert file.read_bytes() == first.subset(3)
+    assert all("toy@1/" in path or path.endswith("?set=toy%401") for path, _ in device.requests)
     api.fetch(device.url, "toy", file, k=3, access=ACCESS)
-    assert file.read_bytes() == device.subset(3)
+    assert file.read_bytes() == device.subset(3) != first.subset(3)
 
 
 def test_wrong_directions_and_sizes(device: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,13 +14,14 @@ from sqlalchemy import event
 from mdc_core import rankmajor
 from mdc_core.errors import DigestError
 from server.callers import Caller, KnownKeys
-from server.catalog import TRUST_SECONDS, Catalog
-from server.delivery import _pack
+from server.catalog import Catalog
+from server.delivery import AT_ONCE, in_chunks
 from server.lru import Lru
 from server.ranks import Ranks
 from server.store import keys, sets
 from server.store.objects import CHUNK, open_objects
 from server.store.tables import utcnow
+from server.trusted import TRUST_SECONDS
 from tests.server.conftest import Published, sqlite_only
 from tests.server.test_problems import check
 from tests.server.toyset import INFO, build
@@ -48,13 +49,16 @@ def test_the_least_recently_used_goes_first(capacity: int, steps: list[tuple[str
         assert cache.weight == sum(model.values()) <= capacity
 
 
-@given(st.lists(st.integers(0, 3 * CHUNK), max_size=5))
+@given(st.lists(st.integers(0, 3 * CHUNK), min_size=1, max_size=5))
 def test_large_bodies_go_out_in_pieces_of_a_chunk(sizes: list[int]) -> None:
     pieces = [bytes([index]) * size for index, size in enumerate(sizes)]
-    sent = list(_pack(pieces))
+    sent = in_chunks(pieces)
     assert b"".join(sent) == b"".join(pieces)
-    assert all(0 < len(piece) <= CHUNK for piece in sent)
-    assert len(sent) <= 2 * sum(sizes) // CHUNK + 1
+    if sum(sizes) <= AT_ONCE:
+        assert len(sent) == 1
+    else:
+        assert all(0 < len(piece) <= CHUNK for piece in sent)
+        assert len(sent) <= 2 * sum(sizes) // CHUNK + 1
 
 
 @given(
@@ -128,11 +132,12 @@ def test_a_withdrawal_elsewhere_is_seen_after_the_time_of_trust(toy: Published) 
     catalog = Catalog(db, lambda: now[0])
     found, pinned = catalog.find("toy@1")
     assert pinned
-    assert catalog.warm("toy@1") is found
+    assert catalog.warm("toy@1") == (found, False)
     assert catalog.warm("toy") is None
     with db.begin() as session:
         sets.withdraw(session, "toy", 1)
     now[0] += TRUST_SECONDS - 0.001
+    assert catalog.warm("toy@1") == (found, True)
     assert catalog.find("toy@1") == (found, True)
     now[0] += 0.001
     assert catalog.warm("toy@1") is None
@@ -153,7 +158,9 @@ def test_a_key_is_known_for_the_time_of_trust(expires_in: int | None) -> None:
     assert known.get("id", "right") is None
     known.put(caller, "right", expires, known.now())
     works = expires_in != -1
-    assert known.get("id", "right") == (caller if works else None)
+    assert known.get("id", "right") == ((caller, False) if works else None)
+    now[0] += TRUST_SECONDS / 2
+    assert known.get("id", "right") == ((caller, True) if works else None)
     assert known.get("id", "wrong") is None
     assert known.get("other", "right") is None
     now[0] += TRUST_SECONDS

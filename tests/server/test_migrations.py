@@ -16,6 +16,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import JSON, Column, DateTime, Engine, Float, Integer, MetaData, Table, inspect, select
 
+import migrations
 from server.store import jobs, migrate, sets
 from server.store.db import Database, open_engine
 from server.store.tables import Base
@@ -51,6 +52,22 @@ def test_the_newest_revision_is_what_the_tables_say(empty_url: str) -> None:
     found = {table: inspect(engine).get_check_constraints(table) for table in ("jobs", "datasets")}
     engine.dispose()
     assert [check["name"] for check in found["jobs"]] == ["ck_jobs_state"]
+
+
+def test_files_are_named_by_their_revisions() -> None:
+    scripts = ScriptDirectory(str(Path(migrations.__path__[0])))
+    revisions = list(scripts.walk_revisions())
+    assert all(Path(one.path).name.startswith(f"{one.revision}_") for one in revisions)
+    assert migrate.head() == scripts.get_current_head()
+
+
+def test_a_database_that_is_up_to_date_needs_no_alembic(empty_url: str) -> None:
+    migrate.upgrade(empty_url)
+    code = (
+        "import sys; import server.app; from server.store import migrate; migrate.upgrade(sys.argv[1]); "
+        "sys.exit('alembic' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, empty_url], check=False).returncode == 0
 
 
 def test_down_and_up_again_with_rows(empty_url: str) -> None:
@@ -112,7 +129,7 @@ def rows_of(url: str) -> dict[str, list[dict[str, Any]]]:
 
 def test_every_step_up_and_down_keeps_what_both_revisions_know(empty_url: str) -> None:
     """With rows in every table: a step loses the tables and columns that it drops, and nothing else."""
-    script = ScriptDirectory.from_config(migrate._config())
+    script = ScriptDirectory(str(Path(migrations.__path__[0])))
     revisions = [revision.revision for revision in reversed(list(script.walk_revisions()))]
     migrate.upgrade(empty_url, revisions[0])
     for lower, upper in pairwise(revisions):

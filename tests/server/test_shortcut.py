@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from sqlalchemy import event
 
 from mdc_core import rankmajor
-from server import shortcut
-from server.store import sets
+from server.shortcut import Shortcut
+from server.store import keys, sets
+from server.trusted import TRUST_SECONDS
 from tests.server.conftest import Published, sqlite_only
 from tests.server.test_problems import check
 from tests.server.toyset import INFO
@@ -44,6 +48,7 @@ ORDINARY: list[tuple[str, dict[str, str]]] = [
     ("/v1/sets/toy@1/subsets/1", {"If-None-Match": "*"}),
     ("/v1/sets/toy@1/subsets/1", {"Authorization": "Basic x"}),
     ("/v1/sets/toy@1/subsets/1", {"Authorization": ""}),
+    ("/v1/sets/toy@1/subsets/1", {"Origin": "https://example.org"}),
 ]
 
 
@@ -53,15 +58,38 @@ def quick(toy: Published, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     for version in (1, 2):
         toy.get(f"/v1/sets/toy@{version}/subsets/4")
     taken: list[bool] = []
-    original = shortcut._from_memory
+    original = Shortcut.answer
 
-    def watched(scope: Any) -> Any:
-        response = original(scope)
-        taken.append(response is not None)
-        return response
+    async def watched(self: Shortcut, services: Any, scope: Any, send: Any) -> bool:
+        answered = await original(self, services, scope, send)
+        taken.append(answered)
+        return answered
 
-    monkeypatch.setattr(shortcut, "_from_memory", watched)
+    monkeypatch.setattr(Shortcut, "answer", watched)
     return taken
+
+
+@pytest.fixture
+def clock(toy: Published, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time for trust in keys and versions."""
+    now = [time.monotonic()]
+    services: Any = toy.api.services
+    for trusted in (services.catalog._trusted, services.known_keys._trusted):
+        monkeypatch.setattr(trusted, "_clock", lambda: now[0])
+    return now
+
+
+@pytest.fixture
+def questions(toy: Published) -> list[str]:
+    """What the database is asked."""
+    asked: list[str] = []
+
+    def record(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
+        if statement.startswith("SELECT"):
+            asked.append(statement)
+
+    event.listen(toy.api.services.db.engine, "before_cursor_execute", record)
+    return asked
 
 
 def shown(answer: Any) -> tuple[Any, ...]:
@@ -76,7 +104,11 @@ def test_both_ways_answer_the_same(
     answers = [toy.api.client.get(url, headers={**toy.reader, **given}) for url, given in requests]
     assert quick == [True] * len(QUICK) + [False] * len(ORDINARY)
     assert all(answer.headers["X-Request-ID"] for answer in answers)
-    monkeypatch.setattr(shortcut, "_from_memory", lambda scope: None)
+
+    async def never(*_: Any) -> bool:
+        return False
+
+    monkeypatch.setattr(Shortcut, "answer", never)
     for (url, given), answer in zip(requests, answers, strict=True):
         ordinary = toy.api.client.get(url, headers={**toy.reader, **given})
         assert shown(answer) == shown(ordinary), (url, given)
@@ -89,7 +121,7 @@ def test_it_is_for_readers_only(toy: Published, quick: list[bool]) -> None:
         quick.clear()
         for _ in range(2):
             assert toy.api.client.get(url, headers=headers).status_code == status
-        # Knowing an admin's key begins with its first use.
+        # Knowing a key begins with its first use.
         assert quick == [False, status == 200]
     quick.clear()
     assert toy.get(url, "HEAD").content == b""
@@ -105,3 +137,43 @@ def test_a_withdrawn_version_takes_it_no_more(toy: Published, quick: list[bool])
     toy.api.services.catalog.forget("toy", 1)
     check(toy.get(url), 404, "withdrawn")
     assert quick == [True, False]
+
+
+def test_it_asks_again_before_trust_ends(
+    toy: Published, quick: list[bool], clock: list[float], questions: list[str]
+) -> None:
+    """Key and version are confirmed in the background; a revocation is seen."""
+    url = "/v1/sets/toy@1/subsets/1"
+
+    def get_later() -> int:
+        clock[0] += 0.6 * TRUST_SECONDS
+        status: int = toy.get(url).status_code
+        deadline = time.monotonic() + 30
+        while toy.api.client.app.shortcut._asking and time.monotonic() < deadline:  # type: ignore[attr-defined]
+            time.sleep(0.01)
+        return status
+
+    questions.clear()
+    assert [get_later() for _ in range(3)] == [200] * 3
+    assert quick == [True] * 3
+    assert len(questions) == 2 * 3  # the key and the version, each time
+    with toy.api.services.db.begin() as session:
+        keys.revoke(session, toy.reader["Authorization"].split("_")[1])
+    assert get_later() == 200
+    check(toy.get(url), 401, "unauthenticated")
+
+
+def test_requests_that_come_together_ask_once(
+    toy: Published, quick: list[bool], clock: list[float], questions: list[str]
+) -> None:
+    def asked(count: int) -> int:
+        """Questions that so many requests ask at once when trust has ended."""
+        clock[0] += TRUST_SECONDS
+        questions.clear()
+        with ThreadPoolExecutor(count) as pool:
+            answers = [pool.submit(toy.get, "/v1/sets/toy@1/subsets/1") for _ in range(count)]
+            assert [answer.result().status_code for answer in answers] == [200] * count
+        return len(questions)
+
+    assert asked(8) == asked(1) > 0
+    assert all(quick)

@@ -1,0 +1,264 @@
+"""What a condensation will take: operations, seconds and memory, by arithmetic alone. Knows no torch.
+
+Operations are those of convolutions and matrix products, 2 per multiply-add, as in `mdc_core.cost`. Seconds follow
+from two speeds of a machine, because small networks wait for memory and large ones for arithmetic. Memory is the
+peak of the process: what is always there, and the largest of the phases, which follow one another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mdc_core.config import CondenseConfig, DataFacts, EvaluateConfig, NetworkConfig
+from mdc_core.cost import FLOAT_BYTES, Cost, convnet_cost
+
+BASE_BYTES = 850_000_000
+"""A process that has loaded torch (with CUDA's libraries) and its convolution kernels, before any data."""
+DATA_SHARE = 0.5
+"""Data that would take more than this share of a memory stay out of it (see `mdc_core.memory`)."""
+TEST_BATCH = 500
+"""Images of one batch of an accuracy measurement."""
+_SECOND_TRAFFIC = 2.5
+"""Memory traffic of an image's second derivative, in trainings of the image; fitted to measurements."""
+_SECOND_ACTIVATIONS = 6.5
+"""Activations that live during the second derivative, in those that a training keeps; fitted likewise."""
+_FIRST_ACTIVATIONS = 2.0
+"""The same for a first derivative: what is kept, and what the backward pass adds."""
+_TEST_SHARE = 1 / 6
+"""Share of test images where only the training images are known of."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast a machine computes; see `mdc_core.calibrate`."""
+
+    flops: float
+    """Operations per second in convolutions."""
+    bandwidth: float
+    """Bytes of activations per second in all that is not a convolution."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be computed."""
+
+    flops: float = 0.0
+    traffic: float = 0.0
+    """Bytes of activations that are written and read again."""
+
+    def __add__(self, other: Work) -> Work:
+        return Work(self.flops + other.flops, self.traffic + other.traffic)
+
+    def __mul__(self, times: float) -> Work:
+        return Work(self.flops * times, self.traffic * times)
+
+    def seconds(self, speed: Speed) -> float:
+        """Wall time on a machine of that speed."""
+        return self.flops / speed.flops + self.traffic / speed.bandwidth
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run is expected to take; seconds are None while no machine's speed is known."""
+
+    memory_bytes: int
+    """Peak of the process."""
+    flops: float
+    """Operations of all outer loops and of the evaluation."""
+    seconds_per_outer_loop: float | None
+    """Of one that measures no subset distances."""
+    seconds_evaluation: float | None
+    """Of every training that the evaluation asks for; 0 without one."""
+    seconds_total: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON: field by field."""
+        return asdict(self)
+
+
+def estimate(
+    config: CondenseConfig,
+    facts: DataFacts,
+    recipe: EvaluateConfig | None = None,
+    *,
+    speed: Speed | None = None,
+    memory_limit: int | None = None,
+) -> Estimate:
+    """What condensing such data takes, and evaluating the outcome where a recipe is given.
+
+    Data that take more than half of `memory_limit` bytes are taken to stay on disk.
+    """
+    loop = outer_loop_work(config, facts)
+    condensing = loop * config.outer_loops + measuring_work(config, facts)
+    judging = Work() if recipe is None else evaluation_work(recipe, config, facts)
+    total = condensing + judging
+    return Estimate(
+        memory_bytes=_memory(config, facts, recipe, memory_limit),
+        flops=total.flops,
+        seconds_per_outer_loop=_seconds(loop, speed),
+        seconds_evaluation=_seconds(judging, speed),
+        seconds_total=_seconds(total, speed),
+    )
+
+
+def outer_loop_work(config: CondenseConfig, facts: DataFacts) -> Work:
+    """One outer loop: E times the matching of every class, and E - 1 times the network's training."""
+    net = network_cost(config.network, facts)
+    first, head = _ends(config.network, facts)
+    # The gradients of the matched weights leave out the head's; see the table in docs/performance.md.
+    gradient = net.flops_per_image - head
+    forward = (net.flops_per_image + first) / 3
+    second = 5 * (forward - head) - 2 * first + 2 * head
+    tiles, real = config.tile_batch(), config.batch_real
+    matching = Work(
+        (real + tiles) * gradient + tiles * second,
+        (real + tiles + tiles * _SECOND_TRAFFIC) * net.activation_bytes,
+    )
+    images = _train_images(facts)
+    samples = config.early * images + (config.inner_iterations - 1) * config.n_data
+    return matching * (len(facts.classes) * config.inner_iterations) + _training(net) * samples
+
+
+def measuring_work(config: CondenseConfig, facts: DataFacts) -> Work:
+    """What choosing the MLS adds in the whole run: networks trained on every subset, for the metric `accuracy`."""
+    if not config.uses_mls or config.subset_metric != "accuracy":
+        return Work()  # the distances come with the gradients
+    net = network_cost(config.network, facts)
+    measured = config.outer_loops // config.mls_period + (config.mls_period > 1)
+    per_class = config.factor**2 * sum(range(1, config.ipc)) * config.accuracy_epochs
+    tests = (config.ipc - 1) * _train_images(facts) * 0.1  # the hold-out
+    return (_training(net) * (per_class * len(facts.classes)) + _test(net) * tests) * measured
+
+
+def evaluation_work(recipe: EvaluateConfig, config: CondenseConfig, facts: DataFacts) -> Work:
+    """Every training of the evaluation of a set with N images per class, each tested four times."""
+    net = network_cost(recipe.network, facts)
+    sizes = recipe.sizes_of(config.ipc)
+    sources = (config.factor**2, 1) if recipe.random_baseline else (config.factor**2,)
+    images = sum(k * per_image for k in sizes for per_image in sources) * len(facts.classes)
+    tests = 4 * len(sizes) * len(sources) * _test_images(facts)
+    return (_training(net) * (images * recipe.epochs) + _test(net) * tests) * recipe.repeats
+
+
+def network_cost(network: NetworkConfig, facts: DataFacts) -> Cost:
+    """Cost of training the network on one image, by arithmetic; `networks.cost` counts the same."""
+    shape = facts.channels, facts.image_size, len(facts.classes)
+    if network.name == "convnet":
+        return convnet_cost(network.depth, network.width, *shape)
+    return _resnet_ap_cost(network.width, *shape)
+
+
+def what_to_lower(config: CondenseConfig, facts: DataFacts, recipe: EvaluateConfig | None, limit: int) -> str:
+    """The settings whose values decide that the estimate is above `limit` bytes, the largest share first."""
+    if limit < BASE_BYTES:
+        return "nothing: use a larger worker"
+    shares = {f"condense.{name}": size for name, size in _condense_phases(config, facts).items()}
+    if recipe is not None:
+        shares["evaluate.batch_size"] = _evaluation_bytes(recipe, facts)
+    largest = max(shares.values())
+    names = [name for name, size in sorted(shares.items(), key=lambda item: -item[1]) if size >= largest / 2]
+    return ", ".join([*names, "condense.network.width"])
+
+
+def data_bytes(facts: DataFacts) -> int:
+    """Both splits as uint8."""
+    return round((_train_images(facts) + _test_images(facts)) * facts.channels * facts.image_size**2)
+
+
+def _seconds(work: Work, speed: Speed | None) -> float | None:
+    return None if speed is None else work.seconds(speed)
+
+
+def _memory(
+    config: CondenseConfig, facts: DataFacts, recipe: EvaluateConfig | None, limit: int | None
+) -> int:
+    """Peak bytes: the process, the data where they fit, weights and gradients, and the largest phase."""
+    data = data_bytes(facts)
+    if limit is not None and data > DATA_SHARE * limit:
+        data = 0
+    net = network_cost(config.network, facts)
+    weights = 10 * net.parameters * FLOAT_BYTES  # with gradients, momentum, and the groups' gradients
+    phases = _condense_phases(config, facts).values()
+    judging = 0 if recipe is None else _evaluation_bytes(recipe, facts)
+    return round(BASE_BYTES + data + weights + max(*phases, judging))
+
+
+def _condense_phases(config: CondenseConfig, facts: DataFacts) -> Mapping[str, float]:
+    """Bytes of what lives in each phase of an inner iteration, by the setting that decides it."""
+    kept = network_cost(config.network, facts).activation_bytes
+    pixels = FLOAT_BYTES * facts.channels * facts.image_size**2
+    classes, tiles = len(facts.classes), config.ipc * config.factor**2
+    # All classes' images are decoded and augmented together, with a few copies on the way.
+    views = classes * pixels * (5 * tiles + 3 * config.batch_real)
+    return {
+        "ipc": _SECOND_ACTIVATIONS * kept * config.tile_batch() + views,
+        "batch_real": _FIRST_ACTIVATIONS * kept * config.batch_real + views,
+        "batch_network": _FIRST_ACTIVATIONS * kept * config.batch_network,
+    }
+
+
+def _evaluation_bytes(recipe: EvaluateConfig, facts: DataFacts) -> float:
+    """Bytes of what lives in a training step, or in a test, which keeps two of the widest activations."""
+    kept = network_cost(recipe.network, facts).activation_bytes
+    return max(_FIRST_ACTIVATIONS * kept * recipe.batch_size, 0.8 * kept * TEST_BATCH)
+
+
+def _training(net: Cost) -> Work:
+    """A training step, per image."""
+    return Work(net.flops_per_image, net.activation_bytes)
+
+
+def _test(net: Cost) -> Work:
+    """A forward pass, per image."""
+    return Work(net.flops_per_image / 3, net.activation_bytes / 4)
+
+
+def _train_images(facts: DataFacts) -> int:
+    return facts.images or facts.smallest_class * len(facts.classes)
+
+
+def _test_images(facts: DataFacts) -> float:
+    return _train_images(facts) * _TEST_SHARE / (1 - _TEST_SHARE)
+
+
+def _ends(network: NetworkConfig, facts: DataFacts) -> tuple[int, int]:
+    """Operations of the first convolution and of the head, forward, per image."""
+    side, classes, width = facts.image_size, len(facts.classes), network.width
+    if network.name == "convnet":
+        side = 32 if (side, facts.channels) == (28, 1) else side
+        return (
+            2 * 9 * facts.channels * width * side**2,
+            2 * width * (side >> network.depth) ** 2 * classes,
+        )
+    taps = 49 if side >= 64 else 9
+    return 2 * taps * facts.channels * width * side**2, 2 * 8 * width * classes
+
+
+def _resnet_ap_cost(width: int, channels: int, image_size: int, classes: int) -> Cost:
+    """ResNet10-AP: a stem and four blocks of two 3×3 convolutions beside a 1×1 shortcut; see `networks.resnet_ap`."""
+    large = image_size >= 64
+    taps, side = (49 if large else 9), image_size
+    first = 2 * taps * channels * width * side**2
+    parameters, forward = taps * channels * width + 2 * width, first
+    kept = 2 * width * side**2
+    side = side // 4 if large else side
+    kept += width * side**2 if large else 0
+    before = width
+    for after, pool in ((width, 1), (2 * width, 2), (4 * width, 2), (8 * width, 2)):
+        small = side // pool
+        parameters += 9 * before * after + 9 * after**2 + 4 * after
+        forward += 2 * 9 * before * after * side**2 + 2 * 9 * after**2 * small**2
+        # Outputs of the convolutions, of the ReLUs, and of the pools.
+        kept += after * (side**2 + 4 * small**2 + (small**2 if pool > 1 else 0))
+        if pool > 1:
+            parameters += before * after + 2 * after
+            forward += 2 * before * after * small**2
+            kept += (before + after) * small**2
+        before, side = after, small
+    parameters += 8 * width * classes + classes
+    forward += 2 * 8 * width * classes
+    return Cost(
+        parameters=parameters, activation_bytes=FLOAT_BYTES * kept, flops_per_image=3 * forward - first
+    )

@@ -1,0 +1,160 @@
+"""Training on a fetched subset by the recipe of its manifest. The one module here that needs the extra `core`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+
+from mdc_core.budget import Budget, plan
+from mdc_core.config import EvaluateConfig, NetworkConfig
+from mdc_core.data import RealSet, load
+from mdc_core.errors import ConfigError
+from mdc_core.manifest import Manifest
+from mdc_core.networks import Network, build_network
+from mdc_core.rankmajor import SetInfo
+from mdc_core.streams import stream
+from mdc_core.train import accuracy, fit
+from mdc_device import files
+from mdc_device.client import Report
+from mdc_device.decode import Images, Subset, open_subset
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training did."""
+
+    path: str
+    """The file of the weights: safetensors, float32, by the names of the network's parameters."""
+    network: str
+    """Name of the network, as in the manifest."""
+    k: int
+    """Images per class that it was trained on."""
+    images: int
+    """How many that are once decoded."""
+    epochs: int
+    """How often it saw each."""
+    batch_size: int
+    """Images per step."""
+    seconds: float
+    """Time of the training alone."""
+    accuracy: float | None
+    """Share of the test images that it recognises, in [0, 1]; None: no test data were given."""
+
+    def to_dict(self) -> dict[str, object]:
+        """As JSON: field by field."""
+        return asdict(self)
+
+
+def train(
+    file: Path,
+    manifest: Manifest,
+    *,
+    to: Path,
+    budget: Budget,
+    test: str | None,
+    data_root: Path,
+    device: str,
+    seed: int,
+    report: Report | None,
+) -> Trained:
+    """Train on a verified file; see `mdc_device.api.train`."""
+    where = _device(device)
+    whole = open_subset(file)
+    chosen = plan(manifest, replace(budget, have_k=whole.k), at_most=whole.k)
+    subset = replace(whole, tiles=whole.tiles[: chosen.k], k=chosen.k)
+    recipe = recipe_of(manifest, budget)
+    tested = None if test is None else _test_images(test, data_root, subset.info)
+    net = _network(recipe.network, subset.info, seed).to(where)
+    images = torch.from_numpy(_normalised(subset)).to(where)
+    labels = torch.from_numpy(subset.labels()).to(where)
+    begun = time.monotonic()
+    for epoch in fit(net, images, labels, recipe, stream(seed, "device")):
+        if report is not None:
+            report(epoch, recipe.epochs)
+    seconds = time.monotonic() - begun
+    about = {"set": manifest.name, "version": str(manifest.version), "k": str(subset.k)}
+    weights = {name: value.cpu().contiguous() for name, value in net.state_dict().items()}
+    files.write_atomically(to, save(weights, {**about, "network": recipe.network.label()}))
+    return Trained(
+        path=str(to),
+        network=recipe.network.label(),
+        k=subset.k,
+        images=len(labels),
+        epochs=recipe.epochs,
+        batch_size=recipe.batch_size,
+        seconds=seconds,
+        accuracy=None if tested is None else accuracy(net, tested.to(where)),
+    )
+
+
+def recipe_of(manifest: Manifest, budget: Budget) -> EvaluateConfig:
+    """The recipe that the manifest's accuracy was measured with, for the epochs and the batch of the budget.
+
+    `ConfigError` when it is impossible, or when the budget names another network than it trains.
+    """
+    known = {name: value for name, value in manifest.recipe.items() if name in EvaluateConfig.model_fields}
+    network = known.get("network") or manifest.network
+    changes = {"epochs": budget.epochs, "batch_size": budget.batch_size}
+    wanted: Mapping[str, Any] = {
+        **known,
+        "network": network,
+        **{name: value for name, value in changes.items() if value is not None},
+    }
+    try:
+        recipe = EvaluateConfig.model_validate(wanted)
+    except ValueError as error:
+        raise ConfigError(f"the recipe of {manifest.name!r} cannot be followed: {error}") from None
+    if budget.network not in (None, recipe.network.label()):
+        raise ConfigError(
+            f"network is {budget.network!r}, but the recipe of {manifest.name!r} trains {recipe.network.label()!r}"
+        )
+    return recipe
+
+
+def _network(config: NetworkConfig, info: SetInfo, seed: int) -> Network:
+    return build_network(
+        config,
+        channels=info.channels,
+        image_size=info.image_size,
+        classes=len(info.classes),
+        generator=stream(seed, "device-weights"),
+    )
+
+
+def _normalised(subset: Subset) -> Images:
+    """Images (k·C·f², ch, H, H) as the networks of this set expect them."""
+    mean, std = (
+        torch.tensor(values).view(-1, 1, 1).numpy() for values in (subset.info.mean, subset.info.std)
+    )
+    images: Images = (subset.images() - mean) / std
+    return images
+
+
+def _test_images(source: str, root: Path, info: SetInfo) -> RealSet:
+    """The test images of a data set, normalised as the subset is. `ConfigError` when they do not belong to it."""
+    test = load(source, root).test
+    ours = (info.classes, info.channels, info.image_size)
+    theirs = (test.classes, test.channels, test.image_size)
+    if ours != theirs:
+        raise ConfigError(
+            f"{source!r} has (classes, channels, side) {theirs}, but the subset {ours}: give the data it was made from"
+        )
+    return RealSet(test.images, test.labels, test.classes, info.mean, info.std)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        found = torch.device(name)
+        torch.zeros(1, device=found)
+    except (
+        RuntimeError,
+        AssertionError,
+    ) as error:  # an unknown name, and a backend that this torch is built without
+        raise ConfigError(f"device is {name!r}, which torch cannot use here: {error}") from None
+    return found

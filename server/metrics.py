@@ -1,0 +1,140 @@
+"""What Prometheus reads at `/metrics`: one registry per application. docs/metrics.md tells each of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import structlog
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+)
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.store import queue
+from server.store.db import Database
+from server.store.states import JobState
+from server.store.tables import utcnow
+from server.watch import Watchers
+
+BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+"""Seconds."""
+
+
+class Metrics(Collector):
+    """The numbers of one process, and the queue's, which every process tells alike."""
+
+    def __init__(self, db: Database, watchers: Watchers) -> None:
+        """The queue is counted in `db` whenever the numbers are read."""
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # every series' time of birth, of use to nobody
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        self._requests = Counter(
+            "mdc_requests", "Answered requests.", ["method", "route", "status"], registry=self.registry
+        )
+        self._seconds = Histogram(
+            "mdc_request_seconds",
+            "Time until an answer began.",
+            ["method", "route"],
+            buckets=BUCKETS,
+            registry=self.registry,
+        )
+        self._sent = Counter("mdc_sent_bytes", "Bytes of answers.", ["route"], registry=self.registry)
+        self.uploaded = Counter(
+            "mdc_uploaded_bytes", "Bytes of data sets that have arrived whole.", registry=self.registry
+        )
+        streams = Gauge("mdc_event_streams", "Streams of events that are open.", registry=self.registry)
+        streams.set_function(lambda: watchers.count)
+        self.registry.register(_Queue(db))
+        # Plain numbers, as these are counted in the event loop where every microsecond is.
+        self.memory_answers = 0
+        self.memory_bytes = 0
+        self.registry.register(self)
+
+    def answered(self, method: str, route: str, status: int, seconds: float, sent: int) -> None:
+        """Count a request of the ordinary way."""
+        self._requests.labels(method, route, str(status)).inc()
+        self._seconds.labels(method, route).observe(seconds)
+        self._sent.labels(route).inc(sent)
+
+    def collect(self) -> Iterator[Metric]:
+        """What never came to the router."""
+        yield CounterMetricFamily(
+            "mdc_memory_answers", "Subsets and ranks answered from memory.", self.memory_answers
+        )
+        yield CounterMetricFamily("mdc_memory_sent_bytes", "Their bytes.", self.memory_bytes)
+
+
+class _Queue(Collector):
+    """The jobs that have not ended, by one query each time."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    def collect(self) -> Iterator[Metric]:
+        """What a scrape sees; without the database only that it is away."""
+        now = utcnow()
+        try:
+            with self._db.read() as session:
+                depths = queue.depths(session, now)
+        except SQLAlchemyError as error:
+            structlog.get_logger().warning("queue not counted", error=repr(error))
+            yield GaugeMetricFamily("mdc_database_up", "Whether the database answers.", 0)
+            return
+        yield GaugeMetricFamily("mdc_database_up", "Whether the database answers.", 1)
+        jobs = GaugeMetricFamily("mdc_jobs", "Jobs that have not ended.", labels=["state"])
+        for state, depth in depths.items():
+            jobs.add_metric([state.value], depth.jobs)
+        yield jobs
+        oldest = depths[JobState.QUEUED].oldest
+        age = 0.0 if oldest is None else (now - oldest).total_seconds()
+        yield GaugeMetricFamily("mdc_oldest_queued_seconds", "Age of the oldest job that waits.", age)
+        expired = sum(depth.expired for depth in depths.values())
+        yield GaugeMetricFamily("mdc_expired_leases", "Running jobs whose worker has vanished.", expired)
+        interruptions = sum(depth.interruptions for depth in depths.values())
+        yield GaugeMetricFamily(
+            "mdc_interruptions", "Attempts that went wrong, of the jobs that have not ended.", interruptions
+        )
+
+
+class Measured:
+    """Counts what the router answers, by the route's template."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        """`app` is the application inside."""
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        began, status, sent = None, 500, 0
+
+        async def counted(message: Message) -> None:
+            nonlocal began, status, sent
+            if message["type"] == "http.response.start":
+                began, status = time.perf_counter(), message["status"]
+            sent += len(message.get("body", b""))
+            await send(message)
+
+        try:
+            await self._app(scope, receive, counted)
+        finally:
+            seconds = (began or time.perf_counter()) - started
+            self._metrics.answered(scope["method"], template(scope), status, seconds, sent)
+
+
+def template(scope: Scope) -> str:
+    """The path of the route that was chosen, such as `/v1/jobs/{job_id}`; `none` when there was none."""
+    return str(getattr(scope.get("route"), "path", "none"))

@@ -1,0 +1,93 @@
+"""What has happened to a job, as a list and as a stream."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Response
+from starlette.concurrency import run_in_threadpool
+
+from server.auth import JobsReader
+from server.callers import Caller
+from server.deps import AfterQuery, LimitQuery, Services, ServicesDep
+from server.problems import FieldError, Problem, invalid, not_found, responses
+from server.schemas import JobEventOut, Page
+from server.store import events, jobs
+from server.store.ids import to_cursor
+from server.store.states import ENDED
+
+router = APIRouter(prefix="/v1/jobs/{job_id}/events", tags=["jobs"])
+
+BUSY_SECONDS = 30
+"""When it is worth asking for a stream again."""
+
+_STREAM: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "Server-sent events: `state` with an id, whose data is a JobEventOut, and `progress` "
+        "without one, whose data is a Progress. The stream ends after the job's last event.",
+        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    },
+    204: {"description": "The job has ended, and `Last-Event-ID` is its last event: do not come back."},
+    **responses(401, 403, 404, 422),
+}
+
+
+@router.get(
+    "",
+    operation_id="listJobEvents",
+    response_model=Page[JobEventOut],
+    responses=responses(401, 403, 404, 422),
+)
+def list_events(
+    job_id: str, caller: JobsReader, services: ServicesDep, after: AfterQuery, limit: LimitQuery = 20
+) -> Page[JobEventOut]:
+    """The changes of a job's state, oldest first."""
+    if after is not None and not _is_number(after):
+        raise invalid("invalid-request", [FieldError(field="query.after", message="is no cursor of events")])
+    with services.db.read() as session:
+        if jobs.get(session, job_id, owner_id=caller.sees) is None:
+            raise not_found(f"job {job_id!r}")
+        found = events.page(session, job_id, after=int(after or 0), limit=limit + 1)
+    more = len(found) > limit
+    data = [JobEventOut.of(event) for event in found[:limit]]
+    return Page(data=data, has_more=more, next_cursor=to_cursor(str(data[-1].id)) if more else None)
+
+
+@router.get("/stream", operation_id="streamJobEvents", response_class=Response, responses=_STREAM)
+async def stream_events(
+    job_id: str,
+    caller: JobsReader,
+    services: ServicesDep,
+    last_event_id: Annotated[
+        str | None, Header(pattern=r"^[0-9]{1,18}$", description="Go on after this event.")
+    ] = None,
+) -> Response:
+    """The same as they happen, and the job's progress in between, as server-sent events.
+
+    A client that comes back with the id of the last event that it has seen misses none and gets none twice. The key is
+    checked when the stream begins; after an hour the stream ends, to be taken up again.
+    """
+    after = int(last_event_id or 0)
+    if await run_in_threadpool(_is_over, services, caller, job_id, after):
+        return Response(status_code=204)
+    if services.watchers.full:
+        raise Problem(
+            429,
+            "too-many-streams",
+            f"this server has as many streams open as it takes: ask again later, or look at /v1/jobs/{job_id}",
+            headers={"Retry-After": str(BUSY_SECONDS)},
+        )
+    return services.watchers.stream(job_id, after)
+
+
+def _is_over(services: Services, caller: Caller, job_id: str, after: int) -> bool:
+    """Whether the caller has seen all that will ever happen. `Problem` 404."""
+    with services.db.read() as session:
+        job = jobs.get(session, job_id, owner_id=caller.sees)
+        if job is None:
+            raise not_found(f"job {job_id!r}")
+        return after > 0 and job.state in ENDED and not events.page(session, job_id, after=after, limit=1)
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= 18

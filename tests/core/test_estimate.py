@@ -1,0 +1,135 @@
+"""What is predicted, against what is counted: operations by torch's counter, costs by measuring a network."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from mdc_core.calibrate import calibrate
+from mdc_core.condense import condense
+from mdc_core.config import CondenseConfig, DataFacts, EvaluateConfig, NetworkConfig
+from mdc_core.data import DataSet, RealSet
+from mdc_core.estimate import BASE_BYTES, Speed, estimate, evaluation_work, network_cost, what_to_lower
+from mdc_core.evaluate import evaluate
+from mdc_core.networks import build_network
+from mdc_core.networks.cost import measure_cost
+from mdc_core.presets import NAMED, condense_config, evaluate_config
+from mdc_core.streams import stream
+from mdc_core.synthetic import SyntheticSet, initial_tiles
+from tests.core.toys import toy_config, toy_real
+
+NETWORKS = [NetworkConfig(depth=2, width=8), NetworkConfig(name="resnet_ap", width=4)]
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize(("channels", "side"), [(3, 32), (1, 64), (1, 28)])
+def test_costs_equal_the_counted_ones(network: NetworkConfig, channels: int, side: int) -> None:
+    facts = DataFacts(name="x", channels=channels, image_size=side, classes=("a", "b", "c"), smallest_class=9)
+    net = build_network(network, channels=channels, image_size=side, classes=3, generator=stream(0, "w"))
+    counted, predicted = measure_cost(net, channels, side), network_cost(network, facts)
+    assert predicted.parameters == counted.parameters
+    assert predicted.flops_per_image == pytest.approx(counted.flops_per_image, rel=0.01)
+    assert predicted.activation_bytes == pytest.approx(counted.activation_bytes, rel=0.15)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("changes", [{}, {"subset_loss": "none"}, {"early": 1, "n_data": 0}])
+def test_an_outer_loop_has_the_predicted_operations(
+    network: NetworkConfig, changes: dict[str, object]
+) -> None:
+    real = toy_real(side=16)
+    config = toy_config(network=network, outer_loops=1, **changes)
+    with FlopCounterMode(display=False) as counter:
+        next(condense(config, real))
+    assert estimate(config, real.facts("toy")).flops == pytest.approx(counter.get_total_flops(), rel=0.001)
+
+
+def test_measuring_accuracies_is_counted(real: RealSet) -> None:
+    config = toy_config(subset_metric="accuracy", accuracy_epochs=3, outer_loops=2)
+    with FlopCounterMode(display=False) as counter:
+        list(condense(config, real))
+    assert estimate(config, real.facts("toy")).flops == pytest.approx(counter.get_total_flops(), rel=0.05)
+
+
+def test_an_evaluation_has_the_predicted_operations(real: RealSet) -> None:
+    config = toy_config()
+    recipe = EvaluateConfig(epochs=8, repeats=2, sizes=(1, 3), network=config.network, augment=())
+    test = real.subset(torch.tensor([0, 1, 2, 16, 17, 18]))  # about the sixth that is assumed
+    synthetic = SyntheticSet(initial_tiles(config, real), real.image_size)
+    with FlopCounterMode(display=False) as counter:
+        list(evaluate(synthetic, DataSet("toy", real, test), recipe))
+    predicted = evaluation_work(recipe, config, real.facts("toy")).flops
+    assert predicted == pytest.approx(counter.get_total_flops(), rel=0.02)
+
+
+def test_the_published_iteration_is_a_tera_flop() -> None:
+    """The cost model of docs/performance.md for CIFAR-10, ipc 10, width 128."""
+    config = CondenseConfig(outer_loops=1)
+    whole = estimate(config, NAMED["cifar10"]).flops
+    without = estimate(config.model_copy(update={"n_data": 0}), NAMED["cifar10"]).flops
+    assert whole / config.inner_iterations == pytest.approx(1.1e12, rel=0.05)
+    assert (whole - without) / (config.inner_iterations - 1) == pytest.approx(595e9, rel=0.01)
+
+
+def test_seconds_follow_the_speed_and_none_is_none(real: RealSet) -> None:
+    config, recipe = toy_config(), EvaluateConfig(epochs=8, network=toy_config().network)
+    slow = estimate(config, real.facts("toy"), recipe, speed=Speed(1e9, 1e8))
+    fast = estimate(config, real.facts("toy"), recipe, speed=Speed(2e9, 2e8))
+    assert slow.seconds_total is not None
+    assert fast.seconds_total == pytest.approx(slow.seconds_total / 2)
+    assert slow.seconds_per_outer_loop is not None
+    assert slow.seconds_evaluation is not None
+    assert slow.seconds_total == pytest.approx(6 * slow.seconds_per_outer_loop + slow.seconds_evaluation)
+    unknown = estimate(config, real.facts("toy"), recipe)
+    assert unknown.seconds_total is unknown.seconds_per_outer_loop is unknown.seconds_evaluation is None
+    assert unknown.memory_bytes == slow.memory_bytes
+
+
+def test_memory_grows_with_what_decides_it() -> None:
+    facts = NAMED["cifar10"]
+    least = estimate(CondenseConfig(), facts).memory_bytes
+    assert least > BASE_BYTES + facts.images * 3072  # type: ignore[operator]
+    for larger in ({"ipc": 50}, {"network": {"width": 256}}, {"batch_network": 4096}, {"batch_real": 2048}):
+        assert estimate(CondenseConfig.model_validate(larger), facts).memory_bytes > least
+    assert estimate(CondenseConfig(), facts, EvaluateConfig(batch_size=4096)).memory_bytes > least
+    on_disk = estimate(CondenseConfig(), facts, memory_limit=200_000_000).memory_bytes
+    assert on_disk < least - 150_000_000
+
+
+def test_what_to_lower_names_the_largest() -> None:
+    facts = NAMED["cifar10"]
+    assert what_to_lower(CondenseConfig(ipc=50), facts, None, 2**30) == "condense.ipc, condense.network.width"
+    large = EvaluateConfig(batch_size=10**6)
+    assert what_to_lower(CondenseConfig(), facts, large, 2**30).startswith("evaluate.batch_size")
+
+
+def test_a_calibration_gives_a_speed(real: RealSet) -> None:
+    speed = calibrate(toy_config(), real.facts("toy"), "cpu")
+    assert all(value > 0 for value in dataclasses.astuple(speed))
+
+
+MEASURED = """
+import resource, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from mdc_core.condense import condense
+from mdc_core.data import load
+from mdc_core.presets import condense_config
+config = condense_config("digits", {"outer_loops": 1, "inner_iterations": 2, "network": {"width": 256}})
+next(condense(config, load("digits", Path(".")).train))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+def test_predicted_memory_is_near_the_measured_peak() -> None:
+    config = condense_config("digits", {"network": {"width": 256}})
+    ran = subprocess.run([sys.executable, "-c", MEASURED], check=True, capture_output=True, text=True)
+    predicted = estimate(config, NAMED["digits"], evaluate_config("digits", {})).memory_bytes
+    # A build of torch without CUDA takes a few hundred megabytes less.
+    assert int(ran.stdout) / 1.5 < predicted < 3 * int(ran.stdout)
