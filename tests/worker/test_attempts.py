@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
@@ -224,6 +225,19 @@ def test_an_object_store_that_is_away_is_waited_for(stores: Stores, monkeypatch:
     job = stores.job(job_id)
     assert (job.state, job.interruptions) == (JobState.SUCCEEDED, 0)
     assert job.attempt >= 2
+
+
+def test_a_worker_that_cannot_start_an_attempt_gives_the_job_back(
+    stores: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "not there"))
+    stores.settings = stores.settings.model_copy(update={"max_attempts": 2, "lease_renew_seconds": 0.1})
+    job_id = stores.submit()
+    with draining(stores):
+        pass
+    job = stores.job(job_id)
+    assert (job.state, job.attempt, job.error_code) == (JobState.FAILED, 2, "too-many-attempts")
+    assert "such as a full disk" in (job.error_detail or "")
 
 
 @pytest.mark.parametrize("size", ["large"], indirect=True)
