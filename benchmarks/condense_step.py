@@ -31,7 +31,7 @@ from mdc_core.iteration import loss_weights, match_classes
 from mdc_core.mls import MlsState, Track
 from mdc_core.networks import Network, build_network
 from mdc_core.streams import stream
-from mdc_core.train import sgd, shuffled, train_samples
+from mdc_core.train import Sgd, shuffled, train_samples
 from tests.core.literal import literal_match
 
 
@@ -57,7 +57,7 @@ def main() -> None:
         return literal_iteration(config, real, net, tiles, args.selected, inner)
 
     def network(inner: int) -> None:
-        phase = sgd(net, config.lr_network)
+        phase = Sgd(net, config.lr_network)
         batches = shuffled(len(real.labels), 64, stream(0, "order", inner))
         how = {"ops": config.network_augment(), "cutmix": config.cutmix, "generator": stream(0, "n", inner)}
         train_samples(net, phase, real, batches, config.n_data, **how)
