@@ -32,7 +32,7 @@ from mdc_core.mls import MlsState, Track
 from mdc_core.networks import Network, build_network
 from mdc_core.streams import stream
 from mdc_core.train import Sgd, shuffled, train_samples
-from tests.core.literal import literal_match
+from tests.core.literal import literal_match, literal_network
 
 
 def main() -> None:

@@ -195,7 +195,7 @@ def _fresh_network(config: CondenseConfig, real: RealSet, outer: int) -> Network
         classes=real.num_classes,
         generator=stream(config.seed, "weights", outer),
     )
-    return net.to(real.images.device)
+    return net.to(real.device)
 
 
 def _by_track(config: CondenseConfig, measures: list[Tensor]) -> Distances:

@@ -76,7 +76,7 @@ def train_samples(
     """Train on real data until at least `samples` images have been seen; takes its positions from `batches`."""
     seen = 0
     while seen < samples:
-        positions = next(batches).to(real.images.device)
+        positions = next(batches).to(real.device)
         images = real.normalise(real.floats(positions))
         labels = real.labels[positions]
         train_step(net, optimiser, images, labels, ops=ops, cutmix=cutmix, generator=generator)
