@@ -2,9 +2,10 @@
 
     python benchmarks/condense_step.py --ipc 10 --width 128 --selected 9 --pairs 7
 
-Both compute the same numbers on fresh random images of CIFAR-10's shape; they alternate, after a warm-up, and every
-ratio is of two neighbours. Prints one JSON object: medians and spread of the ratios, where the engine's time goes,
-and how far the two results are apart.
+Both compute the same numbers on fresh random images of CIFAR-10's shape, the literal update with torch's own layers;
+they alternate, after a warm-up, and every ratio is of two neighbours. On a CPU the time is that of the process, which
+others on the machine disturb less than the clock on the wall. Prints one JSON object: medians and spread of the
+ratios, where the engine's time goes, and how far the two results are apart.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -28,16 +30,18 @@ from mdc_core.condense import start_state
 from mdc_core.config import CondenseConfig, NetworkConfig
 from mdc_core.data import RealSet
 from mdc_core.iteration import loss_weights, match_classes
+from mdc_core.memory import keep_freed_memory
 from mdc_core.mls import MlsState, Track
-from mdc_core.networks import Network, build_network
+from mdc_core.networks import Network, build_network, matched_weights
 from mdc_core.streams import stream
-from mdc_core.train import sgd, shuffled, train_samples
-from tests.core.literal import literal_match
+from mdc_core.train import Sgd, shuffled, train_samples
+from tests.core.literal import literal_match, literal_network
 
 
 def main() -> None:
     """Measure, then print."""
     args = parse()
+    keep_freed_memory()
     if args.threads:
         torch.set_num_threads(args.threads)
     device = torch.device(args.device)
@@ -56,17 +60,30 @@ def main() -> None:
     def literal(inner: int) -> Tensor:
         return literal_iteration(config, real, net, tiles, args.selected, inner)
 
-    def network(inner: int) -> None:
-        phase = sgd(net, config.lr_network)
+    def network(inner: int, net: Network = net) -> None:
+        phase = Sgd(net, config.lr_network)
         batches = shuffled(len(real.labels), 64, stream(0, "order", inner))
         how = {"ops": config.network_augment(), "cutmix": config.cutmix, "generator": stream(0, "n", inner)}
         train_samples(net, phase, real, batches, config.n_data, **how)
 
     apart = float((engine(0) - literal(0)).norm() / literal(0).norm())
-    seconds: dict[str, list[float]] = {"engine": [], "literal": [], "network": []}
-    for inner in range(1, args.pairs + 1):
-        for name, run in (("engine", engine), ("literal", literal), ("network", network)):
-            seconds[name].append(timed(run, inner, device))
+    plain = literal_network(net)
+    batch = torch.randn(config.batch_real, 3, 32, 32, device=device)
+    images = torch.randn(config.ipc * config.factor**2, 3, 32, 32, device=device)
+    runs: dict[str, Callable[[int], object]] = {
+        "engine": engine,
+        "literal": literal,
+        "network": network,
+        "literal network": lambda inner: network(inner, plain),
+        "real": lambda _: [first_order(net, batch, graph=False) for _ in range(10)],
+        "synthetic": lambda _: [first_order(net, images, graph=True) for _ in range(10)],
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for inner in range(args.pairs + 1):
+        for name, run in runs.items():
+            taken = timed(run, inner, device)
+            if inner:  # the first round warms up
+                seconds[name].append(taken)
     print(json.dumps(report(args, seconds, apart), indent=2))
 
 
@@ -115,21 +132,38 @@ def literal_iteration(
     return torch.stack(slopes, dim=1)
 
 
+def first_order(net: Network, images: Tensor, *, graph: bool) -> object:
+    """The gradients of the matched weights for one class."""
+    loss = F.cross_entropy(net(images.clone().requires_grad_(graph)), images.new_zeros(len(images)).long())
+    return torch.autograd.grad(loss, matched_weights(net), create_graph=graph)
+
+
 def timed(run: Callable[[int], object], inner: int, device: torch.device) -> float:
-    """Wall seconds of one call, the device's queue included."""
-    synchronise = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    synchronise()
+    """Seconds of one call: of the process on a CPU, else on the wall, the device's queue included."""
+    if device.type == "cpu":
+        begun = time.process_time()
+        run(inner)
+        return time.process_time() - begun
+    torch.cuda.synchronize()
     begun = time.perf_counter()
     run(inner)
-    synchronise()
+    torch.cuda.synchronize()
     return time.perf_counter() - begun
 
 
 def report(args: argparse.Namespace, seconds: dict[str, list[float]], apart: float) -> dict[str, object]:
     """Ratios of neighbours, and the share of each part in the engine's iteration."""
-    rows = list(zip(seconds["literal"], seconds["engine"], seconds["network"], strict=True))
+    rows = list(
+        zip(*(seconds[name] for name in ("literal", "engine", "literal network", "network")), strict=True)
+    )
     parts = {name: statistics.median(values) for name, values in seconds.items()}
     whole = parts["engine"] + parts["network"]
+    shares = {
+        "real gradients": parts["real"],
+        "synthetic gradients": parts["synthetic"],
+        "second derivative and the rest of matching": parts["engine"] - parts["real"] - parts["synthetic"],
+        "network": parts["network"],
+    }
     return {
         "what": "inner iteration, engine against the literal per-class update",
         "sizes": {name: getattr(args, name) for name in ("ipc", "width", "selected", "batch_real", "n_data")},
@@ -137,12 +171,11 @@ def report(args: argparse.Namespace, seconds: dict[str, list[float]], apart: flo
         f"torch {torch.__version__}, float32",
         "pairs": args.pairs,
         "relative_difference": apart,
-        "matching_speedup": spread([literal / engine for literal, engine, _ in rows]),
-        "iteration_speedup": spread(
-            [(literal + network) / (engine + network) for literal, engine, network in rows]
-        ),
+        "matching_speedup": spread([literal / engine for literal, engine, _, _ in rows]),
+        "network_speedup": spread([plain / network for _, _, plain, network in rows]),
+        "iteration_speedup": spread([(row[0] + row[2]) / (row[1] + row[3]) for row in rows]),
         "median_seconds": parts,
-        "share_of_iteration": {"matching": parts["engine"] / whole, "network": parts["network"] / whole},
+        "share_of_iteration": {name: part / whole for name, part in shares.items()},
     }
 
 

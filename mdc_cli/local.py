@@ -17,7 +17,7 @@ from mdc_core import rankmajor
 from mdc_core.config import CondenseConfig, EvaluateConfig
 from mdc_core.errors import ConfigError, MdcError
 from mdc_core.estimate import Estimate, estimate
-from mdc_core.memory import total_bytes
+from mdc_core.memory import keep_freed_memory, total_bytes
 from mdc_core.presets import NAMED, PRESETS, condense_config, evaluate_config, merge, preset_for
 
 if TYPE_CHECKING:  # torch is loaded by the commands that need it, so that --help is quick
@@ -343,8 +343,10 @@ def _print_rows(rows: list[Row], recipe: EvaluateConfig) -> None:
 
 
 def _chosen(device: str) -> str:
-    """The device by name; `ConfigError` when torch does not know it."""
+    """The device by name, and this process made ready to compute; `ConfigError` when torch does not know it."""
     import torch
+
+    keep_freed_memory()
 
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"

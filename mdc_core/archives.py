@@ -25,6 +25,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from mdc_core.errors import ConfigError, DataError
+from mdc_core.memory import room
 from mdc_core.splits import Splits, hold_out
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
@@ -214,7 +215,7 @@ def _decode_all(members: Sequence[Member], image_size: int | None) -> Tensor:
     side = image_size if image_size is not None else _opened(members[0], _default_side)
     if not MIN_SIDE <= side <= MAX_SIDE:
         raise ConfigError(f"image_size is {side}: it must be {MIN_SIDE}..{MAX_SIDE} pixels")
-    images: Pixels = np.empty((len(members), 1, side, side), dtype=np.uint8)
+    images = room((len(members), 1, side, side))
     decode = partial(_opened, use=partial(_pixels, side=side))
     # Threads, because Pillow decodes without the interpreter lock; chunks, because map() would decode
     # everything ahead of the copy.
@@ -223,9 +224,17 @@ def _decode_all(members: Sequence[Member], image_size: int | None) -> Tensor:
             chunk = members[start : start + _DECODED_AHEAD]
             for position, pixels in enumerate(pool.map(decode, chunk), start):
                 if len(pixels) > images.shape[1]:  # the first colour image: what was read so far was grey
-                    images = np.repeat(images, len(pixels), axis=1)
+                    images = _coloured(images, start, len(pixels))
                 images[position] = pixels
     return torch.from_numpy(images)
+
+
+def _coloured(grey: Pixels, filled: int, channels: int) -> Pixels:
+    """The same images with that many equal channels; the chunk after the first `filled` ones is copied too."""
+    images = room((len(grey), channels, *grey.shape[2:]))
+    for start in range(0, filled + _DECODED_AHEAD, _DECODED_AHEAD):
+        images[start : start + _DECODED_AHEAD] = grey[start : start + _DECODED_AHEAD]
+    return images
 
 
 def _default_side(image: Image.Image) -> int:

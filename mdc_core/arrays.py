@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mdc_core.errors import DataError
+from mdc_core.memory import room
 from mdc_core.splits import Splits, hold_out
 
-_KNOWN = ("x_train", "y_train", "x_test", "y_test", "classes")
+_SMALL = ("y_train", "y_test", "classes")
+_PIECE_BYTES = 2**24
+"""Pixels are read in pieces of about this size, so that a set is never in memory twice."""
 
 
 def read_npz(path: Path) -> Splits:
@@ -30,22 +36,13 @@ def read_npz(path: Path) -> Splits:
     try:
         # numpy leaves a file that it opened by itself open when the archive turns out to be damaged.
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in _KNOWN if name in file.files}
+            arrays = {name: file[name] for name in _SMALL if name in file.files}
+            stored = {name: _Stored.open(file, name) for name in ("x_train", "x_test") if name in file.files}
+            return _splits(arrays, stored, path)
+    except DataError:
+        raise
     except Exception as error:  # numpy reports damaged arrays by half a dozen kinds of exception
         raise DataError(f"{path} cannot be read as arrays ({error}): write it with numpy.savez") from error
-    for name in ("x_train", "y_train"):
-        if name not in arrays:
-            raise DataError(f"{path} has no array {name!r}: it needs x_train and y_train")
-    if ("x_test" in arrays) != ("y_test" in arrays):
-        raise DataError(f"{path} has only one of x_test and y_test: add the other, or leave out both")
-    classes = _class_names(arrays)
-    x, y = _split(arrays, "train", classes)
-    if "x_test" in arrays:
-        test_x, test_y = _split(arrays, "test", classes)
-    else:
-        kept, held = hold_out(y, classes)
-        x, y, test_x, test_y = x[kept.numpy()], y[kept], x[held.numpy()], y[held]
-    return Splits(classes, (channels_first(x), y), (channels_first(test_x), test_y))
 
 
 def channels_first(x: NDArray[np.uint8]) -> Tensor:
@@ -54,6 +51,80 @@ def channels_first(x: NDArray[np.uint8]) -> Tensor:
     images = torch.empty(x.shape[0], x.shape[3], x.shape[1], x.shape[2], dtype=torch.uint8)
     images.numpy()[...] = x.transpose(0, 3, 1, 2)
     return images
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """Images that are still in the file."""
+
+    file: Any
+    """The opened npz."""
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    fortran: bool
+    """Whether the first axis runs fastest."""
+
+    @classmethod
+    def open(cls, file: Any, name: str) -> _Stored:
+        """Read the header only."""
+        with file.zip.open(f"{name}.npy") as member:
+            shape, fortran, dtype = _header(member)
+        return cls(file, name, shape, dtype, fortran)
+
+    def read(self, *parts: Tensor) -> list[Tensor]:
+        """Images (M', ch, H, W) at each of `parts`, ascending positions; a piece of the file at a time."""
+        height, width, channels = (*self.shape[1:], 1)[:3]
+        rooms = [room((len(part), channels, height, width)) for part in parts]
+        filled = [0] * len(parts)
+        chosen = [np.isin(np.arange(self.shape[0]), part.numpy()) for part in parts]
+        for start, piece in self._pieces():
+            images = piece.reshape(len(piece), height, width, channels).transpose(0, 3, 1, 2)
+            for i, mask in enumerate(chosen):
+                ours = images[mask[start : start + len(piece)]]
+                rooms[i][filled[i] : filled[i] + len(ours)] = ours
+                filled[i] += len(ours)
+        return [torch.from_numpy(found) for found in rooms]
+
+    def _pieces(self) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+        """Position of the first image of each piece, and the piece."""
+        if self.fortran:
+            yield 0, self.file[self.name]
+            return
+        image = math.prod(self.shape[1:])
+        with self.file.zip.open(f"{self.name}.npy") as member:
+            _header(member)
+            step = max(1, _PIECE_BYTES // max(1, image))
+            for start in range(0, self.shape[0], step):
+                count = min(step, self.shape[0] - start)
+                data = member.read(count * image)
+                yield start, np.frombuffer(data, dtype=np.uint8).reshape(count, *self.shape[1:])
+
+
+def _header(member: Any) -> Any:
+    """Shape, whether the first axis runs fastest, and type; what follows are the values."""
+    if np.lib.format.read_magic(member) == (1, 0):
+        return np.lib.format.read_array_header_1_0(member)
+    return np.lib.format.read_array_header_2_0(member)
+
+
+def _splits(arrays: dict[str, NDArray[Any]], stored: dict[str, _Stored], path: Path) -> Splits:
+    """Both splits, after everything but the pixels has been checked."""
+    if missing := [name for name in ("x_train", "y_train") if name not in {*arrays, *stored}]:
+        raise DataError(f"{path} has no array {missing[0]!r}: it needs x_train and y_train")
+    if ("x_test" in stored) != ("y_test" in arrays):
+        raise DataError(f"{path} has only one of x_test and y_test: add the other, or leave out both")
+    classes = _class_names(arrays)
+    y = _labels(stored["x_train"], arrays["y_train"], "train", classes)
+    if "x_test" in stored:
+        test_y = _labels(stored["x_test"], arrays["y_test"], "test", classes)
+        (x,) = stored["x_train"].read(torch.arange(len(y)))
+        (test_x,) = stored["x_test"].read(torch.arange(len(test_y)))
+    else:
+        kept, held = hold_out(y, classes)
+        x, test_x = stored["x_train"].read(kept, held)
+        y, test_y = y[kept], y[held]
+    return Splits(classes, (x, y), (test_x, test_y))
 
 
 def _class_names(arrays: dict[str, NDArray[Any]]) -> tuple[str, ...]:
@@ -74,22 +145,19 @@ def _class_names(arrays: dict[str, NDArray[Any]]) -> tuple[str, ...]:
     return tuple(str(label) for label in range(highest + 1))
 
 
-def _split(
-    arrays: dict[str, NDArray[Any]], split: str, classes: tuple[str, ...]
-) -> tuple[NDArray[np.uint8], Tensor]:
-    """x and y of one split, checked."""
-    x, y = arrays[f"x_{split}"], arrays[f"y_{split}"]
+def _labels(x: _Stored, y: NDArray[Any], split: str, classes: tuple[str, ...]) -> Tensor:
+    """The labels (M,) of one split, which and whose images' shape and type are checked."""
     if x.dtype != np.uint8:
         hint = "multiply [0, 1] by 255, round, and convert"
         raise DataError(f"array 'x_{split}' is {x.dtype}: it must be uint8, 0..255 ({hint})")
-    if not (x.ndim == 3 or (x.ndim == 4 and x.shape[3] in (1, 3))):
+    if not (len(x.shape) == 3 or (len(x.shape) == 4 and x.shape[3] in (1, 3))):
         raise DataError(f"array 'x_{split}' is {x.shape}: it must be (M, H, W) or (M, H, W, ch), ch 1 or 3")
     if y.ndim == 2 and y.shape[1] == 1:
         y = y[:, 0]
     if y.dtype.kind not in "iu" or y.ndim != 1:
         raise DataError(f"array 'y_{split}' is {y.dtype} {y.shape}: it must hold one integer label per image")
-    if len(x) != len(y):
-        raise DataError(f"array 'x_{split}' has {len(x)} images, but 'y_{split}' has {len(y)} labels")
+    if x.shape[0] != len(y):
+        raise DataError(f"array 'x_{split}' has {x.shape[0]} images, but 'y_{split}' has {len(y)} labels")
     if len(y) == 0:
         raise DataError(f"array 'x_{split}' is empty: it needs images")
     for label in (int(y.min()), int(y.max())):
@@ -98,4 +166,4 @@ def _split(
                 f"array 'y_{split}' has the label {label}, but the {len(classes)} classes of the training "
                 f"data are labelled 0..{len(classes) - 1}"
             )
-    return x, torch.from_numpy(y.astype(np.int64))
+    return torch.from_numpy(y.astype(np.int64))

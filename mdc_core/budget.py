@@ -4,8 +4,8 @@ With n = k·C·f² tiles, P parameters, A kept activation bytes and F training F
 states, B bytes of a rank and H bytes of a header:
 
     bytes(k)  = H + kB, of which a device that has k' < k fetches (k - k')B
-    memory(k) = 4P(2 + s) + 2·A·min(batch, n) + kB
-    time(k)   = epochs·n·F / flops + 8·(bytes to fetch) / bandwidth
+    memory(k) = 4P(2 + s) + 2.25·A·min(batch, n) + 8·n·ch·side² + kB
+    time(k)   = epochs·n·(F + 180·A) / flops + 8·(bytes to fetch) / bandwidth
     energy(k) = watts · time(k)
 
 **The rule.** All four grow with k, so the sizes that meet every limit are 1..K. Among them the plan takes the
@@ -31,8 +31,14 @@ from mdc_core.manifest import Accuracy, Manifest
 
 __all__ = ["Budget", "Cost", "Plan", "convnet_cost", "plan"]
 
-ACTIVATION_COPIES = 2
-"""Kept activations, and as much again for the gradients that flow through them."""
+ACTIVATION_COPIES = 2.25
+"""Kept activations, as much again for the gradients that flow through them, and what augmenting and the libraries'
+scratch space take besides; measured by benchmarks/cost_model.py."""
+OPERATIONS_PER_BYTE = 180
+"""Operations of a matrix product in whose time norms, activations, pooling and augmentation pass through one kept
+byte; measured by benchmarks/cost_model.py. F counts convolutions and matrix products alone."""
+IMAGE_COPIES = 2
+"""The decoded images, and once more normalised."""
 DEFAULT_BATCH = 64
 
 
@@ -57,7 +63,7 @@ class Budget:
     seconds: float | None = None
     """Deadline for fetching and training."""
     flops: float | None = None
-    """Sustained floating point operations per second of the device."""
+    """Floating point operations per second that the device sustains in a matrix product."""
     joules: float | None = None
     """Energy for fetching and training."""
     watts: float | None = None
@@ -240,7 +246,7 @@ def _candidate(manifest: Manifest, budget: Budget, training: _Training, k: int) 
         total_bytes=end,
         seconds=seconds,
         joules=None if seconds is None or budget.watts is None else budget.watts * seconds,
-        memory_bytes=_memory(training, _images(manifest, k), k * info.rank_bytes),
+        memory_bytes=_memory(training, _images(manifest, k), info),
         accuracy=training.accuracy[max(measured)] if measured else None,
         limited_by=None,
     )
@@ -251,12 +257,14 @@ def _images(manifest: Manifest, k: int) -> int:
     return k * len(manifest.info.classes) * manifest.info.factor**2
 
 
-def _memory(training: _Training, images: int, set_bytes: int) -> int | None:
+def _memory(training: _Training, images: int, info: rankmajor.SetInfo) -> int | None:
     if (cost := training.cost) is None:
         return None
     weights = FLOAT_BYTES * cost.parameters * (2 + cost.optimiser_states)
     activations = ACTIVATION_COPIES * cost.activation_bytes * min(training.batch_size, images)
-    return math.ceil(weights + activations) + set_bytes
+    decoded = IMAGE_COPIES * FLOAT_BYTES * images * info.channels * info.image_size**2
+    stored = images * info.channels * info.tile_side**2
+    return math.ceil(weights + activations) + decoded + stored
 
 
 def _seconds(budget: Budget, training: _Training, images: int, fetched: int) -> float | None:
@@ -264,7 +272,8 @@ def _seconds(budget: Budget, training: _Training, images: int, fetched: int) -> 
         return None
     seconds = 0.0
     if budget.flops is not None and training.cost is not None:
-        seconds += training.epochs * images * training.cost.flops_per_image / budget.flops
+        work = training.cost.flops_per_image + OPERATIONS_PER_BYTE * training.cost.activation_bytes
+        seconds += training.epochs * images * work / budget.flops
     if budget.bandwidth_bps is not None:
         seconds += 8 * fetched / budget.bandwidth_bps
     return seconds

@@ -12,7 +12,7 @@ from mdc_core.config import CondenseConfig, DataFacts
 from mdc_core.estimate import Speed, network_cost
 from mdc_core.networks import build_network
 from mdc_core.streams import stream
-from mdc_core.train import sgd, train_step
+from mdc_core.train import Sgd, train_step
 
 _TRIES = 3
 
@@ -30,7 +30,7 @@ def calibrate(config: CondenseConfig, facts: DataFacts, device: torch.device | s
     net = build_network(
         config.network, channels=shape[0], image_size=shape[1], classes=len(facts.classes), generator=draws
     ).to(device)
-    optimiser = sgd(net, 0.01)
+    optimiser = Sgd(net, 0.01)
     images = torch.randn(batch, shape[0], shape[1], shape[1], generator=draws).to(device)
     labels = torch.zeros(batch, dtype=torch.int64, device=device)
     inputs = torch.randn(batch, width, side, side, generator=draws).to(device)

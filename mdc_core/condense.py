@@ -23,7 +23,7 @@ from mdc_core.networks import Network, build_network
 from mdc_core.splits import hold_out
 from mdc_core.streams import stream
 from mdc_core.synthetic import SyntheticSet, initial_tiles
-from mdc_core.train import class_accuracy, fit, sgd, shuffled, train_samples
+from mdc_core.train import Sgd, class_accuracy, fit, shuffled, train_samples
 
 Distances = tuple[tuple[float, ...], ...]
 """F(1..N-1), a row per MLS track."""
@@ -154,7 +154,7 @@ class _Theta:
     real: RealSet
     outer: int
     net: Network
-    optimiser: torch.optim.SGD
+    optimiser: Sgd
     batches: Iterator[Tensor]
 
     @classmethod
@@ -162,7 +162,7 @@ class _Theta:
         """New weights, a new order of the images."""
         net = _fresh_network(config, real, outer)
         batches = shuffled(len(real.labels), config.batch_network, stream(config.seed, "order", outer))
-        return cls(config, real, outer, net, sgd(net, config.lr_network), batches)
+        return cls(config, real, outer, net, Sgd(net, config.lr_network), batches)
 
     def train(self, samples: int, inner: int) -> None:
         """See at least `samples` real images."""
@@ -195,7 +195,7 @@ def _fresh_network(config: CondenseConfig, real: RealSet, outer: int) -> Network
         classes=real.num_classes,
         generator=stream(config.seed, "weights", outer),
     )
-    return net.to(real.images.device)
+    return net.to(real.device)
 
 
 def _by_track(config: CondenseConfig, measures: list[Tensor]) -> Distances:

@@ -23,6 +23,7 @@ from mdc_core.archives import MAX_SIDE, MIN_SIDE, is_npz, read_folder, read_zip
 from mdc_core.arrays import read_npz
 from mdc_core.config import DataFacts
 from mdc_core.errors import ConfigError, DataError
+from mdc_core.estimate import DATA_SHARE
 from mdc_core.named import read_named
 from mdc_core.presets import NAMED, PRESETS
 from mdc_core.splits import Splits
@@ -41,7 +42,7 @@ class RealSet:
     images: Tensor
     """(M, ch, H, H), uint8; ch is 1 or 3, H is 4..1024."""
     labels: Tensor
-    """(M,), int64, 0..C-1, on the same device."""
+    """(M,), int64, 0..C-1, on the device that computes."""
     classes: tuple[str, ...]
     """Class names; the position is the label."""
     mean: tuple[float, ...]
@@ -64,6 +65,11 @@ class RealSet:
             raise DataError(f"std is {self.std}: every value must be positive")
 
     @property
+    def device(self) -> torch.device:
+        """Where batches are computed on; the images themselves may be in the host's memory."""
+        return self.labels.device
+
+    @property
     def channels(self) -> int:
         """ch: 1 or 3."""
         return self.images.shape[1]
@@ -79,12 +85,21 @@ class RealSet:
         return len(self.classes)
 
     def to(self, device: torch.device | str) -> RealSet:
-        """The same set on `device`."""
-        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+        """The same set, for computing on `device`.
+
+        Images that would take half of its free memory or more stay in the host's, and their batches are copied
+        when they are asked for.
+        """
+        device, images = torch.device(device), self.images
+        if device.type != "cuda" or images.nbytes <= DATA_SHARE * torch.cuda.mem_get_info(device)[0]:
+            images = images.to(device)
+        return replace(self, images=images, labels=self.labels.to(device))
 
     def subset(self, positions: Tensor) -> RealSet:
         """The images at `positions` (B,), int64, in that order; `DataError` when a class has none of them."""
-        return replace(self, images=self.images[positions], labels=self.labels[positions])
+        return replace(
+            self, images=self.images[positions.to(self.images.device)], labels=self.labels[positions]
+        )
 
     def fingerprint(self) -> str:
         """Digest of images and labels: whether two sets are the same, in the same order."""
@@ -94,7 +109,8 @@ class RealSet:
     def _fingerprint(self) -> str:
         digest = hashlib.sha256()
         for part in (self.images, self.labels):
-            digest.update(part.cpu().contiguous().numpy().data)
+            for piece in torch.split(part, 1024):  # contiguous in parts, not as a second whole
+                digest.update(piece.cpu().contiguous().numpy().data)
         return digest.hexdigest()
 
     def class_index(self) -> list[Tensor]:
@@ -108,7 +124,10 @@ class RealSet:
 
     def floats(self, positions: Tensor) -> Tensor:
         """The images at `positions` (B,) as (B, ch, H, H), float32 in [0, 1], un-normalised."""
-        return self.images[positions].to(torch.float32).div_(255)
+        chosen = self.images[positions.to(self.images.device)]
+        if chosen.device != self.device:
+            chosen = chosen.pin_memory().to(self.device, non_blocking=True)
+        return chosen.to(torch.float32).div_(255)
 
     def normalise(self, images: Tensor) -> Tensor:
         """(images - mean) / std per channel: (B, ch, H, W) in [0, 1], of any float type, on any device."""
@@ -279,10 +298,9 @@ def _check_images(images: Tensor) -> None:
 
 
 def _check_labels(labels: Tensor, images: Tensor, classes: Sequence[str]) -> None:
-    if labels.dtype != torch.int64 or labels.shape != images.shape[:1] or labels.device != images.device:
+    if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
         raise DataError(
-            f"labels are {labels.dtype} {tuple(labels.shape)} on {labels.device}: they must be int64 "
-            f"({len(images)},) on {images.device}, one per image"
+            f"labels are {labels.dtype} {tuple(labels.shape)}: they must be int64 ({len(images)},), one per image"
         )
     if len(classes) < 2:
         raise DataError(f"there is {len(classes)} class ({', '.join(classes)}): it takes at least two")

@@ -250,8 +250,7 @@ def _resnet_ap_cost(width: int, channels: int, image_size: int, classes: int) ->
         small = side // pool
         parameters += 9 * before * after + 9 * after**2 + 4 * after
         forward += 2 * 9 * before * after * side**2 + 2 * 9 * after**2 * small**2
-        # Outputs of the convolutions, of the ReLUs, and of the pools.
-        kept += after * (side**2 + 4 * small**2 + (small**2 if pool > 1 else 0))
+        kept += 4 * after * small**2  # what the norms and the convolutions take in, and the ReLUs give out
         if pool > 1:
             parameters += before * after + 2 * after
             forward += 2 * before * after * small**2

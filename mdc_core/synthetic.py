@@ -82,7 +82,7 @@ def initial_tiles(config: CondenseConfig, real: RealSet) -> Tensor:
     shape = (config.ipc, config.factor**2, real.channels, side, side)
     if config.init == "noise":
         noise = torch.randn(real.num_classes, *shape, generator=stream(config.seed, "init"))
-        return (noise * 0.25 + 0.5).clamp(0, 1).transpose(0, 1).contiguous().to(real.images.device)
+        return (noise * 0.25 + 0.5).clamp(0, 1).transpose(0, 1).contiguous().to(real.device)
     first = config.start_index * per_class
     classes = []
     for label, positions in enumerate(real.class_index()):

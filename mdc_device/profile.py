@@ -49,12 +49,13 @@ def profile(
 
 
 def measure_flops(seconds: float = 0.5) -> float:
-    """Sustained float32 operations per second: the lower of a matrix product and a convolution.
+    """Sustained float32 operations per second of a matrix product, which plans relate all other work to.
 
-    Each runs once to warm up and then for `seconds`, at least three times; its rate is the median of the runs, so
-    that another process now and then does not count. numpy uses as many cores as its library does.
+    It runs once to warm up and then for `seconds`, at least three times; the rate is that of the median run, so that
+    another process now and then does not count. numpy uses as many cores as its library does.
     """
-    return min(_rate(work, operations, seconds) for work, operations in (_product(), _convolution()))
+    work, operations = _product()
+    return _rate(work, operations, seconds)
 
 
 def free_memory() -> int | None:
@@ -91,19 +92,6 @@ def _product(side: int = 384) -> tuple[Callable[[], object], int]:
     """A square matrix product, and its operations."""
     values = np.random.default_rng(0).random((2, side, side), dtype=np.float32)
     return lambda: values[0] @ values[1], 2 * side**3
-
-
-def _convolution(batch: int = 16, channels: int = 64, side: int = 16) -> tuple[Callable[[], object], int]:
-    """A 3 x 3 convolution as a ConvNet has it, and its operations: every window unfolded, then one product."""
-    draw = np.random.default_rng(0)
-    images = draw.random((batch, side + 2, side + 2, channels), dtype=np.float32)
-    kernel = draw.random((9 * channels, channels), dtype=np.float32)
-
-    def work() -> object:
-        windows = np.lib.stride_tricks.sliding_window_view(images, (3, 3), axis=(1, 2))  # (b, s, s, ch, 3, 3)
-        return windows.reshape(-1, 9 * channels) @ kernel
-
-    return work, 2 * batch * side**2 * 9 * channels**2
 
 
 def _rate(work: Callable[[], object], operations: int, seconds: float) -> float:

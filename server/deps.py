@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Depends, Query, Request
 
@@ -49,6 +49,20 @@ async def _services(request: Request) -> Services:
 
 
 ServicesDep = Annotated[Services, Depends(_services)]
+
+
+def links(**parameters: dict[str, str]) -> dict[str, Any]:
+    """OpenAPI links from a response: operation id to its parameters, each a field of the response's body."""
+    return {
+        "links": {
+            operation: {
+                "operationId": operation,
+                "parameters": {name: f"$response.body#/{field}" for name, field in fields.items()},
+            }
+            for operation, fields in parameters.items()
+        }
+    }
+
 
 LimitQuery = Annotated[int, Query(ge=1, le=100, description="Entries per page.")]
 

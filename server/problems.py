@@ -285,24 +285,17 @@ def _bounded(receive: Receive) -> Receive:
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The problem responses of a route, for its OpenAPI entry.
 
-    500 and 503 are always among them, and 429 where a key is asked for.
+    400, for what cannot be read, 500 and 503 are always among them, and 429 where a key is asked for.
     """
-    slowed = (429,) if 401 in statuses else ()
-    return {
-        status: {**_told(status), **_WAIT} if status in (429, 503) else _told(status)
-        for status in (*statuses, *slowed, 500, 503)
+    always = {400, 500, 503} | ({429} if 401 in statuses else set())
+    seconds = {"description": "Seconds to wait.", "schema": {"type": "integer", "minimum": 1}}
+    told: dict[int | str, dict[str, Any]] = {
+        status: {
+            "description": HTTPStatus(status).phrase,
+            "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+        }
+        for status in sorted(always.union(statuses))
     }
-
-
-_WAIT: dict[str, Any] = {
-    "headers": {
-        "Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer", "minimum": 1}}
-    }
-}
-
-
-def _told(status: int) -> dict[str, Any]:
-    return {
-        "description": HTTPStatus(status).phrase,
-        "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
-    }
+    for status in told.keys() & {429, 503}:
+        told[status]["headers"] = {"Retry-After": seconds}
+    return told

@@ -15,7 +15,7 @@ import torch
 
 from mdc_core.calibrate import calibrate
 from mdc_core.config import CondenseConfig, NetworkConfig
-from mdc_core.memory import total_bytes
+from mdc_core.memory import keep_freed_memory, total_bytes
 from mdc_core.presets import NAMED
 from server.settings import Settings
 
@@ -25,6 +25,7 @@ SAMPLE = CondenseConfig(network=NetworkConfig(width=64), batch_network=32)
 
 def main() -> None:
     """Measure and print: device, memory_bytes, flops, bandwidth."""
+    keep_freed_memory()
     if threads := Settings().threads:
         torch.set_num_threads(threads)
     if torch.cuda.is_available():

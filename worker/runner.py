@@ -26,6 +26,7 @@ from mdc_core.config import CondenseConfig, EvaluateConfig
 from mdc_core.data import DataSet
 from mdc_core.errors import MdcError
 from mdc_core.evaluate import Trial, evaluate, trials_planned
+from mdc_core.memory import keep_freed_memory
 from server.logs import configure_logging
 from server.settings import Settings
 from server.store import jobs
@@ -95,6 +96,7 @@ def main(argv: list[str]) -> int:
     job_id, attempt = argv[0], int(argv[1])
     configure_logging()
     log = structlog.get_logger().bind(job_id=job_id, attempt=attempt)
+    keep_freed_memory()
     settings = Settings()
     if settings.threads:
         torch.set_num_threads(settings.threads)

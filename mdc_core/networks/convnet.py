@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from mdc_core.networks.base import Network
+from mdc_core.networks.layers import AveragePool, InstanceNorm
 
 
 class ConvNet(Network):
@@ -20,9 +21,9 @@ class ConvNet(Network):
             side = (side + 2 * padding - 2) // 2
             layers += [
                 nn.Conv2d(channels if block == 0 else width, width, kernel_size=3, padding=padding),
-                nn.GroupNorm(width, width),
+                InstanceNorm(width),
                 nn.ReLU(),
-                nn.AvgPool2d(2),
+                AveragePool(2),
             ]
         self.blocks = nn.Sequential(*layers)
         self.linear = nn.Linear(width * side * side, classes)

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mdc_core.networks.base import Network
+from mdc_core.networks.layers import AveragePool, InstanceNorm
 
 
 class ResNetAP(Network):
@@ -17,9 +18,9 @@ class ResNetAP(Network):
         large = image_size >= 64
         self.stem = nn.Sequential(
             nn.Conv2d(channels, width, 7 if large else 3, padding=3 if large else 1, bias=False),
-            nn.GroupNorm(width, width),
+            InstanceNorm(width),
             nn.ReLU(),
-            nn.AvgPool2d(4) if large else nn.Identity(),
+            AveragePool(4) if large else nn.Identity(),
         )
         self.stages = nn.Sequential(
             _Block(width, width, pool=1),
@@ -45,19 +46,19 @@ class _Block(nn.Module):
 
     def __init__(self, before: int, after: int, pool: int) -> None:
         super().__init__()
-        shrink = nn.AvgPool2d(pool) if pool > 1 else nn.Identity()
+        shrink = AveragePool(pool) if pool > 1 else nn.Identity()
         self.body = nn.Sequential(
             nn.Conv2d(before, after, 3, padding=1, bias=False),
             shrink,
-            nn.GroupNorm(after, after),
+            InstanceNorm(after),
             nn.ReLU(),
             nn.Conv2d(after, after, 3, padding=1, bias=False),
-            nn.GroupNorm(after, after),
+            InstanceNorm(after),
         )
         self.shortcut: nn.Module = nn.Identity()
         if pool > 1 or before != after:
             self.shortcut = nn.Sequential(
-                shrink, nn.Conv2d(before, after, 1, bias=False), nn.GroupNorm(after, after)
+                shrink, nn.Conv2d(before, after, 1, bias=False), InstanceNorm(after)
             )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from mdc_core.errors import DataError
 from mdc_core.presets import NAMED
 from server.auth import JobsReader, JobsWriter
 from server.callers import Caller
-from server.deps import AfterQuery, LimitQuery, Services, ServicesDep
+from server.deps import AfterQuery, LimitQuery, Services, ServicesDep, links
 from server.problems import FieldError, Problem, invalid, not_found, responses
 from server.quotas import check_upload
 from server.schemas import SLUG, DatasetOut, Page
@@ -31,6 +31,7 @@ MEDIA_TYPES = (
     "application/x-npz",
     "application/octet-stream",
 )
+_LINKS = links(getDataset={"dataset_id": "id"})
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _BODY: dict[str, Any] = {
     "requestBody": {
@@ -49,8 +50,9 @@ _BODY: dict[str, Any] = {
     status_code=201,
     response_model=DatasetOut,
     responses={
-        200: {"model": DatasetOut, "description": "You have uploaded these bytes before."},
-        **responses(400, 401, 403, 413, 415, 422, 507),
+        200: {"model": DatasetOut, "description": "You have uploaded these bytes before.", **_LINKS},
+        201: _LINKS,
+        **responses(401, 403, 413, 415, 422, 507),
     },
     openapi_extra=_BODY,
 )

@@ -21,11 +21,20 @@ router = APIRouter(prefix="/v1/jobs/{job_id}/events", tags=["jobs"])
 BUSY_SECONDS = 30
 """When it is worth asking for a stream again."""
 
+_MESSAGE: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "event": {"enum": ["state", "progress"]},
+        "id": {"type": "string"},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+        "retry": {"type": "integer", "minimum": 0},
+    },
+}
 _STREAM: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "Server-sent events: `state` with an id, whose data is a JobEventOut, and `progress` "
         "without one, whose data is a Progress. The stream ends after the job's last event.",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "content": {"text/event-stream": {"itemSchema": _MESSAGE}},
     },
     204: {"description": "The job has ended, and `Last-Event-ID` is its last event: do not come back."},
     **responses(401, 403, 404, 422),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Query, Response
+from fastapi import APIRouter, BackgroundTasks, Header, Query, Response
 
 from server.auth import JobsReader, JobsWriter
-from server.deps import AfterQuery, LimitQuery, ServicesDep
+from server.deps import AfterQuery, LimitQuery, ServicesDep, links
 from server.problems import Problem, not_found, responses
 from server.schemas import JobOut, JobRequest, Page
 from server.store import jobs
@@ -26,19 +26,29 @@ RETRY_SECONDS = 2
     operation_id="submitJob",
     status_code=202,
     response_model=JobOut,
-    responses=responses(401, 403, 409, 413, 422),
+    responses={
+        202: links(
+            getJob={"job_id": "id"},
+            cancelJob={"job_id": "id"},
+            listJobEvents={"job_id": "id"},
+            streamJobEvents={"job_id": "id"},
+            getDataset={"dataset_id": "dataset"},
+        ),
+        **responses(401, 403, 409, 413, 422),
+    },
 )
 def submit_job(
     body: JobRequest,
     response: Response,
     caller: JobsWriter,
     services: ServicesDep,
+    background: BackgroundTasks,
     idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
 ) -> JobOut:
     """Queue a condensation. With an Idempotency-Key a repetition answers with the job of the first time."""
     with services.db.begin() as session:
         job = submit(session, caller, body, idempotency_key, services.settings)
-    services.wakeup.send(job.id)
+    background.add_task(services.wakeup.send, job.id)  # a hint: the caller need not wait for the broker
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     response.headers["Retry-After"] = str(RETRY_SECONDS)
     return JobOut.of(job)

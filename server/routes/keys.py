@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Response
 
 from server.auth import Admin, create_key
-from server.deps import AfterQuery, LimitQuery, ServicesDep
+from server.deps import AfterQuery, LimitQuery, ServicesDep, links
 from server.problems import Problem, not_found, responses
 from server.schemas import KeyOut, KeyRequest, NewKey, Page
 from server.store import keys
@@ -19,7 +19,7 @@ router = APIRouter(prefix="/v1/keys", tags=["keys"])
     operation_id="createKey",
     status_code=201,
     response_model=NewKey,
-    responses=responses(401, 403, 413, 422),
+    responses={201: links(revokeKey={"key_id": "id"}), **responses(401, 403, 413, 422)},
 )
 def create(body: KeyRequest, response: Response, caller: Admin, services: ServicesDep) -> NewKey:
     """Make a key. The answer is the only place where it is ever shown."""

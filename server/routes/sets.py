@@ -14,7 +14,7 @@ from mdc_core.preview import LARGEST_SIDE, preview_png
 from server.auth import JobsWriter, SubsetsReader
 from server.catalog import Version, split_reference
 from server.conditional import matches, prefers
-from server.deps import AfterQuery, LimitQuery, Services, ServicesDep
+from server.deps import AfterQuery, LimitQuery, Services, ServicesDep, links
 from server.manifests import JOSE, JSON
 from server.problems import FieldError, Problem, invalid, not_found, responses
 from server.schemas import Page, SetOut
@@ -50,7 +50,15 @@ def list_sets(
     return Page(data=data, has_more=more, next_cursor=to_cursor(data[-1].name) if more else None)
 
 
-@router.get("/{name}", operation_id="getSet", response_model=SetOut, responses=responses(401, 403, 404, 422))
+@router.get(
+    "/{name}",
+    operation_id="getSet",
+    response_model=SetOut,
+    responses={
+        200: links(getManifest={"name": "name"}, getPreview={"name": "name"}, makePlan={"name": "name"}),
+        **responses(401, 403, 404, 422),
+    },
+)
 async def get_set(name: SetReference, caller: SubsetsReader, services: ServicesDep) -> SetOut:
     """A version of a set."""
     version, _ = await find_set(services, name)

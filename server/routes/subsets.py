@@ -17,7 +17,7 @@ from server.delivery import (
     make_plan,
     send,
 )
-from server.deps import Services, ServicesDep
+from server.deps import Services, ServicesDep, links
 from server.problems import responses
 from server.routes.sets import SetReference, find_set
 from server.schemas import PlanOut
@@ -172,7 +172,10 @@ async def get_rank(
     "/v1/sets/{name}/plans",
     operation_id="makePlan",
     response_model=PlanOut,
-    responses=responses(401, 403, 404, 413, 422),
+    responses={
+        200: links(getSetSubset={"name": "name", "k": "k"}),
+        **responses(401, 403, 404, 413, 422),
+    },
     openapi_extra=_BUDGET_BODY,
 )
 async def make_a_plan(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url
@@ -25,11 +26,15 @@ class Database:
         # A reader must not queue behind the writer that every other transaction is on SQLite.
         readers = self.engine.execution_options(sqlite_begin="DEFERRED")
         self._reader = sessionmaker(readers, expire_on_commit=False)
+        # SQLite lets one write at a time, and has the others look again and again, in no order. So the threads of a
+        # process take turns before they take a connection, and leave the others to those who read.
+        is_sqlite = self.engine.dialect.name == "sqlite"
+        self._turn: AbstractContextManager[Any] = Lock() if is_sqlite else nullcontext()
 
     @contextmanager
     def begin(self) -> Iterator[Session]:
         """A transaction that may write: committed at the end, rolled back when an exception passes."""
-        with self._writer.begin() as session:
+        with self._turn, self._writer.begin() as session:
             yield session
 
     @contextmanager

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mdc_core.data import RealSet
+from mdc_core.networks import layers
 from tests.core.toys import toy_real
 
 
@@ -13,6 +14,12 @@ from tests.core.toys import toy_real
 def _few_threads() -> None:
     """Toy sizes are slower with threads than without."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def plain_pooling(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pooling without the matrix product, most of whose operations are on zeros: for those who count."""
+    monkeypatch.setattr(layers, "_WIDEST_PRODUCT", 0)
 
 
 @pytest.fixture

@@ -1,20 +1,36 @@
 """The matching update of one class as the paper writes it: every subset by itself, parameter by parameter.
 
-Slow on purpose, and the oracle of the engine; benchmarks compare with it too.
+Slow on purpose, of torch's own layers, and the oracle of the engine; benchmarks compare with it too.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from mdc_core.networks import Network
+from mdc_core.networks.layers import AveragePool, InstanceNorm
 
 View = Callable[[Tensor], Tensor]
 """Normalises and augments images (B, ch, H, H)."""
+
+
+def literal_network(net: Network) -> Network:
+    """A copy with the same weights, made of torch's own layers."""
+    net = copy.deepcopy(net)
+    for parent in list(net.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, InstanceNorm):
+                norm = nn.GroupNorm(child.num_groups, child.num_channels)
+                norm.load_state_dict(child.state_dict())
+                setattr(parent, name, norm.to(child.weight))
+            elif isinstance(child, AveragePool):
+                setattr(parent, name, nn.AvgPool2d(child.factor))
+    return net
 
 
 def literal_distance(metric: str, synthetic: tuple[Tensor, ...], real: tuple[Tensor, ...]) -> Tensor:
@@ -50,6 +66,7 @@ def literal_match(
     metric: str,
 ) -> tuple[Tensor, Tensor]:
     """The loss over the subsets in `weights`, and its gradient for the tiles (N, f², ch, s, s), zero where frozen."""
+    net = literal_network(net)
     tiles = tiles.clone().requires_grad_()
     per_image, side = tiles.shape[1], real_images.shape[-1]
     real_gradient = literal_gradient(net, view(real_images), label, graph=False)

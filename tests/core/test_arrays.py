@@ -89,7 +89,7 @@ WRONG = {
         "'x_test' is empty",
     ),
     "numbers as names": (_arrays(classes=np.array([1, 2])), "'classes' is int64"),
-    "pickled": (_arrays(x_train=np.array([{}] * 6, dtype=object)), "cannot be read as arrays"),
+    "pickled": (_arrays(x_train=np.array([{}] * 6, dtype=object)), "x_train. is object"),
     "lonely class": (
         _arrays(y_train=np.array([0, 1, 0, 0, 0, 0]), x_test=None, y_test=None),
         "'dog' has 1 training image",

@@ -14,7 +14,7 @@ from mdc_core.evaluate import Trial, evaluate, random_images, summarise, trials_
 from mdc_core.networks import build_network
 from mdc_core.streams import stream
 from mdc_core.synthetic import SyntheticSet
-from mdc_core.train import accuracy, class_accuracy, fit, shuffled
+from mdc_core.train import Sgd, accuracy, class_accuracy, fit, shuffled
 from tests.core.toys import TOY_NETWORK, toy_real
 
 RECIPE = EvaluateConfig(
@@ -80,19 +80,35 @@ def test_sizes_out_of_range_are_refused() -> None:
 def test_learning_rate_drops_at_the_milestones(monkeypatch: pytest.MonkeyPatch) -> None:
     """0.01 · 0.2 after 2/3 and · 0.04 after 5/6 of the epochs."""
     rates = []
-    step = torch.optim.SGD.step
+    step = Sgd.step
 
-    def recording(self: torch.optim.SGD, *args: object, **kwargs: object) -> object:
-        rates.append(self.param_groups[0]["lr"])
-        return step(self, *args, **kwargs)  # type: ignore[arg-type]
+    def recording(self: Sgd, loss: torch.Tensor) -> None:
+        rates.append(self.lr)
+        step(self, loss)
 
-    monkeypatch.setattr(torch.optim.SGD, "step", recording)
+    monkeypatch.setattr(Sgd, "step", recording)
     net = build_network(TOY_NETWORK, channels=3, image_size=8, classes=2, generator=stream(0, "w"))
     recipe = EvaluateConfig(epochs=6, network=TOY_NETWORK, augment=(), cutmix=0.0)
     assert list(fit(net, torch.rand(4, 3, 8, 8), torch.tensor([0, 0, 1, 1]), recipe, stream(0, "f"))) == [
         1, 2, 3, 4, 5, 6,
     ]  # fmt: skip
     assert rates == pytest.approx([0.01, 0.01, 0.01, 0.01, 0.002, 0.0004])
+
+
+def test_descent_equals_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = (
+        build_network(TOY_NETWORK, channels=3, image_size=8, classes=2, generator=stream(0, "w"))
+        for _ in range(2)
+    )
+    one, other = Sgd(ours, 0.1), torch.optim.SGD(theirs.parameters(), 0.1, momentum=0.9, weight_decay=5e-4)
+    for step in range(3):
+        images = torch.rand(4, 3, 8, 8, generator=stream(step, "images"))
+        one.step(ours(images).square().mean())
+        other.zero_grad()
+        theirs(images).square().mean().backward()
+        other.step()
+    for ours_, theirs_ in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(ours_, theirs_)
 
 
 def test_accuracy_counts_by_class() -> None:

@@ -79,7 +79,7 @@ def test_counted_cost_equals_the_analytic_one(channels: int, side: int, depth: i
 
 
 @pytest.mark.parametrize("name", ["convnet", "resnet_ap"])
-def test_counted_operations_equal_those_of_torchs_counter(name: str) -> None:
+def test_counted_operations_equal_those_of_torchs_counter(name: str, plain_pooling: None) -> None:
     net = build(name, 3, 64, width=8)
     with FlopCounterMode(display=False) as counter:
         net(torch.rand(1, 3, 64, 64)).sum().backward()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,14 +122,21 @@ def make_settings(database_url: str, tmp_path: Path) -> Callable[..., Settings]:
     return make
 
 
-@pytest.fixture
-def api(make_settings: Callable[..., Settings]) -> Iterator[Api]:
-    app = create_app(make_settings())
+@contextmanager
+def serving(settings: Settings) -> Iterator[Api]:
+    """The API with these settings, and a new admin key."""
+    app = create_app(settings)
     services: Services = app.state.services
     with TestClient(app, raise_server_exceptions=False) as client:
         with services.db.begin() as session:
             _, token = create_key(session, services.secret_key, name="admin", scopes=["admin"])
         yield Api(client, services, bearer(token))
+
+
+@pytest.fixture
+def api(make_settings: Callable[..., Settings]) -> Iterator[Api]:
+    with serving(make_settings()) as served:
+        yield served
 
 
 @dataclass

@@ -7,7 +7,6 @@ import os
 import secrets
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -16,9 +15,6 @@ import redis
 from pydantic import ValidationError
 from sqlalchemy import func, select
 
-from server.app import create_app
-from server.auth import create_key
-from server.deps import Services
 from server.problems import Problem
 from server.quotas import check_jobs, check_upload
 from server.ratelimit import RateLimits
@@ -27,23 +23,13 @@ from server.store import datasets, jobs, keys, sets
 from server.store.db import Database
 from server.store.tables import Job
 from tests.server.archives import arrays
-from tests.server.conftest import Api, TestClient, bearer, sqlite_only
+from tests.server.conftest import bearer, serving, sqlite_only
 from tests.server.test_api_jobs import DIGITS
 from tests.server.test_problems import check
 from tests.server.toyset import publish
 from tests.services import free_port, missing
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
-
-
-@contextmanager
-def api_with(settings: Settings) -> Iterator[Api]:
-    app = create_app(settings)
-    services: Services = app.state.services
-    with TestClient(app, raise_server_exceptions=False) as client:
-        with services.db.begin() as session:
-            _, token = create_key(session, services.secret_key, name="admin", scopes=["admin"])
-        yield Api(client, services, bearer(token))
 
 
 def refused(answer: Any, code: str) -> int:
@@ -71,7 +57,7 @@ def redis_url() -> Iterator[str]:
 
 @sqlite_only
 def test_a_key_that_is_used_too_often_waits_and_others_do_not(make_settings: Callable[..., Settings]) -> None:
-    with api_with(make_settings(key_rate="5/hour")) as api:
+    with serving(make_settings(key_rate="5/hour")) as api:
         mine, yours = api.key("jobs:read"), api.key("jobs:read")
         answers = [api.client.get("/v1/jobs", headers=mine) for _ in range(6)]
         assert [answer.status_code for answer in answers] == [200] * 5 + [429]
@@ -81,7 +67,7 @@ def test_a_key_that_is_used_too_often_waits_and_others_do_not(make_settings: Cal
 
 @sqlite_only
 def test_devices_that_share_a_key_are_not_counted(make_settings: Callable[..., Settings]) -> None:
-    with api_with(make_settings(key_rate="5/hour")) as api:
+    with serving(make_settings(key_rate="5/hour")) as api:
         publish(api.services, api.admin["Authorization"].split("_")[1], "toy", 1)
         device = api.key("subsets:read")
         for url in ("/subsets/2?set=toy", "/subsets/2?set=toy@1", "/v1/sets", "/v1/sets/toy/manifest"):
@@ -92,7 +78,7 @@ def test_devices_that_share_a_key_are_not_counted(make_settings: Callable[..., S
 def test_an_address_that_guesses_may_go_on_with_the_keys_that_have_worked(
     make_settings: Callable[..., Settings],
 ) -> None:
-    with api_with(make_settings(refusal_rate="3/hour")) as api:
+    with serving(make_settings(refusal_rate="3/hour")) as api:
         reader, fresh = api.key("jobs:read"), api.key("jobs:read")
         assert api.client.get("/v1/jobs", headers=reader).status_code == 200
         assert api.client.get("/v1/jobs").status_code == 401  # no key is no guess
@@ -129,7 +115,7 @@ def test_without_its_redis_nothing_is_refused_and_nobody_waits_twice(
     settings = make_settings(
         key_rate="1/hour", refusal_rate="1/hour", broker_url=f"redis://127.0.0.1:{free_port()}/0"
     )
-    with api_with(settings) as api:
+    with serving(settings) as api:
         for _ in range(3):
             assert api.client.get("/v1/jobs", headers=api.admin).status_code == 200
             assert api.client.get("/v1/jobs", headers=bearer("mdc_a_b")).status_code == 401
@@ -138,7 +124,7 @@ def test_without_its_redis_nothing_is_refused_and_nobody_waits_twice(
 
 
 def test_a_key_has_only_so_many_jobs(make_settings: Callable[..., Settings]) -> None:
-    with api_with(make_settings(key_jobs=2)) as api:
+    with serving(make_settings(key_jobs=2)) as api:
         writer, other = api.key("jobs:read", "jobs:write"), api.key("jobs:write")
         headers = [{**writer, "Idempotency-Key": str(number)} for number in range(3)]
         body = {**DIGITS, "name": "mine"}
@@ -189,7 +175,7 @@ def test_counting_uploads_does_not_wait_for_those_who_use_the_key(db: Database, 
 
 def test_a_key_has_only_so_many_bytes(make_settings: Callable[..., Settings]) -> None:
     first, second = arrays(), arrays(y_train=np.array([1, 1, 1, 0, 0, 0]))
-    with api_with(make_settings(key_upload_bytes=len(first) + len(second) - 1)) as api:
+    with serving(make_settings(key_upload_bytes=len(first) + len(second) - 1)) as api:
         media = {"Content-Type": "application/x-npz"}
 
         def upload(content: bytes, key: dict[str, str]) -> Any:

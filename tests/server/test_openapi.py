@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -76,7 +77,8 @@ def test_operation_ids_are_stable(document: dict[str, Any]) -> None:
 def test_every_error_response_is_a_problem(document: dict[str, Any]) -> None:
     for operation in operations(document):
         errors = {status: told for status, told in operation["responses"].items() if status >= "400"}
-        everywhere = {"500", "503"} | (set() if operation["operationId"] in OPEN else {"401", "403", "422"})
+        asks = set() if operation["operationId"] in OPEN else {"401", "403", "422", "429"}
+        everywhere = {"400", "500", "503"} | asks
         assert errors.keys() >= everywhere, operation["operationId"]
         for told in errors.values():
             assert list(told["content"]) == ["application/problem+json"]
@@ -99,6 +101,14 @@ def test_a_partial_configuration_is_allowed(document: dict[str, Any]) -> None:
 
 def test_the_document_is_the_same_twice(tmp_path: Path, document: dict[str, Any]) -> None:
     assert create_app(Settings(data_dir=tmp_path)).openapi() == document
+
+
+def test_the_committed_document_is_this_one(document: dict[str, Any]) -> None:
+    committed = json.loads((Path(__file__).resolve().parents[2] / "docs/openapi.json").read_text())
+    assert committed == json.loads(json.dumps(document)), (
+        "the API has changed: see whether clients can bear it, then run "
+        "python -m server.cli openapi > docs/openapi.json"
+    )
 
 
 def test_a_plan_is_asked_for_with_the_fields_of_a_budget(document: dict[str, Any]) -> None:

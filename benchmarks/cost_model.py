@@ -1,0 +1,228 @@
+"""Predicted against measured: memory and time of training on subset k, as a plan states them.
+
+    python benchmarks/cost_model.py --rounds 5 > cost_model.json
+
+Memory: a fresh process per case loads torch, trains once on two images so that its libraries are in memory, resets
+the peak of its resident size, then builds the network, decodes the set and trains three epochs; what is reported is how
+far the peak is above what was resident before. Time: in every round the device's own measure of FLOP/s (as
+`mdc-device profile` takes it), then one epoch of every case, all in one process and on one thread; both by CPU time,
+since other work on the machine takes wall time from them. Ratios are of measured to predicted; medians over the rounds.
+Linux only. Prints one JSON object, and with --markdown FILE a table as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mdc_core import rankmajor
+from mdc_core.budget import Budget, Plan, plan
+from mdc_core.config import EvaluateConfig, NetworkConfig
+from mdc_core.manifest import Manifest, build_manifest, parse_manifest
+from mdc_core.networks import build_network
+from mdc_core.networks.cost import measure_cost
+from mdc_core.rankmajor import SetInfo
+from mdc_core.streams import stream
+from mdc_core.train import fit
+from mdc_device import profile
+from mdc_device.decode import Subset
+
+NETWORKS = (
+    NetworkConfig(width=32),
+    NetworkConfig(width=128),
+    NetworkConfig(name="resnet_ap", width=32),
+)
+SIZES = (1, 5, 10)
+BATCHES = (16, 64)
+INFO = SetInfo(10, 2, tuple(f"class {c}" for c in range(10)), (0.5,) * 3, (0.25,) * 3, 32, 3)
+"""Shaped like CIFAR-10 at 10 images per class."""
+
+
+def main() -> None:
+    """Measure both, print what was predicted beside it."""
+    args = parse()
+    torch.set_num_threads(1)
+    if args.child is not None:
+        print(json.dumps(peak_memory(*args.child)))
+        return
+    cases = list(product(range(len(NETWORKS)), SIZES, BATCHES))
+    manifests = [described(network) for network in NETWORKS]
+    memory = [memory_line(manifests[case[0]], *case) for case in cases]
+    flops, epochs = timed(cases, args.rounds)
+    times = [time_line(manifests[case[0]], *case, epochs[case], flops) for case in cases]
+    print(
+        json.dumps(
+            {
+                "what": "memory and time of training, measured against predicted",
+                "machine": f"{platform.machine()}, {os.cpu_count()} cores, 1 thread, torch {torch.__version__}",
+                "method": {"rounds": args.rounds, "clock": "CPU time", "memory": "peak resident size"},
+                "flops_median": statistics.median(flops),
+                "flops_spread": [min(flops), max(flops)],
+                "memory": memory,
+                "time": times,
+            },
+            indent=1,
+        )
+    )
+    if args.markdown is not None:
+        args.markdown.write_text(table(memory, times))
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--markdown", type=Path, help="file for the table")
+    parser.add_argument("--child", type=int, nargs=3, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def described(network: NetworkConfig) -> Manifest:
+    """A manifest with the cost of this network, counted as a worker does."""
+    packed = rankmajor.pack(np.zeros(INFO.tile_shape(INFO.ipc), np.uint8), INFO)
+    net = build_network(network, channels=3, image_size=32, classes=10, generator=stream(0, "cost"))
+    document = build_manifest(
+        name="cost",
+        version=1,
+        created="2030-01-01T00:00:00Z",
+        expires=None,
+        info=INFO,
+        digests=rankmajor.digests(packed, INFO),
+        object_url="/x",
+        network=network.model_dump(),
+        recipe={"epochs": 1},
+        accuracy=[],
+        cost={network.label(): measure_cost(net, 3, 32)},
+    )
+    return parse_manifest(document)
+
+
+def training(network: int, k: int, batch: int, epochs: int) -> Iterator[int]:
+    """The training of `mdc-device train`, on random tiles; yields after every epoch."""
+    tiles = np.random.default_rng(k).integers(0, 256, INFO.tile_shape(k), dtype=np.uint8)
+    subset = Subset(INFO, tiles, k)
+    images = (torch.from_numpy(subset.images()) - 0.5) / 0.25
+    recipe = EvaluateConfig(epochs=epochs, network=NETWORKS[network], batch_size=batch)
+    net = build_network(
+        NETWORKS[network], channels=3, image_size=32, classes=10, generator=stream(0, "weights")
+    )
+    yield from fit(net, images, torch.from_numpy(subset.labels()), recipe, stream(0, "training"))
+
+
+def peak_memory(network: int, k: int, batch: int) -> int:
+    """Bytes by which this process grows at most while it trains."""
+    warm = NetworkConfig(name=NETWORKS[network].name, width=4)
+    net = build_network(warm, channels=3, image_size=32, classes=10, generator=stream(0, "warm"))
+    recipe = EvaluateConfig(epochs=2, network=warm, batch_size=2)
+    for _ in fit(
+        net, torch.zeros(2, 3, 32, 32), torch.zeros(2, dtype=torch.int64), recipe, stream(0, "warm")
+    ):
+        pass
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = resident("VmRSS")
+    for _ in training(network, k, batch, 3):
+        pass
+    return resident("VmHWM") - before
+
+
+def resident(what: str) -> int:
+    """A line of this process's status, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{what}:"))
+
+
+def memory_line(manifest: Manifest, network: int, k: int, batch: int) -> dict[str, Any]:
+    """One case in a process of its own."""
+    words = [sys.executable, __file__, "--child", str(network), str(k), str(batch)]
+    done = subprocess.run(
+        words, capture_output=True, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    measured, predicted = json.loads(done.stdout), expected(manifest, k, batch).memory_bytes
+    assert predicted is not None
+    line = {**case_of(network, k, batch), "predicted": predicted, "measured": measured}
+    return told({**line, "ratio": round(measured / predicted, 3)})
+
+
+def timed(
+    cases: list[tuple[int, int, int]], rounds: int
+) -> tuple[list[float], dict[tuple[int, int, int], list[float]]]:
+    """FLOP/s of every round, and CPU seconds of one epoch of every case in every round."""
+    profile.perf_counter = time.process_time
+    running = {case: training(*case, rounds + 1) for case in cases}
+    for epochs in running.values():
+        next(epochs)
+    flops: list[float] = []
+    seconds: dict[tuple[int, int, int], list[float]] = {case: [] for case in cases}
+    for _ in range(rounds):
+        flops.append(profile.measure_flops(0.3))
+        for case, epochs in running.items():
+            begun = time.process_time()
+            next(epochs)
+            seconds[case].append(time.process_time() - begun)
+    return flops, seconds
+
+
+def time_line(
+    manifest: Manifest, network: int, k: int, batch: int, seconds: list[float], flops: list[float]
+) -> dict[str, Any]:
+    """One case: the median over the rounds of measured to predicted, each with the FLOP/s of its round."""
+    predicted = [expected(manifest, k, batch, rate).seconds or 0.0 for rate in flops]
+    ratios = sorted(one / other for one, other in zip(seconds, predicted, strict=True))
+    line = {
+        **case_of(network, k, batch),
+        "predicted": round(statistics.median(predicted), 4),
+        "measured": round(statistics.median(seconds), 4),
+        "ratio": round(statistics.median(ratios), 3),
+        "spread": [round(ratios[0], 3), round(ratios[-1], 3)],
+    }
+    return told(line)
+
+
+def expected(manifest: Manifest, k: int, batch: int, flops: float | None = None) -> Plan:
+    """What a plan states for one epoch on subset k."""
+    return plan(manifest, Budget(batch_size=batch, epochs=1, flops=flops), at_most=k)
+
+
+def case_of(network: int, k: int, batch: int) -> dict[str, Any]:
+    """The name of a case."""
+    return {"network": NETWORKS[network].label(), "k": k, "batch": batch}
+
+
+def told(line: dict[str, Any]) -> dict[str, Any]:
+    """The line, shown meanwhile."""
+    print(json.dumps(line), file=sys.stderr, flush=True)
+    return line
+
+
+def table(memory: list[dict[str, Any]], times: list[dict[str, Any]]) -> str:
+    """Markdown: a row per case."""
+    rows = [
+        "| network | k | batch | memory: predicted, measured (MB) | ratio | s per epoch: predicted, measured | ratio |",
+        "|-|-|-|-|-|-|-|",
+    ]
+    for one, other in zip(memory, times, strict=True):
+        rows.append(
+            f"| {one['network']} | {one['k']} | {one['batch']} "
+            f"| {one['predicted'] / 1e6:.1f}, {one['measured'] / 1e6:.1f} | {one['ratio']:.2f} "
+            f"| {other['predicted']:.2f}, {other['measured']:.2f} | {other['ratio']:.2f} |"
+        )
+    return "\n".join(rows) + "\n"
+
+
+if __name__ == "__main__":
+    main()

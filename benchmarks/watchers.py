@@ -1,0 +1,294 @@
+"""What 200 watchers and 50 submitters cost one API process: its memory, and how long requests take meanwhile.
+
+    python benchmarks/watchers.py --seconds 20 > watchers.json
+    python benchmarks/watchers.py --database-url postgresql+psycopg://USER@HOST/EMPTY_DATABASE
+
+One uvicorn process as `mdc up` starts it, on SQLite in a fresh folder or on the database given (migrated, not
+emptied). Every job has several watchers, and a worker's reports of progress, each second, go to all of them through
+the database. Submitters, each with a key of its own, submit a job, look at it and cancel it, then pause. A first round
+of the same load warms up. Prints one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import random
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+from httpx_sse import aconnect_sse
+
+from mdc_core.signing import dump_private_keys, new_key
+from server.auth import create_key
+from server.settings import Settings
+from server.store import jobs, migrate
+from server.store.db import Database
+
+BODY = {"dataset": "digits", "condense": {"ipc": 1}}
+PER_KEY = 50  # jobs of the watched key; every one is watched by several
+
+
+@dataclass
+class Measured:
+    """What one round has seen."""
+
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+    """Of every request, by what it was."""
+    delays: list[float] = field(default_factory=list)
+    """From the commit of a report to its arrival at a watcher."""
+    refused: int = 0
+    rss: list[int] = field(default_factory=list)
+
+
+def main() -> None:
+    """Start the API, load it twice, print what was measured."""
+    args = parse()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        api(Path(folder), args.database_url) as (pid, url, db, secret),
+    ):
+        result = asyncio.run(measure(args, pid, url, db, secret))
+    print(json.dumps(result, indent=1))
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--watchers", type=int, default=200)
+    parser.add_argument("--submitters", type=int, default=50)
+    parser.add_argument("--seconds", type=float, default=15, help="length of the measured round")
+    parser.add_argument("--warm-up", type=float, default=5, help="length of the round before it")
+    parser.add_argument("--pause", type=float, default=3, help="seconds between two jobs of a submitter")
+    parser.add_argument(
+        "--database-url", help="a database that may be filled; left out: SQLite in a new folder"
+    )
+    return parser.parse_args()
+
+
+@contextmanager
+def api(folder: Path, database_url: str | None) -> Iterator[tuple[int, str, Database, bytes]]:
+    """The API process, its address, its database, and the secret of its keys."""
+    chosen = {
+        "MDC_DATA_DIR": str(folder),
+        "MDC_SECRET": "benchmark" * 4,
+        "MDC_SIGNING_KEYS": dump_private_keys([new_key()]),
+    }
+    if database_url is not None:
+        chosen["MDC_DATABASE_URL"] = database_url
+    os.environ.update(chosen)
+    settings = Settings()
+    migrate.upgrade(settings.database_url)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    command = [sys.executable, "-m", "uvicorn", "--factory", "server.app:app_from_env", "--no-access-log"]
+    log = (folder / "api.log").open("wb")
+    process = subprocess.Popen(
+        [*command, "--port", str(port), "--log-level", "warning"], stdout=log, stderr=log
+    )
+    url = f"http://127.0.0.1:{port}"
+    db = Database(settings.database_url)
+    try:
+        while True:
+            with suppress(httpx.TransportError):
+                httpx.get(f"{url}/readyz").raise_for_status()
+                break
+            if process.poll() is not None:
+                raise SystemExit((folder / "api.log").read_text())
+            time.sleep(0.1)
+        yield process.pid, url, db, settings.secret_key()
+    finally:
+        process.terminate()
+        process.wait()
+        db.dispose()
+        log.close()
+
+
+async def measure(
+    args: argparse.Namespace, pid: int, url: str, db: Database, secret: bytes
+) -> dict[str, Any]:
+    """Both rounds, and the memory around them."""
+    # Shorter than the server's five seconds: else a request may meet a connection that is just being closed.
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=2)
+    with db.begin() as session:
+        keys = [
+            create_key(session, secret, name="benchmark", scopes=["jobs:read", "jobs:write"])[1]
+            for _ in range(args.submitters + 1)
+        ]
+    async with httpx.AsyncClient(base_url=url, limits=limits, timeout=60) as client:
+        started = rss(pid)
+        await load(args.warm_up, args, client, keys, db, pid)
+        before = rss(pid)
+        found = await load(args.seconds, args, client, keys, db, pid)
+        await asyncio.sleep(3)  # connections close, the garbage is collected
+        after = rss(pid)
+    every = [seconds for kind in found.seconds.values() for seconds in kind]
+    return {
+        "what": "one API process under watchers and submitters",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        "database": db.engine.dialect.name,
+        "method": {
+            "watchers": args.watchers,
+            "watched_jobs": PER_KEY,
+            "submitters": args.submitters,
+            "pause_seconds": args.pause,
+            "seconds": args.seconds,
+            "warm_up_seconds": args.warm_up,
+            "load_average": os.getloadavg()[0],
+        },
+        "api_rss_mib": {
+            "started": started,
+            "before": before,
+            "most": max(found.rss),
+            "after": after,
+        },
+        "requests": {
+            "count": len(every),
+            "per_second": round(len(every) / args.seconds, 1),
+            "refused": found.refused,
+            "max_ms": round(1e3 * max(every)),
+            **{kind: quantiles(seconds) for kind, seconds in found.seconds.items()},
+        },
+        "progress_delay": {"count": len(found.delays), **quantiles(found.delays)},
+    }
+
+
+async def load(
+    seconds: float,
+    args: argparse.Namespace,
+    client: httpx.AsyncClient,
+    keys: list[str],
+    db: Database,
+    pid: int,
+) -> Measured:
+    """One round with watched jobs of its own."""
+    found = Measured()
+    owner = bearer(keys[-1])
+    watched = [(await client.post("/v1/jobs", json=BODY, headers=owner)).json()["id"] for _ in range(PER_KEY)]
+    until = time.monotonic() + seconds
+    reports: dict[tuple[str, int], float] = {}
+    opened = [asyncio.Event() for _ in range(args.watchers)]
+    watching = [
+        asyncio.create_task(watch(client, watched[number % PER_KEY], owner, reports, found, opened[number]))
+        for number in range(args.watchers)
+    ]
+    await asyncio.gather(*(event.wait() for event in opened))
+    await asyncio.gather(
+        work(db, watched, reports, until),
+        sample(pid, found, until),
+        *(submit(client, bearer(key), found, until, args.pause) for key in keys[: args.submitters]),
+    )
+    await asyncio.gather(*watching)  # they end with their jobs
+    return found
+
+
+async def watch(
+    client: httpx.AsyncClient,
+    job_id: str,
+    headers: dict[str, str],
+    reports: dict[tuple[str, int], float],
+    found: Measured,
+    opened: asyncio.Event,
+) -> None:
+    """Follow one job to its end."""
+    url = f"/v1/jobs/{job_id}/events/stream"
+    async with aconnect_sse(client, "GET", url, headers=headers) as source:
+        source.response.raise_for_status()
+        async for event in source.aiter_sse():
+            opened.set()
+            step = json.loads(event.data or "{}").get("step")
+            if event.event == "progress" and (job_id, step) in reports:
+                found.delays.append(time.monotonic() - reports[job_id, step])
+
+
+async def submit(
+    client: httpx.AsyncClient, headers: dict[str, str], found: Measured, until: float, pause: float
+) -> None:
+    """Submit, look, cancel, pause, again and again."""
+
+    async def timed(kind: str, method: str, url: str, **request: Any) -> dict[str, Any]:
+        began = time.monotonic()
+        answer = await client.request(method, url, headers=headers, **request)
+        found.seconds.setdefault(kind, []).append(time.monotonic() - began)
+        found.refused += answer.is_error
+        body: dict[str, Any] = answer.json()
+        return body
+
+    name = f"set-{headers['Authorization'].split('_')[1]}"
+    await asyncio.sleep(random.uniform(0, pause))  # they have not come together
+    while time.monotonic() < until:
+        job_id = (await timed("submit", "POST", "/v1/jobs", json={**BODY, "name": name}))["id"]
+        await timed("look", "GET", f"/v1/jobs/{job_id}")
+        await timed("cancel", "POST", f"/v1/jobs/{job_id}/cancel")
+        await asyncio.sleep(pause)
+
+
+async def work(db: Database, job_ids: list[str], reports: dict[tuple[str, int], float], until: float) -> None:
+    """Be the worker of these jobs: claim them, report progress each second, end them."""
+    step = 0
+
+    def report() -> None:
+        with db.begin() as session:
+            for job_id in job_ids:
+                if step == 0:
+                    jobs.claim(session, job_id, "benchmark", 3600)
+                jobs.report(session, job_id, 1, {"phase": "condensing", "step": step, "total": 1000})
+        reports.update({(job_id, step): time.monotonic() for job_id in job_ids})
+
+    def end() -> None:
+        with db.begin() as session:
+            for job_id in job_ids:
+                jobs.fail(session, job_id, 1, "benchmark", "it is over")
+
+    while time.monotonic() < until:
+        await asyncio.to_thread(report)
+        step += 1
+        await asyncio.sleep(1)
+    await asyncio.to_thread(end)
+
+
+async def sample(pid: int, found: Measured, until: float) -> None:
+    """Note the memory ten times a second."""
+    while time.monotonic() < until:
+        found.rss.append(rss(pid))
+        await asyncio.sleep(0.1)
+
+
+def rss(pid: int) -> int:
+    """Resident memory of a process in MiB."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS")) // 1024
+
+
+def bearer(token: str) -> dict[str, str]:
+    """Headers with a key."""
+    return {"Authorization": f"Bearer {token}"}
+
+
+def quantiles(seconds: list[float]) -> dict[str, int]:
+    """In milliseconds."""
+    cuts = statistics.quantiles(seconds, n=100)
+    return {
+        "median_ms": round(1e3 * cuts[49]),
+        "p99_ms": round(1e3 * cuts[98]),
+        "max_ms": round(1e3 * max(seconds)),
+    }
+
+
+if __name__ == "__main__":
+    main()

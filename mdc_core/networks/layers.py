@@ -1,0 +1,131 @@
+"""Layers of the matched networks whose first and second derivatives are cheaper than those of torch's own.
+
+On a CPU more than half of a training step is not convolution. Two layers stood out (docs/performance.md): average
+pooling, which becomes a matrix product, and the second derivative of instance norm, which torch composes of some
+thirty elementwise steps, and which here is written out.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_WIDEST_PRODUCT = 64
+"""Rows of more pixels are pooled by torch: the product's cost per pixel grows with the row."""
+
+
+class AveragePool(nn.Module):
+    """Mean of every square of `factor`² pixels; what does not fill a square is left out."""
+
+    def __init__(self, factor: int) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, ch, H, W) to (B, ch, H // factor, W // factor)."""
+        p, (batch, channels, height, width) = self.factor, x.shape
+        if x.device.type != "cpu" or width > _WIDEST_PRODUCT or height % p or width % p:
+            return F.avg_pool2d(x, p)
+        # p neighbouring rows lie side by side in memory: (B · ch · H/p, p · W) times (p · W, W/p).
+        rows = x.reshape(-1, p * width)
+        return (rows @ _pooling(p, width, x.dtype)).view(batch, channels, height // p, width // p)
+
+
+class InstanceNorm(nn.GroupNorm):
+    """Every channel of every image brought to mean 0 and variance 1, then scaled and shifted by channel.
+
+    May be differentiated twice, the second time with respect to the input, not to scale and shift.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, ch, H, W) to the same shape."""
+        out: Tensor = _InstanceNorm.apply(x, self.weight, self.bias, self.eps)
+        return out
+
+
+@cache
+def _pooling(factor: int, width: int, dtype: torch.dtype) -> Tensor:
+    """The matrix (p · W, W/p) that averages p rows of W pixels."""
+    with torch.inference_mode(False):
+        column = torch.arange(width)
+        matrix = torch.zeros(factor, width, width // factor, dtype=dtype)
+        matrix[:, column, column // factor] = 1 / factor**2
+        return matrix.flatten(0, 1)
+
+
+class _InstanceNorm(torch.autograd.Function):
+    """y = γ h + β, where h = s (x - mean x) and s = 1 / √(var x + ε), per image and channel."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        batch, channels, height, width = x.shape
+        y, mean, rstd = torch.native_group_norm(
+            x, weight, bias, batch, channels, height * width, channels, eps
+        )
+        ctx.save_for_backward(x, weight, mean, rstd)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, rstd = ctx.saved_tensors
+        found = _InstanceNormBackward.apply(grads[0], x, weight, mean, rstd, ctx.needs_input_grad[1])
+        return (*found, None)
+
+
+class _InstanceNormBackward(torch.autograd.Function):
+    """gx = s (u - mean u - h mean(u h)) for u = γ g, and the gradients of γ and β."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, g: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, affine: bool
+    ) -> tuple[Tensor | None, ...]:
+        batch, channels, height, width = x.shape
+        ctx.save_for_backward(g, x, weight, mean, rstd)
+        ctx.set_materialize_grads(False)
+        found: tuple[Tensor | None, ...] = torch.ops.aten.native_group_norm_backward(
+            g, x, mean, rstd, weight, batch, channels, height * width, channels, [True, affine, affine]
+        )
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        """For v = dL/dgx, with all means over an image's channel and k = mean(v h), m = mean(u h):
+
+        dL/dg = γ s (v - mean v - k h)
+        dL/dx = -s² (m (v - mean v) + k (u - mean u) + (mean(u v) - mean u · mean v - 3 k m) h)
+        """
+        v = grads[0]
+        if any(grad is not None for grad in grads[1:]):
+            raise NotImplementedError("instance norm has second derivatives for its input only")
+        if v is None:
+            return (None,) * 6
+        g, x, weight, mean, rstd = ctx.saved_tensors
+        batch, channels, height, width = x.shape
+        shape = (batch, channels, 1)
+        s, scale = rstd.view(shape), weight.view(1, channels, 1)
+        v, g, x = (t.reshape(batch, channels, -1) for t in (v, g, x))
+        h = (x - mean.view(shape)) * s
+        count = height * width
+        v0, g0 = v.mean(2, keepdim=True), g.mean(2, keepdim=True)
+        k = _dot(v, h) / count
+        m = _dot(g, h) / count * scale
+        both = _dot(v, g) / count * scale - v0 * g0 * scale
+        slope_g = torch.addcmul(v, h, k, value=-1).sub_(v0).mul_(s * scale)
+        square = -s.square()
+        slope_x = torch.addcmul(v * (square * m), g, square * k * scale)
+        slope_x.addcmul_(h, square * (both - 3 * k * m)).sub_(square * (m * v0 + k * scale * g0))
+        image = (batch, channels, height, width)
+        return slope_g.view(image), slope_x.view(image), None, None, None, None
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Products summed over the pixels: (B, ch, P), twice, to (B, ch, 1)."""
+    product: Tensor = torch.linalg.vecdot(a, b)
+    return product.unsqueeze(2)
