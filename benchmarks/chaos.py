@@ -41,16 +41,16 @@ import httpx
 import numpy as np
 from sqlalchemy import create_engine, func, select, text
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from mdc_core.signing import dump_private_keys, new_key
+from server.store import migrate
+from server.store.db import Database
+from server.store.objects import open_objects
+from server.store.tables import CondensedSet, Dataset, Job, JobEvent
+from tests.services import free_port, s3_bucket, s3_kind
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from mdc_core.signing import dump_private_keys, new_key  # noqa: E402
-from server.store import migrate  # noqa: E402
-from server.store.db import Database  # noqa: E402
-from server.store.objects import open_objects  # noqa: E402
-from server.store.tables import CondensedSet, Dataset, Job, JobEvent  # noqa: E402
-from tests.services import free_port, s3_bucket, s3_kind  # noqa: E402
-
 WORKERS = 2
 KINDS = 3
 """Different data sets and configurations; every job is of one of these."""

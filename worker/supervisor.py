@@ -86,19 +86,24 @@ class Supervisor:
         log = structlog.get_logger().bind(job_id=job.id, attempt=job.attempt)
         log.info("attempt started", dataset=job.dataset, set=job.name)
         lease = _Lease(self._settings, self._database, job)
-        # Even a child that is killed leaves no temporary files: they are all in a folder of its own.
-        with scratch_folder() as folder:
-            child = _start(job, folder)
-            try:
-                stop = self._watch(child, lease)
-            finally:
-                _end(child)
+        code, stop = IO_ERROR, None
         try:
-            self._settle(job, child.returncode, stop, log)
+            # Even a child that is killed leaves no temporary files: they are all in a folder of its own.
+            with scratch_folder() as folder:
+                child = _start(job, folder)
+                try:
+                    stop = self._watch(child, lease)
+                finally:
+                    _end(child)
+                code = child.returncode
+        except OSError as error:  # no room for the folder, no memory for the process
+            log.warning("the attempt could not be started", error=repr(error))
+        try:
+            self._settle(job, code, stop, log)
         except (*STORE_ERRORS, OSError) as error:
             # The lease runs out, and the reaper settles it.
             log.warning("the job's state could not be settled", error=repr(error))
-        return child.returncode
+        return code
 
     def _pause(self) -> None:
         """Give a store that does not answer some time."""

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-import secrets
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -22,7 +19,7 @@ from mdc_device import api
 from mdc_device.cli import main
 from mdc_device.decode import open_subset
 from tests.device.live import live_api
-from tests.services import missing
+from tests.services import S3
 
 ACCESS = api.Access("mdc_1_secret", timeout_s=10, retries=1)
 DENIED = (
@@ -241,16 +238,10 @@ def test_a_store_that_cannot_be_reached(
     assert open_subset(file).k == 2
 
 
-def test_the_api_and_a_real_object_store(tmp_path: Path) -> None:
-    """S3 at AWS_ENDPOINT_URL, with the credentials in AWS_…, and the API that sends devices there."""
-    obstore = pytest.importorskip("obstore")
-    if not os.environ.get("AWS_ENDPOINT_URL"):
-        missing("S3", "AWS_ENDPOINT_URL is not set")
-    name = f"mdc-device-{secrets.token_hex(4)}"
-    made = httpx.put(obstore.sign(obstore.store.S3Store(name), "PUT", "", timedelta(minutes=5)))
-    assert made.status_code == 200, made.text
+def test_the_api_and_a_real_object_store(tmp_path: Path, s3: S3) -> None:
+    """S3, and the API that sends devices there."""
     (tmp_path / "data").mkdir()
-    settings = {"MDC_OBJECTS_URL": f"s3://{name}/kept", "MDC_DOWNLOADS": "redirect"}
+    settings = {"MDC_OBJECTS_URL": s3.url, "MDC_DOWNLOADS": "redirect"}
     with live_api(tmp_path / "data", **settings) as live:
         access = api.Access(live.key, timeout_s=10, retries=0)
         for k in (1, 4):
@@ -262,4 +253,4 @@ def test_the_api_and_a_real_object_store(tmp_path: Path) -> None:
         first, end = len(live.subset(1)), len(live.subset(3))
         asked = {"Authorization": f"Bearer {live.key}", "Range": f"bytes={first}-{end - 1}"}
         sent = httpx.get(f"{live.url}/subsets/3?set=toy@1", headers=asked)
-        assert sent.headers["Location"].startswith(os.environ["AWS_ENDPOINT_URL"])
+        assert sent.headers["Location"].startswith(s3.environment["AWS_ENDPOINT_URL"])

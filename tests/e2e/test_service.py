@@ -104,6 +104,7 @@ def running(folder: Path) -> Iterator[Running]:
     yield service
     service.process.terminate()
     service.process.communicate(timeout=120)
+    assert service.process.returncode == 0
 
 
 def photos() -> bytes:
@@ -182,7 +183,10 @@ def test_from_an_uploaded_zip_to_a_device(running: Running, tmp_path: Path) -> N
     assert forbidden.status_code == 403
 
 
-def test_ctrl_c_leaves_nothing_running_and_the_job_goes_on_at_the_next_start(folder: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_however_it_ends_nothing_is_left_running_and_the_job_goes_on_at_the_next_start(
+    folder: Path, number: signal.Signals
+) -> None:
     first = start(folder)
     body = {"dataset": "digits", "condense": TOY | {"ipc": 2, "outer_loops": 60}, "evaluate": JUDGE}
     job_id = first.call("POST", "/v1/jobs", json=body).json()["id"]
@@ -191,9 +195,14 @@ def test_ctrl_c_leaves_nothing_running_and_the_job_goes_on_at_the_next_start(fol
     assert len(processes) == 3
     processes += [child for parent in first.children() for child in pids("--ppid", str(parent))]
     assert len(processes) >= 4, "the attempt's own process"
-    first.process.send_signal(signal.SIGINT)
+    first.process.send_signal(number)
     first.process.communicate(timeout=120)
-    assert first.process.returncode == 0
+    assert first.process.returncode == (0 if number is signal.SIGINT else -number)
+    pause = threading.Event()
+    for _ in range(600):  # after SIGKILL they notice it by themselves
+        if not pids("--pid", ",".join(map(str, processes))):
+            break
+        pause.wait(0.1)
     assert not pids("--pid", ",".join(map(str, processes)))
 
     second = start(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -230,3 +231,21 @@ def test_a_job_shows_its_progress_and_its_set(api: Api) -> None:
         )
     assert shown()["set"] == {"name": "digits-ipc5", "version": 1, "url": "/v1/sets/digits-ipc5@1"}
     assert shown()["links"]["set"] == "/v1/sets/digits-ipc5@1"
+
+
+def test_a_job_asks_for_its_longest_time_within_the_operators(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def submitted(**more: int) -> Any:
+        return api.client.post("/v1/jobs", json={"dataset": "digits", **more}, headers=api.admin)
+
+    assert submitted().json()["max_runtime_s"] is None
+    assert submitted(max_runtime_s=60).json()["max_runtime_s"] == 60
+    assert submitted(max_runtime_s=0).status_code == 422
+    limited = api.services.settings.model_copy(update={"max_runtime_seconds": 100})
+    monkeypatch.setattr(api.client.app.state, "services", replace(api.services, settings=limited))  # type: ignore[attr-defined]
+    assert submitted().json()["max_runtime_s"] == 100
+    assert submitted(max_runtime_s=100).json()["max_runtime_s"] == 100
+    refused = submitted(max_runtime_s=101)
+    assert refused.status_code == 422
+    assert "at most 100 s here (it is 101)" in refused.json()["detail"]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from threading import Barrier
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from server.store import jobs, sets
 from server.store.db import Database
@@ -205,3 +207,63 @@ def test_a_transaction_that_fails_leaves_nothing(db: Database, owner: str) -> No
         claim_then_crash()
     assert stored(db, job_id).state is JobState.QUEUED
     assert history(db, job_id) == ["queued"]
+
+
+RACER = """
+import sys
+from server.store import jobs
+from server.store.db import Database
+
+db = Database(sys.argv[1])
+print("ready", flush=True)
+sys.stdin.readline()
+taken = []
+while True:
+    with db.begin() as session:
+        job = jobs.claim(session, None, "racer", 90)
+    if job is None:
+        break
+    taken.append(job.id)
+print(*taken)
+"""
+
+
+def test_processes_that_empty_a_queue_together_never_get_the_same_job(
+    db: Database, owner: str, database_url: str
+) -> None:
+    queued = {submit(db, owner) for _ in range(60)}
+    command = [sys.executable, "-c", RACER, database_url]
+    racers = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)
+    ]
+    for racer in racers:
+        assert racer.stdout is not None
+        assert racer.stdout.readline() == "ready\n"
+    for racer in racers:
+        assert racer.stdin is not None
+        racer.stdin.write("go\n")
+        racer.stdin.flush()
+    taken = [job_id for racer in racers for job_id in racer.communicate(timeout=120)[0].split()]
+    assert len(taken) == len(queued)
+    assert set(taken) == queued
+    assert {tuple(history(db, job_id)) for job_id in queued} == {("queued", "running")}
+
+
+def test_the_time_of_all_attempts_counts_and_waiting_does_not(db: Database, owner: str) -> None:
+    job = claimed(db, owner)
+    assert job.claimed_at is not None
+    assert job.lease_expires_at is not None
+    assert jobs.running_seconds(job, job.claimed_at + timedelta(seconds=5)) == 5
+    vanished = jobs.running_seconds(job, job.claimed_at + timedelta(days=1))
+    assert vanished == (job.lease_expires_at - job.claimed_at).total_seconds()
+    with db.begin() as session:
+        hour_ago = utcnow() - timedelta(hours=1)
+        session.execute(update(Job).values(claimed_at=hour_ago))
+        jobs.requeue(session, job.id, 1, "killed")
+    requeued = stored(db, job.id)
+    assert 3600 <= requeued.runtime_s < 3660
+    with db.begin() as session:
+        again = jobs.claim(session, job.id, "worker-2", LEASE)
+    assert again is not None
+    assert again.claimed_at is not None
+    assert jobs.running_seconds(again, again.claimed_at) == requeued.runtime_s

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import socket
+import threading
+from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -8,11 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mdc_core.errors import ConfigError
+from server.store.errors import STORE_ERRORS
 from server.store.objects import ObjectStore, open_objects
+from tests.services import S3
 
 
-@pytest.fixture(params=["file", "memory"])
+@pytest.fixture(params=["file", "memory", "s3"])
 def objects(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
+    if request.param == "s3":
+        return open_objects(request.getfixturevalue("s3").url)
     return open_objects("memory://" if request.param == "memory" else f"file://{tmp_path}/the objects")
 
 
@@ -83,6 +91,7 @@ def test_a_wrong_url_is_named(url: str) -> None:
         open_objects(url)
 
 
+@pytest.mark.parametrize("objects", ["file", "memory"], indirect=True)
 def test_only_a_remote_store_has_signed_urls(objects: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
     assert objects.url("sets/a", 300) is None
     for name, value in {"ACCESS_KEY_ID": "id", "SECRET_ACCESS_KEY": "secret", "REGION": "x"}.items():
@@ -93,3 +102,38 @@ def test_only_a_remote_store_has_signed_urls(objects: ObjectStore, monkeypatch: 
     assert parts.path.endswith("/prefix/sets/a")
     assert parse_qs(parts.query)["X-Amz-Expires"] == ["300"]
     assert "secret" not in url
+
+
+def test_a_store_that_accepts_and_says_nothing_is_away(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.store.objects.READ_SECONDS", 0.2)
+    monkeypatch.setattr("server.store.objects.RETRY_SECONDS", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        objects = open_objects(s3.url)
+        for call in (lambda: objects.put("a", b"x"), lambda: objects.get("a"), lambda: objects.head("a")):
+            with pytest.raises(STORE_ERRORS):
+                call()
+
+
+def test_a_store_that_fails_for_a_moment_is_asked_again(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first two requests are answered with 503, as a server does that is told to slow down."""
+    answered: list[int] = []
+
+    class Overloaded(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            answered.append(503 if len(answered) < 2 else 200)
+            self.send_response(answered[-1])
+            for name, value in {"Content-Length": "1", "ETag": '"x"', "Last-Modified": formatdate()}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(b"x")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Overloaded) as server:
+        threading.Thread(target=server.serve_forever).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        assert open_objects(s3.url).get("a") == b"x"
+        server.shutdown()
+    assert answered == [503, 503, 200]

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import io
 import os
+import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from mdc_core import rankmajor
 from mdc_core.manifest import parse_manifest
 from server.store import datasets, jobs, sets
 from server.store.states import JobState
-from server.store.tables import JobEvent
+from server.store.tables import Job, JobEvent
+from tests.services import free_port
 from tests.worker.conftest import Stores
 from worker import runner
-from worker.exits import DONE
+from worker.exits import DONE, IO_ERROR
 
 
 @contextmanager
@@ -94,21 +98,33 @@ def hang(stores: Stores, thread: threading.Thread) -> None:
     os.kill(child, signal.SIGSTOP)
 
 
-@pytest.mark.parametrize("disturb", [kill, shut_down, hang])
+@pytest.fixture(scope="module")
+def undisturbed() -> dict[str, str]:
+    """Digest of the toy set, once a job of some test has published it."""
+    return {}
+
+
+@pytest.mark.parametrize(
+    ("size", "disturb"),
+    [("small", kill), ("small", shut_down), ("small", hang), ("large", kill)],
+    indirect=["size"],
+)
 def test_a_disturbed_job_publishes_the_same_bytes(
-    stores: Stores, disturb: Callable[[Stores, threading.Thread], None]
+    stores: Stores, disturb: Callable[[Stores, threading.Thread], None], undisturbed: dict[str, str]
 ) -> None:
     """Whatever happens to a child in mid-job, another attempt goes on from its checkpoint."""
-    undisturbed = stores.submit()
-    with draining(stores):
-        pass
+    if not undisturbed:
+        job_id = stores.submit()
+        with draining(stores):
+            pass
+        undisturbed["digest"] = stores.digest(job_id)
     disturbed = stores.submit()
     with draining(stores) as thread:
         stores.wait_for(disturbed, lambda job: (job.checkpoint_step or 0) >= 3)
         disturb(stores, thread)
     ended = stores.wait_for(disturbed, lambda job: job.ended_at is not None)
     assert (ended.state, ended.attempt) == (JobState.SUCCEEDED, 2), ended.error_detail
-    assert stores.digest(disturbed) == stores.digest(undisturbed)
+    assert stores.digest(disturbed) == undisturbed["digest"]
     assert states(stores, disturbed) == [
         ("queued", 0),
         ("running", 1),
@@ -171,6 +187,85 @@ def test_a_broken_image_fails_the_job_and_names_the_file(stores: Stores) -> None
     job = stores.job(job_id)
     assert (job.state, job.attempt, job.error_code) == (JobState.FAILED, 1, "data-error")
     assert "train/cat/1.png" in (job.error_detail or "")
+
+
+def test_data_that_are_missing_fail_the_job_at_once(stores: Stores) -> None:
+    job_id = stores.submit(dataset="imagenet-10")
+    with draining(stores):
+        pass
+    job = stores.job(job_id)
+    assert (job.state, job.attempt, job.error_code) == (JobState.FAILED, 1, "data-error")
+    assert "which has no train and val folders" in (job.error_detail or "")
+
+
+def test_a_job_ends_when_it_has_run_for_its_time(stores: Stores) -> None:
+    job_id = stores.submit(outer_loops=100_000)
+    with draining(stores):
+        running = stores.wait_for(job_id, lambda job: (job.checkpoint_step or 0) >= 1)
+        assert running.claimed_at is not None
+        with stores.database.begin() as session:
+            # As if an attempt before this one had taken an hour.
+            session.execute(update(Job).where(Job.id == job_id).values(max_runtime_s=3600, runtime_s=3600))
+    job = stores.job(job_id)
+    assert (job.state, job.attempt, job.error_code) == (JobState.FAILED, 1, "max-runtime")
+    assert list(stores.objects.list("jobs")) == []
+    assert not children()
+
+
+@pytest.mark.parametrize("size", ["large"], indirect=True)
+def test_an_object_store_that_is_away_is_waited_for(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither is the job to blame, nor is anything lost: it goes on when the store is back."""
+    endpoint = os.environ["AWS_ENDPOINT_URL"]
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
+    stores.settings = stores.settings.model_copy(update={"max_attempts": 1, "lease_renew_seconds": 1.0})
+    job_id = stores.submit()
+    with draining(stores):
+        stores.wait_for(job_id, lambda job: job.attempt == 1 and job.state is JobState.QUEUED)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    job = stores.job(job_id)
+    assert (job.state, job.interruptions) == (JobState.SUCCEEDED, 0)
+    assert job.attempt >= 2
+
+
+def test_a_worker_that_cannot_start_an_attempt_gives_the_job_back(
+    stores: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "not there"))
+    stores.settings = stores.settings.model_copy(update={"max_attempts": 2, "lease_renew_seconds": 0.1})
+    job_id = stores.submit()
+    with draining(stores):
+        pass
+    job = stores.job(job_id)
+    assert (job.state, job.attempt, job.error_code) == (JobState.FAILED, 2, "too-many-attempts")
+    assert "such as a full disk" in (job.error_detail or "")
+
+
+@pytest.mark.parametrize("size", ["large"], indirect=True)
+def test_a_disk_without_room_is_told_from_a_broken_job(
+    stores: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The objects lie in a folder in which no file may have more than a thousand bytes."""
+    monkeypatch.setenv("MDC_OBJECTS_URL", f"file://{tmp_path}/objects")
+    job_id = stores.submit()
+    with stores.database.begin() as session:
+        jobs.claim(session, job_id, "tests", 90)
+    stdin, held_open = os.pipe()
+    done = subprocess.run(
+        [sys.executable, "-m", "worker.runner", job_id, "1"],
+        stdin=stdin,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)),
+        check=False,
+        timeout=120,
+    )
+    os.close(stdin)
+    os.close(held_open)
+    assert done.returncode == IO_ERROR, done.stdout
+    assert b"File too large" in done.stdout
+    assert list((tmp_path / "objects").rglob("*.*")) == [], "a part of a file was left"
+    job = stores.job(job_id)
+    assert (job.state, job.checkpoint_key) == (JobState.RUNNING, None), "its supervisor settles it"
 
 
 def test_an_attempt_that_was_overtaken_writes_nothing(stores: Stores) -> None:
