@@ -1,0 +1,36 @@
+"""The line that every request leaves in the log."""
+
+from __future__ import annotations
+
+import pytest
+import structlog
+from structlog.testing import LogCapture
+
+from tests.server.conftest import Api, sqlite_only
+from tests.server.test_api_jobs import submit
+
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
+
+
+@sqlite_only
+def test_a_request_is_logged_with_its_id_its_key_and_its_route(api: Api) -> None:
+    job_id = submit(api)["id"]
+    captured = LogCapture()
+    before = structlog.get_config()["processors"]
+    structlog.configure(processors=[structlog.contextvars.merge_contextvars, captured])
+    try:
+        api.client.get(f"/v1/jobs/{job_id}", headers={**api.admin, "X-Request-ID": "abc"})
+        api.client.get("/v1/jobs", headers={"Authorization": "Bearer mdc_a_b"})
+        api.client.get("/nothing")
+    finally:
+        structlog.configure(processors=before)
+    found, refused, lost = (line for line in captured.entries if line["event"] == "request")
+    assert found["request_id"] == "abc"
+    assert found["key_id"] == api.admin["Authorization"].split("_")[1]
+    assert (found["method"], found["route"], found["status"]) == ("GET", "/v1/jobs/{job_id}", 200)
+    assert found["seconds"] > 0
+    assert "key_id" not in refused
+    assert (refused["route"], refused["status"]) == ("/v1/jobs", 401)
+    assert (lost["route"], lost["status"]) == (None, 404)
+    secret = api.admin["Authorization"].split("_", 2)[2]
+    assert secret not in repr(captured.entries)
