@@ -1,6 +1,6 @@
 """Bytes that a fleet of devices fetches when budgets change: ranks that are missing, against whole files.
 
-    python benchmarks/fleet.py --devices 500 --changes 20 --over-http 500 > fleet.json
+    python benchmarks/fleet.py --over-http 100 > fleet.json
 
 Every device draws a budget (storage, memory, deadline, energy) again and again, plans its k from the manifest with the
 function that devices and the server use, and holds exactly subset k from then on. Three ways to get there are counted:
