@@ -14,7 +14,7 @@ from typing import Any
 from mdc_core.config import CondenseConfig, DataFacts, EvaluateConfig, NetworkConfig
 from mdc_core.cost import FLOAT_BYTES, Cost, convnet_cost
 
-BASE_BYTES = 850_000_000
+BASE_BYTES = 720_000_000
 """A process that has loaded torch (with CUDA's libraries) and its convolution kernels, before any data."""
 DATA_SHARE = 0.5
 """Data that would take more than this share of a memory stay out of it (see `mdc_core.memory`)."""

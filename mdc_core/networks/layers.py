@@ -1,8 +1,8 @@
 """Layers of the matched networks whose first and second derivatives are cheaper than those of torch's own.
 
 On a CPU more than half of a training step is not convolution. Two layers stood out (docs/performance.md): average
-pooling, which becomes a matrix product, and the second derivative of instance norm, which torch composes of some
-thirty elementwise steps, and which here is written out.
+pooling, which becomes a matrix product, and the second derivative of instance norm, which torch composes of dozens
+of elementwise steps, and which here is written out.
 """
 
 from __future__ import annotations
