@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from sqlalchemy.orm import Session
 
@@ -30,14 +31,18 @@ class Version:
     row: CondensedSet
     """With its manifest; it belongs to no session."""
     manifest: Manifest
+    object_key: str
     header_bytes: int
     """H: bytes before the first rank, the same for every k."""
+    rank_bytes: int
+    """B: bytes of a rank."""
 
     @classmethod
     def of(cls, row: CondensedSet) -> Version:
         """The version of a row whose manifest is loaded."""
         manifest = parse_manifest(row.manifest)
-        return cls(row, manifest, rankmajor.header_size(manifest.info))
+        info = manifest.info
+        return cls(row, manifest, row.object_key, rankmajor.header_size(info), info.rank_bytes)
 
     @property
     def path(self) -> str:
@@ -46,9 +51,10 @@ class Version:
 
     def length(self, k: int) -> int:
         """H + kB: bytes of the file of subset k."""
-        return self.header_bytes + k * self.manifest.info.rank_bytes
+        return self.header_bytes + k * self.rank_bytes
 
 
+@lru_cache(1024)
 def split_reference(reference: str) -> tuple[str, int | None]:
     """Name and version of `name` or `name@version`. `Problem` 404 when it is neither."""
     parts = _REFERENCE.fullmatch(reference)

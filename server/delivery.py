@@ -174,7 +174,7 @@ async def send(services: Services, version: Version, answer: Answer) -> Response
     if answer.span is None:
         return Response(status_code=answer.status, headers=answer.headers)
     if answer.in_store and services.settings.downloads == "redirect":
-        url = await run_in_threadpool(services.objects.url, version.row.object_key, URL_SECONDS)
+        url = await run_in_threadpool(services.objects.url, version.object_key, URL_SECONDS)
         if url is not None:
             return _redirect(url, answer)
     pieces: Iterable[Piece] | None = services.ranks.warm(version, answer.k, *answer.span)

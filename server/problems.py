@@ -219,7 +219,7 @@ def request_id_of(scope: Scope) -> str:
     return secrets.token_hex(8)
 
 
-def log_request(scope: Scope, status: int, started: float, **context: str) -> None:
+def log_request(scope: Scope, status: int, started: float) -> None:
     """Log that a request is answered, which took since `started` on the clock of `time.perf_counter`."""
     _log.info(
         "request",
@@ -228,7 +228,6 @@ def log_request(scope: Scope, status: int, started: float, **context: str) -> No
         route=getattr(scope.get("route"), "path", None),
         status=status,
         seconds=round(time.perf_counter() - started, 4),
-        **context,
     )
 
 

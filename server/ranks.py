@@ -37,17 +37,17 @@ class Ranks:
     def warm(self, version: Version, k: int, start: int, end: int) -> list[Piece] | None:
         """Bytes [start, end) of the file of subset k if all are in memory; never waits for the store."""
         is_whole = start == 0 and end == version.length(k) <= AT_ONCE
-        if is_whole and (whole := self._kept.get((version.row.object_key, WHOLE + k))) is not None:
+        if is_whole and (whole := self._kept.get((version.object_key, WHOLE + k))) is not None:
             return [whole]
         pieces: list[Piece] = []
         for rank, first, last in _parts(version, start, end):
-            block = self._header(version, k) if rank == 0 else self._kept.get((version.row.object_key, rank))
+            block = self._header(version, k) if rank == 0 else self._kept.get((version.object_key, rank))
             if block is None:
                 return None
             pieces.append(memoryview(block)[first:last])
         if is_whole:  # joined once, not for every device that asks for it
             pieces = [b"".join(pieces)]
-            self._kept.put((version.row.object_key, WHOLE + k), bytes(pieces[0]))
+            self._kept.put((version.object_key, WHOLE + k), bytes(pieces[0]))
         return pieces
 
     def read(self, version: Version, k: int, start: int, end: int) -> Iterable[Piece]:
@@ -58,9 +58,9 @@ class Ranks:
         """
         ranks = [rank for rank, _, _ in _parts(version, start, end) if rank > 0]
         # What would push most of the rest out of memory is passed on as it comes.
-        if len(ranks) * version.manifest.info.rank_bytes > self._capacity // 2:
+        if len(ranks) * version.rank_bytes > self._capacity // 2:
             return self._stream(version, k, start, end)
-        with self._locks[hash(version.row.object_key) % _LOCKS]:
+        with self._locks[hash(version.object_key) % _LOCKS]:
             blocks = self._load(version, ranks)
         return [
             memoryview(self._header(version, k) if rank == 0 else blocks[rank])[first:last]
@@ -69,7 +69,7 @@ class Ranks:
 
     def _load(self, version: Version, ranks: list[int]) -> dict[int, bytes]:
         """These consecutive ranks; those that are not in memory by one range of the object."""
-        key, size = version.row.object_key, version.manifest.info.rank_bytes
+        key, size = version.object_key, version.rank_bytes
         blocks = {rank: block for rank in ranks if (block := self._kept.get((key, rank))) is not None}
         missing = [rank for rank in ranks if rank not in blocks]
         if missing:
@@ -89,11 +89,11 @@ class Ranks:
         """Past the memory; the payload has the same offsets in file and object."""
         size = version.header_bytes
         head = self._header(version, k)[start:end]
-        payload = self._objects.stream(version.row.object_key, max(start, size), max(end, size))
+        payload = self._objects.stream(version.object_key, max(start, size), max(end, size))
         return chain((head,), payload) if head else payload
 
     def _header(self, version: Version, k: int) -> bytes:
-        key = version.row.object_key, -k
+        key = version.object_key, -k
         kept = self._kept.get(key)
         if kept is None:
             kept = rankmajor.header(version.manifest.info, k)
@@ -108,7 +108,7 @@ def _parts(version: Version, start: int, end: int) -> Iterator[tuple[int, int, i
         yield 0, start, min(end, size)
     if end <= size:
         return
-    rank_bytes = version.manifest.info.rank_bytes
+    rank_bytes = version.rank_bytes
     for rank in range(max(0, start - size) // rank_bytes + 1, (end - size - 1) // rank_bytes + 2):
         begin = size + (rank - 1) * rank_bytes
         yield rank, max(0, start - begin), min(end - begin, rank_bytes)

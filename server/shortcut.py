@@ -11,8 +11,8 @@ import asyncio
 import re
 import time
 from collections.abc import Callable
-from functools import partial
-from typing import Any, TypeVar
+from functools import lru_cache, partial
+from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 import structlog
@@ -23,10 +23,11 @@ from starlette.types import Scope, Send
 from server.auth import confirmed_caller, has_met, known_caller
 from server.callers import Caller
 from server.catalog import Version
-from server.delivery import Answer, Conditions, answer_rank, answer_subset, choose_size, in_chunks
+from server.delivery import Conditions, answer_rank, answer_subset, choose_size, in_chunks
 from server.deps import Services
+from server.logs import begin_line, write_line
 from server.lru import Lru
-from server.problems import Problem, log_request, request_id_of
+from server.problems import Problem, request_id_of
 from server.ranks import Piece
 
 KEPT = 256
@@ -40,11 +41,25 @@ _CONDITIONS = {b"range": 0, b"if-range": 1, b"if-match": 2, b"if-none-match": 3}
 """Place of each header among the fields of `Conditions`."""
 
 _Conditions = tuple[str | None, ...]
-_Request = tuple[str | None, ...]
-"""Noun, number and conditions: all that the answer of a version depends on."""
 _Headers = list[tuple[bytes, bytes]]
-_Ready = tuple[Answer, _Headers]
 T = TypeVar("T")
+
+
+class _Ready(NamedTuple):
+    """All of an answer but its bytes and the id of the request."""
+
+    status: int
+    headers: _Headers
+    k: int
+    span: tuple[int, int]
+    """Which bytes of the file of subset k, half open."""
+    line: str
+    """Begin of its line in the log."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the body."""
+        return self.span[1] - self.span[0]
 
 
 class Shortcut:
@@ -52,7 +67,8 @@ class Shortcut:
 
     def __init__(self) -> None:
         """It knows no answer yet."""
-        self._ready: WeakKeyDictionary[Version, Lru[_Request, _Ready]] = WeakKeyDictionary()
+        # By path and conditions: all that an answer of a version depends on.
+        self._ready: WeakKeyDictionary[Version, Lru[_Conditions, _Ready]] = WeakKeyDictionary()
         self._asking: dict[str, asyncio.Task[Any]] = {}
 
     async def answer(self, services: Services, scope: Scope, send: Send) -> bool:
@@ -66,39 +82,40 @@ class Shortcut:
             return False
         if found is None:
             return False
-        key_id, answer, headers, chunks = found
+        key_id, ready, chunks = found
         request_id = request_id_of(scope)
-        log_request(scope, answer.status, started, request_id=request_id, key_id=key_id)
+        write_line(ready.line, request_id, key_id, time.perf_counter() - started)
         services.metrics.memory_answers += 1
-        services.metrics.memory_bytes += sum(map(len, chunks))
-        headers = [*headers, (b"x-request-id", request_id.encode())]
-        await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+        services.metrics.memory_bytes += ready.size
+        headers = [*ready.headers, (b"x-request-id", request_id.encode())]
+        await send({"type": "http.response.start", "status": ready.status, "headers": headers})
         for left in range(len(chunks) - 1, -1, -1):
             await send({"type": "http.response.body", "body": chunks[-1 - left], "more_body": left > 0})
         return True
 
-    async def _from_memory(
-        self, services: Services, scope: Scope
-    ) -> tuple[str, Answer, _Headers, list[Piece]] | None:
-        """Id of the key, answer, headers and bytes.
-
-        None, or a `Problem`, where anything is not in memory, or not as usual.
-        """
-        wanted = _wanted(scope["path"], scope["query_string"])
+    async def _from_memory(self, services: Services, scope: Scope) -> tuple[str, _Ready, list[Piece]] | None:
+        """Id of the key, answer and bytes; None, or a `Problem`, where not all is in memory, or not as usual."""
+        path = scope["path"]
+        wanted = _wanted(path, scope["query_string"])
         given = _given(scope["headers"])
         if wanted is None or given is None:
             return None
         token, conditions = given
-        caller, version = await self._trusted(services, token, wanted[0])
+        reference, noun, number = wanted
+        caller, version = await self._trusted(services, token, reference)
         if caller is None or version is None or not caller.may("subsets:read"):
             return None
-        ready = self._prepared(services, version, wanted[1:], conditions)
+        kept = self._ready.get(version)
+        if kept is None:
+            kept = self._ready[version] = Lru(KEPT)
+        ready = kept.get((path, *conditions))
         if ready is None:
-            return None
-        answer, headers = ready
-        assert answer.span is not None
-        pieces = services.ranks.warm(version, answer.k, *answer.span)
-        return None if pieces is None else (caller.key_id, answer, headers, in_chunks(pieces))
+            ready = _prepared(services, version, path, noun, number, Conditions(*conditions))
+            if ready is None:
+                return None
+            kept.put((path, *conditions), ready)
+        pieces = services.ranks.warm(version, ready.k, *ready.span)
+        return None if pieces is None else (caller.key_id, ready, in_chunks(pieces))
 
     async def _trusted(
         self, services: Services, token: str, reference: str
@@ -120,28 +137,6 @@ class Shortcut:
             version = version or await asyncio.shield(confirmed)
         return caller, version
 
-    def _prepared(
-        self, services: Services, version: Version, wanted: tuple[str, str], conditions: _Conditions
-    ) -> _Ready | None:
-        """The answer as the routes work it out, kept for the next time. `Problem` when they refuse."""
-        kept = self._ready.get(version)
-        if kept is None:
-            kept = self._ready[version] = Lru(KEPT)
-        if (ready := kept.get((*wanted, *conditions))) is not None:
-            return ready
-        noun, number = wanted
-        asked = Conditions(*conditions)
-        if noun == "ranks":
-            answer = answer_rank(version, number, asked, pinned=True, head=False)
-        else:
-            k = choose_size(version.manifest, number, {})
-            answer = answer_subset(version, k, asked, pinned=True, head=False)
-        if answer.span is None or (answer.in_store and services.settings.downloads == "redirect"):
-            return None
-        headers = [(name.lower().encode(), value.encode("latin-1")) for name, value in answer.headers.items()]
-        kept.put((*wanted, *conditions), (answer, headers))
-        return answer, headers
-
     def _ask(self, subject: str, question: Callable[[], T]) -> asyncio.Task[T | None]:
         """Begin to ask the database about a key or a version, unless that is being done already."""
         if subject not in self._asking:
@@ -158,6 +153,24 @@ class Shortcut:
             return None
         finally:
             del self._asking[subject]
+
+
+def _prepared(
+    services: Services, version: Version, path: str, noun: str, number: str, conditions: Conditions
+) -> _Ready | None:
+    """The answer as the routes work it out. `Problem` when they refuse; None when it has no bytes of ours."""
+    if noun == "ranks":
+        answer = answer_rank(version, number, conditions, pinned=True, head=False)
+    else:
+        k = choose_size(version.manifest, number, {})
+        answer = answer_subset(version, k, conditions, pinned=True, head=False)
+    if answer.span is None or (answer.in_store and services.settings.downloads == "redirect"):
+        return None
+    headers = [(name.lower().encode(), value.encode("latin-1")) for name, value in answer.headers.items()]
+    template = "/subsets/{k}" if noun == "subsets" else "/ranks/{r}"
+    route = "/v1/sets/{name}" * path.startswith("/v1/") + template
+    line = begin_line(method="GET", path=path, route=route, status=answer.status)
+    return _Ready(answer.status, headers, answer.k, answer.span, line)
 
 
 def _given(headers: _Headers) -> tuple[str, _Conditions] | None:
@@ -179,6 +192,7 @@ def _given(headers: _Headers) -> tuple[str, _Conditions] | None:
     return token, tuple(conditions)
 
 
+@lru_cache(KEPT)
 def _wanted(path: str, query: bytes) -> tuple[str, str, str] | None:
     """Reference of the set, what of it, and its number."""
     parts = _PATH.fullmatch(path)

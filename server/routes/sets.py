@@ -172,6 +172,6 @@ def _picture(services: Services, version: Version) -> bytes:
     info = version.manifest.info
     room = max(1, LARGEST_SIDE // info.image_size)
     k = min(info.ipc, room)
-    stored = services.objects.get_range(version.row.object_key, *rankmajor.subset_range(info, k))
+    stored = services.objects.get_range(version.object_key, *rankmajor.subset_range(info, k))
     tiles = np.frombuffer(stored, np.uint8).reshape(info.tile_shape(k))
     return preview_png(tiles[:, :room], replace(info, classes=info.classes[:room]))

@@ -68,7 +68,7 @@ def test_large_bodies_go_out_in_pieces_of_a_chunk(sizes: list[int]) -> None:
 def test_parts_are_the_bytes_of_the_file(capacity: int, spans: list[tuple[int, int, int]]) -> None:
     packed, version = build(7)
     objects = open_objects("memory://")
-    objects.put(version.row.object_key, packed)
+    objects.put(version.object_key, packed)
     ranks = Ranks(objects, capacity)
     for k, *ends in spans:
         whole = rankmajor.subset(packed, INFO, k)
@@ -82,12 +82,12 @@ def test_parts_are_the_bytes_of_the_file(capacity: int, spans: list[tuple[int, i
 def test_what_was_read_needs_the_store_no_more() -> None:
     packed, version = build(7)
     objects = open_objects("memory://")
-    objects.put(version.row.object_key, packed)
+    objects.put(version.object_key, packed)
     ranks = Ranks(objects, 2**20)
     whole = rankmajor.subset(packed, INFO, 3)
     assert ranks.warm(version, 3, 0, len(whole)) is None
     ranks.read(version, 3, 0, len(whole))
-    objects.delete(version.row.object_key)
+    objects.delete(version.object_key)
     assert b"".join(ranks.warm(version, 2, 0, len(whole) - INFO.rank_bytes) or []) == rankmajor.subset(
         packed, INFO, 2
     )
@@ -101,7 +101,7 @@ def test_a_damaged_object_is_not_kept() -> None:
     damaged = bytearray(packed)
     damaged[version.length(1)] ^= 1
     objects = open_objects("memory://")
-    objects.put(version.row.object_key, bytes(damaged))
+    objects.put(version.object_key, bytes(damaged))
     ranks = Ranks(objects, 2**20)
     with pytest.raises(DigestError, match="rank 2"):
         ranks.read(version, 3, 0, version.length(3))
