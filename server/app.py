@@ -12,6 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.types import Receive, Scope, Send
 
 from mdc_core.errors import ConfigError
+from mdc_core.memory import share_freed_memory
 from server import problems
 from server.auth import ensure_admin_key
 from server.callers import KnownKeys
@@ -106,6 +107,7 @@ def _services(settings: Settings) -> Services:
 def app_from_env() -> FastAPI:
     """The API with the settings of the environment, logging JSON lines."""
     configure_logging()
+    share_freed_memory()
     app = create_app(Settings())
     gc.collect()
     gc.freeze()  # what is there now stays: looking through it again and again would hold up requests
