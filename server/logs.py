@@ -25,17 +25,17 @@ def configure_logging() -> None:
 
 
 def begin_line(**facts: str | int) -> str:
-    """What `write_line` begins with: the part of a line that is the same for every request, written out once."""
+    """What `finished_line` begins with: the part of a line that is the same for every request, written out once."""
     return json.dumps({**facts, "event": "request", "level": "info"})[:-1]
 
 
-def write_line(begin: str, request_id: str, key_id: str, seconds: float) -> None:
-    """Log a request as `server.problems.log_request` does, at a tenth of the time.
+def finished_line(begin: str, request_id: str, key_id: str, seconds: float) -> str:
+    """The line that `server.problems.log_request` would write, at a tenth of the time, to be written as it is.
 
     For what is answered thousands of times a second. Neither id has a character that JSON would escape.
     """
     now = datetime.now(UTC).replace(tzinfo=None).isoformat()
-    sys.stderr.write(
+    return (
         f'{begin}, "request_id": "{request_id}", "key_id": "{key_id}", "seconds": {seconds:.4f}, '
         f'"timestamp": "{now}Z"}}\n'
     )

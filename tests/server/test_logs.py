@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import structlog
 from structlog.testing import LogCapture
 
-from tests.server.conftest import Api, sqlite_only
+from tests.server.conftest import Api, Published, sqlite_only
 from tests.server.test_api_jobs import submit
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
@@ -34,3 +36,29 @@ def test_a_request_is_logged_with_its_id_its_key_and_its_route(api: Api) -> None
     assert (lost["route"], lost["status"]) == (None, 404)
     secret = api.admin["Authorization"].split("_", 2)[2]
     assert secret not in repr(captured.entries)
+
+
+@sqlite_only
+def test_an_answer_from_memory_leaves_the_same_line(
+    toy: Published, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    url = "/v1/sets/toy@1/subsets/3"
+    toy.get(url)
+    captured = LogCapture()
+    before = structlog.get_config()["processors"]
+    structlog.configure(processors=[structlog.contextvars.merge_contextvars, captured])
+    capfd.readouterr()
+    try:
+        toy.get(url, X_Request_ID="quick")  # from memory
+        toy.get(url, X_Request_ID="slow", Origin="https://example.org")
+    finally:
+        structlog.configure(processors=before)
+    quick = json.loads(capfd.readouterr().err)
+    (slow,) = captured.entries
+    assert quick["request_id"] == "quick"
+    assert quick.pop("level") == slow.pop("log_level") == "info"
+    assert quick.pop("timestamp").endswith("Z")
+    for line in (quick, slow):
+        assert line.pop("seconds") >= 0
+        del line["request_id"]
+    assert quick == slow
