@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,11 @@ from tests.services import S3, clear, postgres_database, redis_url, s3_bucket, s
 SIGNING_KEY = PrivateKey(bytes(range(32)))
 SIZES = ["small", "large"]
 both_sizes = pytest.mark.parametrize("size", SIZES, indirect=True)
+
+
+def pytest_configure() -> None:
+    # A shell lets what it starts in the background ignore Ctrl-C, and children would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
