@@ -59,6 +59,12 @@ def parse() -> argparse.Namespace:
         "--data-root", type=Path, default=Path("mdc-data/datasets"), help="of the named data sets"
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    add_schedule(parser)
+    return parser.parse_args()
+
+
+def add_schedule(parser: argparse.ArgumentParser) -> None:
+    """What `settings` reads from the command line: size, schedule and evaluation."""
     parser.add_argument("--ipc", type=int, default=5)
     parser.add_argument("--width", type=int, default=32, help="channels of the ConvNet-D3")
     parser.add_argument("--outer", type=int, default=20, help="outer loops T")
@@ -67,7 +73,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--n-data", type=int, default=500, help="real samples per network training")
     parser.add_argument("--epochs", type=int, default=200, help="of an evaluation")
     parser.add_argument("--repeats", type=int, default=2, help="evaluations per set and k")
-    return parser.parse_args()
 
 
 def run_seed(args: argparse.Namespace, seed: int) -> None:

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mdc_vs_baseline import condensed, judged, settings
+from mdc_vs_baseline import add_schedule, condensed, judged, settings
 
 from mdc_core.data import load
 
@@ -86,14 +86,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="of the comparison, not 0")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="after which no run is begun")
-    parser.add_argument("--ipc", type=int, default=5)
-    parser.add_argument("--width", type=int, default=32, help="channels of the ConvNet-D3")
-    parser.add_argument("--outer", type=int, default=20, help="outer loops T")
-    parser.add_argument("--inner", type=int, default=20, help="inner iterations E")
-    parser.add_argument("--period", type=int, default=4, help="MLS period")
-    parser.add_argument("--n-data", type=int, default=500, help="real samples per network training")
-    parser.add_argument("--epochs", type=int, default=200, help="of an evaluation")
-    parser.add_argument("--repeats", type=int, default=2, help="evaluations per set and k")
+    add_schedule(parser)
     args = parser.parse_args()
     if TUNING_SEED in args.seeds:
         parser.error(f"seed {TUNING_SEED} is the one that step sizes are tuned on: compare on others")

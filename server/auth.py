@@ -44,10 +44,10 @@ def create_key(
 
 def check_key(session: Session, secret_key: bytes, token: str) -> ApiKey | None:
     """The key that `token` is; None when it is unknown, revoked or expired."""
-    parts = token.split("_", 2)
-    if len(parts) != 3 or parts[0] != "mdc":
+    key_id = _key_id(token)
+    if not key_id:
         return None
-    row = keys.get(session, parts[1])
+    row = keys.get(session, key_id)
     kept = row.secret_hmac if row is not None else "0" * 64
     if not hmac.compare_digest(kept, _hmac(secret_key, token)):
         return None
@@ -63,6 +63,12 @@ def ensure_admin_key(settings: Settings, session: Session) -> None:
         return
     _, token = create_key(session, settings.secret_key(), name="first admin key", scopes=["admin"])
     write_private(settings.data_dir / "admin.key", token, replace=True)
+
+
+def _key_id(token: str) -> str:
+    """The id in `mdc_<id>_<secret>`; empty when the token has another form, and then it is nobody's."""
+    parts = token.split("_", 2)
+    return parts[1] if len(parts) == 3 and parts[0] == "mdc" else ""
 
 
 def _hmac(secret_key: bytes, token: str) -> str:
@@ -120,14 +126,12 @@ async def _checked_caller(services: Services, token: str, client: Address | None
 
 def known_caller(services: Services, token: str) -> tuple[Caller, bool] | None:
     """The caller whose key was confirmed a moment ago, and whether to ask again soon; never waits."""
-    parts = token.split("_", 2)
-    return services.known_keys.get(parts[1], _hmac(services.secret_key, token)) if len(parts) == 3 else None
+    return services.known_keys.get(_key_id(token), _hmac(services.secret_key, token))
 
 
 def has_met(services: Services, token: str) -> bool:
     """Whether this very key has worked here before, however long ago."""
-    parts = token.split("_", 2)
-    return len(parts) == 3 and services.known_keys.met(parts[1], _hmac(services.secret_key, token))
+    return services.known_keys.met(_key_id(token), _hmac(services.secret_key, token))
 
 
 def confirmed_caller(services: Services, token: str) -> Caller | None:
@@ -137,7 +141,7 @@ def confirmed_caller(services: Services, token: str) -> Caller | None:
         row = check_key(session, services.secret_key, token)
     if row is None:
         if has_met(services, token):  # not for a wrong secret with the id of a right one
-            services.known_keys.forget(token.split("_", 2)[1])
+            services.known_keys.forget(_key_id(token))
         return None
     if not keys.used_recently(row, now):
         with services.db.begin() as session:

@@ -48,9 +48,8 @@ def holding(database: Database, keys: Sequence[str]) -> Iterator[Hold]:
     hold = Hold(tuple(new_id("hold") for _ in keys))
     expires = utcnow() + timedelta(seconds=HOLD_SECONDS)
     with database.begin() as session:
-        for key in sorted(
-            keys
-        ):  # in one order, so that two who hold the same keys do not wait for each other
+        # In one order, so that two who hold the same keys do not wait for each other.
+        for key in sorted(keys):
             lock(session, key, shared=True)
         session.add_all(
             ObjectHold(id=hold_id, object_key=key, expires_at=expires)

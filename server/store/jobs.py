@@ -189,10 +189,8 @@ def requeue(
 
 def running_seconds(job: Job, now: datetime) -> float:
     """How long a held job has run, all attempts together; that of a vanished worker until its lease ended."""
-    if (
-        job.claimed_at is None or job.lease_expires_at is None
-    ):  # claimed by a release that did not note the time
-        return job.runtime_s
+    if job.claimed_at is None or job.lease_expires_at is None:
+        return job.runtime_s  # claimed by a release that did not note the time
     latest = min(now, job.lease_expires_at) - job.claimed_at
     return job.runtime_s + max(0.0, latest.total_seconds())
 
