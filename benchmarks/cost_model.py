@@ -4,9 +4,10 @@
 
 Memory: a fresh process per case loads torch, trains once on two images so that its libraries are in memory, resets
 the peak of its resident size, then builds the network, decodes the set and trains three epochs; what is reported is how
-far the peak is above what was resident before. Time: in every round the device's own measure of FLOP/s (as
-`mdc-device profile` takes it), then one epoch of every case, all in one process and on one thread; both by CPU time,
-since other work on the machine takes wall time from them. Ratios are of measured to predicted; medians over the rounds.
+far the peak is above what was resident before. Time: in every round and for every case the device's own measure of
+FLOP/s (as `mdc-device profile` takes it), then one epoch, all in one process and on one thread; both by CPU time, since
+other work on the machine takes wall time from them. Ratios are of measured to predicted; medians over the rounds. As in
+`mdc-device train`, the process keeps the memory that it frees.
 Linux only. Prints one JSON object, and with --markdown FILE a table as well.
 """
 
@@ -32,6 +33,7 @@ from mdc_core import rankmajor
 from mdc_core.budget import Budget, Plan, plan
 from mdc_core.config import EvaluateConfig, NetworkConfig
 from mdc_core.lanes import fit
+from mdc_core.malloc import keep_freed_memory
 from mdc_core.manifest import Manifest, build_manifest, parse_manifest
 from mdc_core.networks import build_network
 from mdc_core.networks.cost import measure_cost
@@ -55,14 +57,16 @@ def main() -> None:
     """Measure both, print what was predicted beside it."""
     args = parse()
     torch.set_num_threads(1)
+    keep_freed_memory()
     if args.child is not None:
         print(json.dumps(peak_memory(*args.child)))
         return
     cases = list(product(range(len(NETWORKS)), SIZES, BATCHES))
     manifests = [described(network) for network in NETWORKS]
     memory = [memory_line(manifests[case[0]], *case) for case in cases]
-    flops, epochs = timed(cases, args.rounds)
-    times = [time_line(manifests[case[0]], *case, epochs[case], flops) for case in cases]
+    rounds = timed(cases, args.rounds)
+    times = [time_line(manifests[case[0]], *case, rounds[case]) for case in cases]
+    flops = [rate for measured in rounds.values() for rate, _ in measured]
     print(
         json.dumps(
             {
@@ -161,28 +165,27 @@ def memory_line(manifest: Manifest, network: int, k: int, batch: int) -> dict[st
 
 def timed(
     cases: list[tuple[int, int, int]], rounds: int
-) -> tuple[list[float], dict[tuple[int, int, int], list[float]]]:
-    """FLOP/s of every round, and CPU seconds of one epoch of every case in every round."""
+) -> dict[tuple[int, int, int], list[tuple[float, float]]]:
+    """Of every case and round the FLOP/s that the device reached just before, and CPU seconds of one epoch."""
     profile.perf_counter = time.process_time
     running = {case: training(*case, rounds + 1) for case in cases}
     for epochs in running.values():
         next(epochs)
-    flops: list[float] = []
-    seconds: dict[tuple[int, int, int], list[float]] = {case: [] for case in cases}
+    measured: dict[tuple[int, int, int], list[tuple[float, float]]] = {case: [] for case in cases}
     for _ in range(rounds):
-        flops.append(profile.measure_flops(0.3))
         for case, epochs in running.items():
-            begun = time.process_time()
+            flops, begun = profile.measure_flops(0.3), time.process_time()
             next(epochs)
-            seconds[case].append(time.process_time() - begun)
-    return flops, seconds
+            measured[case].append((flops, time.process_time() - begun))
+    return measured
 
 
 def time_line(
-    manifest: Manifest, network: int, k: int, batch: int, seconds: list[float], flops: list[float]
+    manifest: Manifest, network: int, k: int, batch: int, rounds: list[tuple[float, float]]
 ) -> dict[str, Any]:
     """One case: the median over the rounds of measured to predicted, each with the FLOP/s of its round."""
-    predicted = [expected(manifest, k, batch, rate).seconds or 0.0 for rate in flops]
+    seconds = [taken for _, taken in rounds]
+    predicted = [expected(manifest, k, batch, flops).seconds or 0.0 for flops, _ in rounds]
     ratios = sorted(one / other for one, other in zip(seconds, predicted, strict=True))
     line = {
         **case_of(network, k, batch),

@@ -5,7 +5,7 @@ states, B bytes of a rank and H bytes of a header:
 
     bytes(k)  = H + kB, of which a device that has k' < k fetches (k - k')B
     memory(k) = 4P(2 + s) + 2.25·A·min(batch, n) + 8·n·ch·side² + kB + 4 MB
-    time(k)   = epochs·n·(F + 180·A) / flops + 8·(bytes to fetch) / bandwidth
+    time(k)   = epochs·(n·(F + 140·A) + ⌈n / batch⌉·140·4P) / flops + 8·(bytes to fetch) / bandwidth
     energy(k) = watts · time(k)
 
 **The rule.** All four grow with k, so the sizes that meet every limit are 1..K. Among them the plan takes the
@@ -34,9 +34,10 @@ __all__ = ["Budget", "Cost", "Plan", "convnet_cost", "plan"]
 ACTIVATION_COPIES = 2.25
 """Kept activations, as much again for the gradients that flow through them, and what augmenting and the libraries'
 scratch space take besides; measured by benchmarks/cost_model.py."""
-OPERATIONS_PER_BYTE = 180
+OPERATIONS_PER_BYTE = 140
 """Operations of a matrix product in whose time norms, activations, pooling and augmentation pass through one kept
-byte; measured by benchmarks/cost_model.py. F counts convolutions and matrix products alone."""
+byte of an image, or the optimiser through one of the weights, in every step; measured by benchmarks/cost_model.py.
+F counts convolutions and matrix products alone."""
 IMAGE_COPIES = 2
 """The decoded images, and once more normalised."""
 LIBRARY_BYTES = 4_000_000
@@ -276,8 +277,10 @@ def _seconds(budget: Budget, training: _Training, images: int, fetched: int) -> 
         return None
     seconds = 0.0
     if budget.flops is not None and training.cost is not None:
-        work = training.cost.flops_per_image + OPERATIONS_PER_BYTE * training.cost.activation_bytes
-        seconds += training.epochs * images * work / budget.flops
+        cost, steps = training.cost, math.ceil(images / training.batch_size)
+        moved = images * cost.activation_bytes + steps * FLOAT_BYTES * cost.parameters
+        work = images * cost.flops_per_image + OPERATIONS_PER_BYTE * moved
+        seconds += training.epochs * work / budget.flops
     if budget.bandwidth_bps is not None:
         seconds += 8 * fetched / budget.bandwidth_bps
     return seconds

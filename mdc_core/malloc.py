@@ -5,8 +5,7 @@ from __future__ import annotations
 import ctypes
 from contextlib import suppress
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # of mallopt(3)
-_LARGEST_THRESHOLD = 32 * 2**20
+_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # of mallopt(3)
 
 
 def keep_freed_memory() -> None:
@@ -14,7 +13,7 @@ def keep_freed_memory() -> None:
 
     For processes that compute on the CPU: every layer's output would otherwise be mapped anew.
     """
-    _mallopt(_M_MMAP_THRESHOLD, _LARGEST_THRESHOLD)
+    _mallopt(_M_MMAP_MAX, 0)  # the threshold for mappings, which could be raised instead, ends at 32 MiB
     _mallopt(_M_TRIM_THRESHOLD, 2**30)
 
 

@@ -25,6 +25,8 @@ class Recorder:
         self.device = device
         self.refusal: str | None = None
         """Why functions are called kernel by kernel on a GPU, if they are."""
+        self.fixed = device.type != "cpu"
+        """Whether tensors are to keep their places and shapes from call to call."""
         records = device.type == "cuda"
         self._pool = torch.cuda.graph_pool_handle() if records else None
         self._aside = torch.cuda.Stream(device) if records else None  # type: ignore[no-untyped-call]

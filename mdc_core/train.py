@@ -49,6 +49,11 @@ class Steps:
         """Some of the steps."""
         return self.map(lambda value: value[part])
 
+    def unpadded(self, position: int) -> Steps:
+        """One step of one model, with the rows alone that are images of it; its tensors are (rows, …)."""
+        rows = int(self.weight[position].count_nonzero())
+        return self.map(lambda value: value[position, :rows])
+
     def map(self, change: Callable[[Tensor], Tensor]) -> Steps:
         """Every tensor changed."""
         changed = {name: change(value) for name, value in vars(self).items() if name != "params"}
@@ -159,14 +164,21 @@ class Trainer:
         bf16: bool = False,
     ) -> None:
         self.net, self.images, self.labels = net, images, labels
-        self._prepare, self._bf16 = prepare, bf16
+        self._prepare, self._bf16, self._fixed = prepare, bf16, recorder.fixed
         self.optimiser = Sgd(net)
         self._places: Steps | None = None
         self._at = torch.zeros((1,), dtype=torch.int64, device=labels.device)
         self._step = recorder.recorded(self._one)
 
     def run(self, steps: Steps) -> None:
-        """Do all of them, at most `STEPS_AHEAD`; they have R and M in common with all other steps."""
+        """Do all of them, at most `STEPS_AHEAD`; they have R and M in common with all other steps.
+
+        Padding is left out where shapes need not stay; side by side, models may differ in what they pad.
+        """
+        if not self._fixed and steps.lr.shape[1] == 1:
+            for position in range(len(steps)):
+                self._train(steps.unpadded(position))
+            return
         if self._places is None:
             self._places = steps.map(
                 lambda t: torch.empty((STEPS_AHEAD, *t.shape[1:]), dtype=t.dtype, device=self.labels.device)
@@ -180,6 +192,9 @@ class Trainer:
         assert self._places is not None
         now = self._places.map(lambda t: t.index_select(0, self._at).squeeze(0))
         self._at += 1
+        self._train(now)
+
+    def _train(self, now: Steps) -> None:
         images = augment.apply(now.params, self._prepare(self.images[now.positions]))
         images = augment.mix(images, now.partner, now.boxes)
         labels = self.labels[now.positions]

@@ -223,7 +223,8 @@ def train(
     The file is verified first. The budget's epochs and batch size count more than the recipe's; where it does not
     afford all ranks that are held, the largest part that it affords is trained on. `test` is what `mdc condense`
     takes as data, whose test images tell the accuracy; named sets are below `data_root`. `to` is by default
-    FILE.weights.safetensors; `report` gets the epochs. Needs the extra `core`: `ConfigError` without it.
+    FILE.weights.safetensors; `report` gets the epochs. Needs the extra `core`: `ConfigError` without it. On a CPU it is
+    faster after `mdc_core.malloc.keep_freed_memory()`, which holds for the whole process and is left to the caller.
     """
     try:
         from mdc_device import trainer

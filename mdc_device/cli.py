@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mdc_core.budget import Plan
 from mdc_core.errors import BudgetError, ConfigError, DataError, FormatError, MdcError
+from mdc_core.malloc import keep_freed_memory
 from mdc_device import api, arguments
 from mdc_device.client import Fetched, Report
 from mdc_device.errors import RefusedError, UnreachableError
@@ -166,6 +167,7 @@ def _status(given: argparse.Namespace) -> int:
 
 
 def _train(given: argparse.Namespace) -> int:
+    keep_freed_memory()
     done = api.train(
         given.file,
         to=given.to,

@@ -51,6 +51,7 @@ class Strict(Recorder):
 
     def __init__(self) -> None:
         super().__init__(torch.device("cpu"))
+        self.fixed = True
         self.checked = 0
 
     def recorded(self, run: Callable[[], None]) -> Callable[[], None]:

@@ -37,16 +37,21 @@ def epochs(recipe: EvaluateConfig, seed: int = 0) -> list[Steps]:
     ]
 
 
+@pytest.mark.parametrize("fixed", [False, True])
 @pytest.mark.parametrize("cutmix", [0.0, 0.5, 1.0])
-def test_training_equals_torchs(cutmix: float) -> None:
-    """Padding, which the last batch of an epoch has, does not count."""
+def test_training_equals_torchs(cutmix: float, fixed: bool) -> None:
+    """Padding, which the last batch of an epoch has, does not count; where shapes need not stay, it is left out."""
     recipe = EvaluateConfig(epochs=4, batch_size=4, cutmix=cutmix, lr=0.1, network=TOY_NETWORK)
     net, (images, labels) = toy_network(), toy_images()
     literal = literal_network(net)
-    trainer = Trainer(net, images, labels, Recorder(torch.device("cpu")))
-    blocks = epochs(recipe)
+    recorder = Recorder(torch.device("cpu"))
+    recorder.fixed = fixed
+    trainer = Trainer(net, images, labels, recorder)
+    blocks, rows = epochs(recipe), []
+    net.register_forward_pre_hook(lambda _, given: rows.append(len(given[0])))
     for steps in blocks:
         trainer.run(steps)
+    assert rows == 4 * [4, 4, 4 if fixed else 3]
     literal_training(literal, images, labels, blocks)
     for found, expected in zip(net.parameters(), literal.parameters(), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)

@@ -332,10 +332,11 @@ def test_plan_shows_and_fetches_nothing(device: Any, capsys: pytest.CaptureFixtu
     spending = ("--flops", "1G", "--seconds", "0.2", "--watts", "3", "--have", "1")
     code, found, _ = run(capsys, "plan", device.url, "toy", *spending, "--json")
     assert code == 0
-    # 3 epochs of k·3·4 images of 1e6 operations and 10 kept bytes take a little more than 0.036 s for each k.
+    # 3 epochs of one step: 12 images a rank, of 1e6 operations and 10 kept bytes each, and 100 weights.
+    seconds = 3 * (5 * 12 * (1e6 + 140 * 10) + 140 * 4 * 100) / 1e9
     assert (found["k"], found["limited_by"]) == (5, None)
-    assert found["seconds"] == pytest.approx(0.18 * 1.0018)
-    assert found["joules"] == pytest.approx(0.54 * 1.0018)
+    assert found["seconds"] == pytest.approx(seconds)
+    assert found["joules"] == pytest.approx(3 * seconds)
     assert found["delta_bytes"] == 4 * device.info.rank_bytes
     assert main(["plan", device.url, "toy", "--flops", "1G", "--seconds", "0.1"]) == 0
     text = capsys.readouterr().out

@@ -101,9 +101,11 @@ def test_the_budget_counts(file: Path, capsys: pytest.CaptureFixture[str]) -> No
     code, found, _ = trained(capsys, file, "--epochs", 1, "--batch-size", 8)
     assert (code, found["epochs"], found["batch_size"], found["accuracy"]) == (0, 1, 8, None)
     cost = convnet_cost(2, 8, 1, 8, 10)
-    work = cost.flops_per_image + 180 * cost.activation_bytes
-    seconds = 2 * 20 * work / 1e6  # two epochs of twenty images at 1 MFLOP/s
-    code, found, _ = trained(capsys, file, "--epochs", 2, "--seconds", seconds, "--flops", "1M")
+    work = 20 * cost.flops_per_image + 140 * (20 * cost.activation_bytes + 3 * 4 * cost.parameters)
+    seconds = 2 * work / 1e6  # two epochs of twenty images in batches of eight at 1 MFLOP/s
+    code, found, _ = trained(
+        capsys, file, "--epochs", 2, "--batch-size", 8, "--seconds", seconds, "--flops", "1M"
+    )
     assert (code, found["k"], found["images"]) == (0, 2, 20)
     code, _, err = trained(capsys, file, "--memory", 1)
     assert code == 6
