@@ -2,8 +2,8 @@
 
     python benchmarks/early_stage.py cifar10.npz --out runs/early_stage --seeds 0 1 --loops 5 10 20
 
-All else is equal: the same data, seeds, tile updates and step size. The seconds are those of condensing, training the
-pool included, with one thread. DATA, schedule and evaluation are those of mdc_vs_baseline.py. Every run is kept under
+All else is equal: the same data, seeds, tile updates and step size. The seconds are processor time of condensing, training
+the pool included, with one thread. DATA, schedule and evaluation are those of mdc_vs_baseline.py. Every run is kept under
 --out: the same command goes on after one that was cut off. Prints JSON lines, and a Markdown table last.
 """
 
@@ -87,9 +87,9 @@ def run(args: argparse.Namespace, variant: str, seed: int) -> list[Line]:
     config, recipe = settings(args, data, "mls", seed)
     config = type(config).model_validate({**config.model_dump(), **variants(args)[variant]})
     recipe = recipe.model_copy(update={"random_baseline": False})
-    seconds, begun, lines = 0.0, time.perf_counter(), []
+    seconds, begun, lines = 0.0, time.process_time(), []
     for step in condense(config, data.train):
-        seconds += time.perf_counter() - begun
+        seconds += time.process_time() - begun
         if step.outer in args.loops:
             trials = judged(step.state, data, recipe, f"{variant}, seed {seed}, loop {step.outer}")
             lines.append(
@@ -105,7 +105,7 @@ def run(args: argparse.Namespace, variant: str, seed: int) -> list[Line]:
                     "trials": [dataclasses.asdict(trial) for trial in trials],
                 }
             )
-        begun = time.perf_counter()
+        begun = time.process_time()
     path_of(args, variant, seed).write_text(json.dumps(lines))
     return lines
 
