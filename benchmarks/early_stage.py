@@ -2,9 +2,9 @@
 
     python benchmarks/early_stage.py cifar10.npz --out runs/early_stage --seeds 0 1 --loops 5 10 20
 
-All else is equal: the same data, seeds, tile updates and step size. The seconds are processor time of condensing, training
-the pool included, with one thread. DATA, schedule and evaluation are those of mdc_vs_baseline.py. Every run is kept under
---out: the same command goes on after one that was cut off. Prints JSON lines, and a Markdown table last.
+All else is equal: the same data, seeds, tile updates and step size. The seconds are processor time of condensing,
+training the pool included, with one thread. DATA, schedule and evaluation are those of mdc_vs_baseline.py. Every run is
+kept under --out: the same command goes on after one that was cut off. Prints JSON lines, and a Markdown table last.
 """
 
 from __future__ import annotations
