@@ -113,9 +113,17 @@ def remember_size(path: Path, k: int) -> None:
 
 
 def load_manifest(path: Path, state: State | None) -> Manifest:
-    """The manifest beside the file. `FormatError` when it is damaged, or not the one that is remembered."""
+    """The manifest beside the file. `FormatError` when it is damaged, or not the one that is remembered.
+
+    `FileNotFoundError` when there is none.
+    """
     where = files.manifest_of(path)
-    text = where.read_bytes()
+    try:
+        text = where.read_bytes()
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{where} is missing, so it is not known what {path} is: fetch it with `mdc-device fetch`"
+        ) from None
     manifest = files.decode_manifest(text, str(where))
     if state is None or rankmajor.sha256(text) in state.manifest_sha256:
         return manifest

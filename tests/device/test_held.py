@@ -74,6 +74,16 @@ def test_status_tells_of_damage_and_changes_nothing(
     assert main(["status", str(file)]) == 0
 
 
+@pytest.mark.parametrize("words", [("status",), ("verify",), ("train",), ("shrink", "--k", "1")])
+def test_a_file_that_was_never_fetched(
+    words: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = spoken(capsys, words[0], tmp_path / "none.mdc", *words[1:])
+    assert code == 1
+    assert "none.mdc.manifest.json is missing" in err
+    assert "mdc-device fetch" in err
+
+
 def test_an_expired_manifest_is_told(file: Path, device: Any) -> None:
     device.manifest["expires"] = "2020-01-01T00:00:00Z"
     files.manifest_of(file).write_text(json.dumps(device.manifest))
