@@ -1,7 +1,7 @@
 """Training a network: the steps that condensation and evaluation share, and how accuracy is measured.
 
-What is random about a step is drawn ahead, for many steps at once and on the CPU; the step itself is arithmetic on
-tensors in fixed places, so that a GPU can record it.
+What is random about a step is drawn ahead, for many steps at once and on the CPU; the step itself is arithmetic. It
+works on tensors in fixed places and of fixed shapes where a GPU may record it.
 """
 
 from __future__ import annotations
