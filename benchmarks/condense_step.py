@@ -177,7 +177,7 @@ def first_order(net: Network, images: Tensor, at_once: int, *, graph: bool) -> N
     """The gradients of the matched weights for all classes."""
     labels = torch.arange(10, device=images.device)
     for some, own in zip(images.split(at_once), labels.split(at_once), strict=True):
-        gradient_sum(net, some.detach().requires_grad_(), own, graph=graph)
+        gradient_sum(net, some.detach().requires_grad_(), own, [images.shape[1]], graph=graph)
 
 
 def timed(run: Callable[[int], object], inner: int, device: torch.device) -> float:

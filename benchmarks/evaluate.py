@@ -24,9 +24,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from mdc_core.at_once import how_many
 from mdc_core.config import CondenseConfig, EvaluateConfig, NetworkConfig, Precision
 from mdc_core.data import DataSet, RealSet
-from mdc_core.evaluate import Trial, evaluate, lanes_at_once, trials_planned
+from mdc_core.estimate import lane_bytes
+from mdc_core.evaluate import Trial, evaluate, trials_planned
 from mdc_core.malloc import keep_freed_memory
 from mdc_core.streams import stream
 from mdc_core.synthetic import SyntheticSet, initial_tiles
@@ -128,7 +130,7 @@ def report(
         "warm_up": "one shorter evaluation each",
         "pairs": args.pairs,
         "at_once_by_images": {
-            count: lanes_at_once(recipe, data, count, device) for count in sorted(set(images))
+            count: how_many(lane_bytes(recipe, data.facts(), count), device) for count in sorted(set(images))
         },
         "largest_accuracy_difference": max(apart for _, _, apart in rows),
         "seconds_at_once": spread([together for together, _, _ in rows]),

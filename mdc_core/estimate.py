@@ -20,8 +20,8 @@ DATA_SHARE = 0.5
 """Data that would take more than this share of a memory stay out of it (see `mdc_core.memory`)."""
 TEST_BATCH = 500
 """Images of one batch of an accuracy measurement."""
-LANES_BYTES = 24 * 2**20
-"""On a CPU, what trainings may hold that are one batch of models (see docs/performance.md)."""
+AT_ONCE_BYTES = 24 * 2**20
+"""On a CPU, what may be held by models that train side by side, or by classes that are matched at once."""
 _SECOND_TRAFFIC = 2.5
 """Memory traffic of an image's second derivative, in trainings of the image; fitted to measurements."""
 _SECOND_ACTIVATIONS = 6.5
@@ -210,7 +210,7 @@ def _condense_phases(config: CondenseConfig, facts: DataFacts) -> Mapping[str, f
     # All classes' images are decoded and augmented together, with a few copies on the way.
     views = classes * pixels * (5 * tiles + 3 * config.batch_real)
     return {
-        "ipc": matching_bytes(config, facts) + views,
+        "ipc": max(matching_bytes(config, facts), AT_ONCE_BYTES) + views,
         "batch_real": _FIRST_ACTIVATIONS * kept * config.batch_real + views,
         "batch_network": _FIRST_ACTIVATIONS * kept * config.batch_network,
     }
@@ -220,7 +220,7 @@ def _evaluation_bytes(recipe: EvaluateConfig, config: CondenseConfig, facts: Dat
     """Bytes of what lives in the largest training, or in a test, which keeps two of the widest activations."""
     images = max(recipe.sizes_of(config.ipc)) * config.factor**2 * len(facts.classes)
     test = 0.8 * network_cost(recipe.network, facts).activation_bytes * TEST_BATCH
-    return max(lane_bytes(recipe, facts, images), LANES_BYTES, test)
+    return max(lane_bytes(recipe, facts, images), AT_ONCE_BYTES, test)
 
 
 def _training(net: Cost) -> Work:

@@ -11,9 +11,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mdc_core.at_once import how_many
 from mdc_core.config import EvaluateConfig, Precision
 from mdc_core.data import DataSet, RealSet
-from mdc_core.estimate import DATA_SHARE, LANES_BYTES, lane_bytes
+from mdc_core.estimate import lane_bytes
 from mdc_core.lanes import Lane, train_lanes
 from mdc_core.networks import build_network
 from mdc_core.precision import products
@@ -85,19 +86,9 @@ def evaluate(
             for (k, source), repeat in product(alike, range(config.repeats))
             if (k, source, repeat) not in passed
         )
-        most = at_once or lanes_at_once(config, data, images[alike[-1]], train.device)
+        most = at_once or how_many(lane_bytes(config, data.facts(), images[alike[-1]]), train.device)
         stops = train_lanes(lanes, most, bf16=config.precision == "bf16")
         yield from _tested(stops, test, config.precision)
-
-
-def lanes_at_once(config: EvaluateConfig, data: DataSet, images: int, device: torch.device) -> int:
-    """How many trainings on so many images are one batch of models.
-
-    On a GPU all that fit into half of its free memory. On a CPU those whose step is small even together: what is
-    saved there is the time that starting an operation takes.
-    """
-    room = LANES_BYTES if device.type != "cuda" else DATA_SHARE * torch.cuda.mem_get_info(device)[0]
-    return max(1, int(room / lane_bytes(config, data.facts(), images)))
 
 
 def trials_planned(config: EvaluateConfig, ipc: int) -> int:

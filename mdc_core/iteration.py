@@ -1,7 +1,7 @@
 """One iteration: match the gradients of every class while the network θ stands still, then move the tiles.
 
-Algorithm 1, inner loop. θ is fixed meanwhile, so the classes are independent: a CPU matches one after the other, a GPU
-all that fit its memory at once.
+Algorithm 1, inner loop. θ is fixed meanwhile, so the classes are independent: as many are matched at once as suits the
+device, up to all of them.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from mdc_core import augment
+from mdc_core.at_once import how_many
 from mdc_core.augment import AugmentParams
 from mdc_core.config import CondenseConfig
 from mdc_core.data import RealSet
-from mdc_core.estimate import DATA_SHARE, matching_bytes
-from mdc_core.matching import Cuts, Match, match
+from mdc_core.estimate import matching_bytes
+from mdc_core.matching import Cuts, Match, match, refuse_batch_statistics
 from mdc_core.mls import MlsState
 from mdc_core.networks import Network
 from mdc_core.recorder import Recorder, fill
@@ -70,6 +71,7 @@ class TileUpdate:
     """The tiles of a run, and how an iteration moves them: tensors in fixed places, so that a GPU can record it."""
 
     def __init__(self, config: CondenseConfig, real: RealSet, net: Network, recorder: Recorder) -> None:
+        refuse_batch_statistics(net)
         self._config, self._real, self._net, self._recorder = config, real, net, recorder
         side, device = config.tile_side(real.image_size), real.device
         shape = (config.ipc, real.num_classes, config.factor**2, real.channels, side, side)
@@ -195,11 +197,9 @@ def chunks(
 
 
 def classes_at_once(config: CondenseConfig, real: RealSet) -> int:
-    """How many classes are matched together: on a GPU all that fit into half of its free memory, else one."""
-    if real.device.type != "cuda":
-        return 1
-    room = DATA_SHARE * torch.cuda.mem_get_info(real.device)[0]
-    return min(real.num_classes, max(1, int(room / matching_bytes(config, real.facts("the data set")))))
+    """How many classes are matched together."""
+    one = matching_bytes(config, real.facts("the data set"))
+    return min(real.num_classes, how_many(one, real.device))
 
 
 def real_batches(config: CondenseConfig, real: RealSet) -> list[int]:

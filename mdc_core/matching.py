@@ -2,15 +2,16 @@
 
 IDC (arXiv 2205.14959, Eq. 3) and the subset loss of MDC (arXiv 2403.06075, Eq. 4), arranged so that every subset
 costs nothing extra. All norms of our networks are per sample, so a gradient of a sum of losses is a sum of gradients.
-Cut the ranks into groups at the subset sizes; take one first-order gradient sum G_r per group. Then
+Cut the ranks into R groups at the subset sizes; take one first-order gradient sum G_r per group. Then
 
     g(S[n]) = (sum of G_r over the groups inside n) / (n · f²)              for every boundary n, and
-    dL/dimages of group r = d<G_r, V_r>/dimages,   V_r = sum over n >= end(r) of w_n · D'(g(S[n])) / (n · f²),
+    dL/dimages of group r = d<G_r, V_r>/dimages,   V_r = dL/dG_r = sum over n >= end(r) of w_n · D'(g(S[n])) / (n · f²),
 
 which is one double backward over all images for any number of subsets. Frozen groups need no graph at all.
 
 Classes do not know of each other, since the network stands still meanwhile. Any number K of them is matched at once:
-the network stays one, and gradients of its weights are taken per class (`networks.convolution`).
+the network stays one, and so does its pass over the images; gradients of its weights are taken per class and group
+(`networks.convolution`).
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from mdc_core.errors import ConfigError
 from mdc_core.networks import Network
 from mdc_core.networks.convolution import weight_gradient
 
 Gradients = Sequence[Tensor]
-"""Of the weight of every convolution, (K, out, in, kh, kw), in the order of the forward pass."""
+"""Of the weight of every convolution, (K, R, out, in, kh, kw), in the order of the forward pass."""
 Passage = tuple[nn.Conv2d, Tensor, Tensor]
 """A convolution, and what went in and out of it."""
 
@@ -60,16 +62,16 @@ class Match:
 
 
 def distance(metric: str, left: Gradients, right: Gradients) -> Tensor:
-    """D: distance (K,) between two lists of weight gradients, summed over all of them.
+    """D: distances (K, R) between two lists of weight gradients, summed over all of them; R of one may be 1.
 
     `mse`: squared differences; `l1`: absolute differences; `cos`: 1 - cosine per output channel (arXiv 2006.05929).
     """
-    pairs = [(a.flatten(2), b.flatten(2)) for a, b in zip(left, right, strict=True)]
+    pairs = [(a.flatten(3), b.flatten(3)) for a, b in zip(left, right, strict=True)]
     if metric == "mse":
-        return torch.stack([(a - b).square().sum((1, 2)) for a, b in pairs]).sum(0)
+        return torch.stack([(a - b).square().sum((2, 3)) for a, b in pairs]).sum(0)
     if metric == "l1":
-        return torch.stack([(a - b).abs().sum((1, 2)) for a, b in pairs]).sum(0)
-    return torch.stack([(1 - F.cosine_similarity(a, b, dim=2)).sum(1) for a, b in pairs]).sum(0)
+        return torch.stack([(a - b).abs().sum((2, 3)) for a, b in pairs]).sum(0)
+    return torch.stack([(1 - F.cosine_similarity(a, b, dim=3)).sum(2) for a, b in pairs]).sum(0)
 
 
 def match(
@@ -86,30 +88,46 @@ def match(
         metric: `mse`, `l1` or `cos`.
     """
     ranks, per_image = images.shape[1:3]
+    ends = sorted(
+        {ranks, *(n for n, _ in cuts.weights), *cuts.measured, *([cuts.frozen] if cuts.frozen else [])}
+    )
+    frozen = [end for end in ends if end <= cuts.frozen]
     real_leaf = real_images.detach().requires_grad_()
-    real_sum, real_features = gradient_sum(net, real_leaf, labels, graph=False)
+    real_sum, real_features = gradient_sum(net, real_leaf, labels, [real_images.shape[1]], graph=False)
     real_gradient = [g / real_images.shape[1] for g in real_sum]
 
-    ends = sorted({0, ranks, cuts.frozen, *(n for n, _ in cuts.weights), *cuts.measured})
-    groups, features = [], []
-    for start, end in pairwise(ends):
-        leaf = images[:, start:end].detach().requires_grad_()
-        gradient, feature = gradient_sum(net, leaf.flatten(1, 2), labels, graph=end > cuts.frozen)
-        groups.append((end, leaf, gradient))
-        features.append(feature.view(len(labels), end - start, per_image, -1).mean(2))
+    leaf = images[:, cuts.frozen :].detach().requires_grad_()
+    sizes = [(end - start) * per_image for start, end in pairwise([cuts.frozen, *ends[len(frozen) :]])]
+    free, features = gradient_sum(net, leaf.flatten(1, 2), labels, sizes, graph=True)
+    groups = [g.detach() for g in free]
+    if frozen:
+        constant = images[:, : cuts.frozen].detach().flatten(1, 2).requires_grad_()
+        sizes = [(end - start) * per_image for start, end in pairwise([0, *frozen])]
+        gradient, feature = gradient_sum(net, constant, labels, sizes, graph=False)
+        groups = [torch.cat(pair, dim=1) for pair in zip(gradient, groups, strict=True)]
+        features = torch.cat([feature, features], dim=1)
 
-    means = _prefix_means(groups, per_image)
-    loss, contractions, distances = _contract(means, real_gradient, dict(cuts.weights), metric, per_image)
-    free = [(leaf, gradient, contractions[end]) for end, leaf, gradient in groups if end > cuts.frozen]
-    outputs = [g for _, gradient, _ in free for g in gradient]
-    directions = [v for _, _, contraction in free for v in contraction]
-    derivatives = torch.autograd.grad(outputs, [leaf for leaf, _, _ in free], directions)
+    loss, slopes, distances = _compare(groups, real_gradient, ends, cuts, metric, per_image)
+    directions = [slope[:, len(frozen) :] for slope in slopes]
+    (derivative,) = torch.autograd.grad(free, leaf, directions)
     return Match(
         loss=loss,
-        image_gradient=torch.cat([torch.zeros_like(images[:, : cuts.frozen]), *derivatives], dim=1),
-        feature_distances=_feature_distances(torch.cat(features, dim=1), real_features),
-        gradient_distances=distances,
+        image_gradient=torch.cat([torch.zeros_like(images[:, : cuts.frozen]), derivative], dim=1),
+        feature_distances=_feature_distances(
+            features.view(len(labels), ranks, per_image, -1).mean(2), real_features
+        ),
+        gradient_distances={end: distances[:, r] for r, end in enumerate(ends)},
     )
+
+
+def refuse_batch_statistics(net: Network) -> None:
+    """Raise `ConfigError` for a network with batch norm: a gradient of a sum is no sum of gradients there."""
+    for name, module in net.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            raise ConfigError(
+                f"the network's layer {name} ({type(module).__name__}) normalises over the batch, so that gradients of "
+                f"groups of images do not add up: match a network with norms per image, such as convnet or resnet_ap"
+            )
 
 
 class _Watched(nn.Module):
@@ -135,10 +153,13 @@ class _Watched(nn.Module):
         return features, self.net.head(features), passages
 
 
-def gradient_sum(net: Network, images: Tensor, labels: Tensor, *, graph: bool) -> tuple[Gradients, Tensor]:
-    """Per class, of images (K, B, ch, H, H): gradient of the summed cross-entropy, and the features (K, B, D).
+def gradient_sum(
+    net: Network, images: Tensor, labels: Tensor, sizes: Sequence[int], *, graph: bool
+) -> tuple[Gradients, Tensor]:
+    """Per class of images (K, B, ch, H, H): gradients of the summed cross-entropy, and the features (K, B, D).
 
-    The images require a gradient, so that what comes out of every convolution has one.
+    One gradient for each of R groups of neighbours, of `sizes` that add up to B. The images require a gradient, so that
+    what comes out of every convolution has one.
     """
     classes, each = images.shape[:2]
     watched = _Watched(net)
@@ -146,48 +167,36 @@ def gradient_sum(net: Network, images: Tensor, labels: Tensor, *, graph: bool) -
     features, logits, passages = functional_call(watched, constants, (images.flatten(0, 1),))
     loss = F.cross_entropy(logits, labels.repeat_interleave(each), reduction="sum")
     slopes = torch.autograd.grad(loss, [output for _, _, output in passages], create_graph=graph)
+    parts = list(sizes) * classes
     with torch.set_grad_enabled(graph):
-        gradient = [
-            weight_gradient(layer, x, g, classes) for (layer, x, _), g in zip(passages, slopes, strict=True)
+        gradients = [
+            weight_gradient(layer, x, g, parts).view(classes, len(sizes), *layer.weight.shape)
+            for (layer, x, _), g in zip(passages, slopes, strict=True)
         ]
-    return gradient, features.detach().view(classes, each, -1)
+    return gradients, features.detach().view(classes, each, -1)
 
 
-def _prefix_means(groups: Sequence[tuple[int, Tensor, Gradients]], per_image: int) -> dict[int, list[Tensor]]:
-    """g(S[n]) at every cut n, detached: running sums of the groups' gradients over the tiles so far."""
-    means: dict[int, list[Tensor]] = {}
-    running: list[Tensor] | None = None
-    for end, _, gradient in groups:
-        detached = [g.detach() for g in gradient]
-        running = detached if running is None else [a + b for a, b in zip(running, detached, strict=True)]
-        means[end] = [g / (end * per_image) for g in running]
-    return means
-
-
-def _contract(
-    means: Mapping[int, list[Tensor]],
+def _compare(
+    groups: Gradients,
     real_gradient: Gradients,
-    weights: Mapping[int, float],
+    ends: Sequence[int],
+    cuts: Cuts,
     metric: str,
     per_image: int,
-) -> tuple[Tensor, dict[int, list[Tensor]], dict[int, Tensor]]:
-    """The loss (K,), V_r for the group that ends at every cut, and the unweighted distance (K,) at every cut."""
-    loss = real_gradient[0].new_zeros(len(real_gradient[0]))
-    contractions: dict[int, list[Tensor]] = {}
-    distances: dict[int, Tensor] = {}
-    running = [torch.zeros_like(g) for g in real_gradient]
-    for n in sorted(means, reverse=True):
-        leaves = [g.requires_grad_() for g in means[n]]
-        value = distance(metric, leaves, real_gradient)
-        distances[n] = value.detach()
-        if weight := weights.get(n, 0.0):
-            loss = loss + weight * value.detach()
-            slopes = torch.autograd.grad(value.sum(), leaves)
-            running = [
-                v + slope * (weight / (n * per_image)) for v, slope in zip(running, slopes, strict=True)
-            ]
-        contractions[n] = running
-    return loss, contractions, distances
+) -> tuple[Tensor, Sequence[Tensor], Tensor]:
+    """The loss (K,), its slope V for every group, like `groups`, and the unweighted distance (K, R) at every end."""
+    weights = dict(cuts.weights)
+    leaves = [g.requires_grad_() for g in groups]
+    tiles = _constants([end * per_image for end in ends], leaves[0])
+    means = [g.cumsum(1) / tiles.view(-1, 1, 1, 1, 1) for g in leaves]
+    distances = distance(metric, means, real_gradient)
+    loss = (distances * _constants([weights.get(end, 0.0) for end in ends], distances)).sum(1)
+    return loss.detach(), torch.autograd.grad(loss.sum(), leaves), distances.detach()
+
+
+def _constants(values: Sequence[float], like: Tensor) -> Tensor:
+    """(R,): filled in where it is, since a recording must not copy from the host."""
+    return torch.stack([like.new_full((), value) for value in values])
 
 
 def _feature_distances(by_rank: Tensor, real_features: Tensor) -> Tensor:

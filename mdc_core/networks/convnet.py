@@ -23,7 +23,7 @@ class ConvNet(Network):
             layers += [
                 Conv2d(channels if block == 0 else width, width, kernel_size=3, padding=padding),
                 InstanceNorm(width),
-                nn.ReLU(),
+                nn.ReLU(inplace=True),
                 AveragePool(2),
             ]
         self.blocks = nn.Sequential(*layers)

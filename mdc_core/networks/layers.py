@@ -27,12 +27,11 @@ class AveragePool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, ch, H, W) to (B, ch, H // factor, W // factor)."""
-        p, (batch, channels, height, width) = self.factor, x.shape
+        p, (height, width) = self.factor, x.shape[2:]
         if x.device.type != "cpu" or width > _WIDEST_PRODUCT or height % p or width % p:
             return F.avg_pool2d(x, p)
-        # p neighbouring rows lie side by side in memory: (B · ch · H/p, p · W) times (p · W, W/p).
-        rows = x.reshape(-1, p * width)
-        return (rows @ _pooling(p, width, x.dtype)).view(batch, channels, height // p, width // p)
+        out: Tensor = _Pool.apply(x, p)
+        return out
 
 
 class InstanceNorm(nn.GroupNorm):
@@ -69,12 +68,49 @@ class Linear(nn.Linear):
 
 @cache
 def _pooling(factor: int, width: int, dtype: torch.dtype) -> Tensor:
-    """The matrix (p · W, W/p) that averages p rows of W pixels."""
+    """The matrix (p · W, W/p) that averages p rows of W pixels, side by side."""
     with torch.inference_mode(False):
         column = torch.arange(width)
         matrix = torch.zeros(factor, width, width // factor, dtype=dtype)
         matrix[:, column, column // factor] = 1 / factor**2
         return matrix.flatten(0, 1)
+
+
+class _Pool(torch.autograd.Function):
+    """Rows of W pixels to W/p: p neighbours are added up, then multiplied by a matrix."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: int) -> Tensor:
+        ctx.factor = factor
+        batch, channels, height, width = x.shape
+        matrix = _pooling(factor, width, x.dtype)
+        if (
+            x.dtype == torch.bfloat16
+        ):  # products are cheaper than sums: the neighbours lie side by side in memory
+            pooled = x.reshape(-1, factor * width) @ matrix
+        else:
+            first, *others = x.reshape(-1, factor, width).unbind(1)
+            pooled = sum(others, first) @ matrix[:width]
+        return pooled.view(batch, channels, height // factor, width // factor)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return _Spread.apply(grads[0], ctx.factor), None
+
+
+class _Spread(torch.autograd.Function):
+    """The adjoint of `_Pool`: rows of W/p pixels to p rows of W, side by side in memory."""
+
+    @staticmethod
+    def forward(ctx: Any, g: Tensor, factor: int) -> Tensor:
+        ctx.factor = factor
+        batch, channels, height, width = g.shape
+        spread = g.reshape(-1, width) @ _pooling(factor, factor * width, g.dtype).T
+        return spread.view(batch, channels, factor * height, factor * width)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return _Pool.apply(grads[0], ctx.factor), None
 
 
 class _InstanceNorm(torch.autograd.Function):

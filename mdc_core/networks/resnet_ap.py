@@ -20,7 +20,7 @@ class ResNetAP(Network):
         self.stem = nn.Sequential(
             Conv2d(channels, width, 7 if large else 3, padding=3 if large else 1, bias=False),
             InstanceNorm(width),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             AveragePool(4) if large else nn.Identity(),
         )
         self.stages = nn.Sequential(
@@ -52,7 +52,7 @@ class _Block(nn.Module):
             Conv2d(before, after, 3, padding=1, bias=False),
             shrink,
             InstanceNorm(after),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             Conv2d(after, after, 3, padding=1, bias=False),
             InstanceNorm(after),
         )
@@ -61,4 +61,4 @@ class _Block(nn.Module):
             self.shortcut = nn.Sequential(shrink, Conv2d(before, after, 1, bias=False), InstanceNorm(after))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.body(x) + self.shortcut(x))
+        return F.relu_(self.body(x) + self.shortcut(x))

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from mdc_core import evaluate as evaluation
+from mdc_core.at_once import how_many
 from mdc_core.config import EvaluateConfig
 from mdc_core.data import DataSet, RealSet
 from mdc_core.errors import ConfigError
-from mdc_core.estimate import LANES_BYTES, lane_bytes
-from mdc_core.evaluate import Trial, evaluate, lanes_at_once, random_images, summarise, trials_planned
+from mdc_core.estimate import AT_ONCE_BYTES, lane_bytes
+from mdc_core.evaluate import Trial, evaluate, random_images, summarise, trials_planned
 from mdc_core.lanes import fit
 from mdc_core.networks import Network, build_network
 from mdc_core.streams import stream
@@ -81,11 +82,12 @@ def test_trainings_learn_the_same_in_any_company() -> None:
 
 def test_small_steps_are_taken_together_and_large_ones_alone() -> None:
     cpu, small, large = torch.device("cpu"), RECIPE, EvaluateConfig()
-    assert lanes_at_once(large, data(), 1000, cpu) == 1
-    at_once = lanes_at_once(small, data(), 6, cpu)
+    assert how_many(lane_bytes(large, data().facts(), 1000), cpu) == 1
+    one = lane_bytes(small, data().facts(), 6)
+    at_once = how_many(one, cpu)
     assert at_once > 8
-    assert at_once * lane_bytes(small, data().facts(), 6) <= LANES_BYTES
-    assert lanes_at_once(small, data(), 60, cpu) <= at_once
+    assert at_once * one <= AT_ONCE_BYTES
+    assert how_many(lane_bytes(small, data().facts(), 60), cpu) <= at_once
 
 
 def test_precision_holds_for_the_evaluation_only(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,11 +6,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mdc_core import augment
 from mdc_core.config import NetworkConfig
-from mdc_core.matching import Cuts, Match, distance, match
+from mdc_core.errors import ConfigError
+from mdc_core.matching import Cuts, Match, distance, match, refuse_batch_statistics
 from mdc_core.networks import Network, build_network
 from mdc_core.streams import stream
 from mdc_core.synthetic import decode
@@ -120,9 +121,18 @@ def test_tile_gradient_is_the_derivative_of_the_loss() -> None:
 
 
 def test_equal_gradients_are_at_distance_zero() -> None:
-    gradient = [torch.randn(2, 4, 3, 3, 3, dtype=torch.float64)]
+    gradient = [torch.randn(2, 1, 4, 3, 3, 3, dtype=torch.float64)]
     for metric in ("mse", "l1", "cos"):
-        assert distance(metric, gradient, gradient).tolist() == pytest.approx([0, 0], abs=1e-12)
+        found = distance(metric, gradient, gradient)
+        torch.testing.assert_close(found, torch.zeros(2, 1, dtype=torch.float64), atol=1e-12, rtol=0)
+
+
+def test_batch_statistics_are_refused() -> None:
+    net = setup(())[0]
+    refuse_batch_statistics(net)
+    net.blocks[1] = nn.BatchNorm2d(4)  # type: ignore[operator]
+    with pytest.raises(ConfigError, match=r"blocks\.1 \(BatchNorm2d\) normalises over the batch"):
+        refuse_batch_statistics(net)
 
 
 def test_no_gradient_is_left_behind() -> None:
