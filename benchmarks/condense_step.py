@@ -5,7 +5,7 @@
 Both compute the same numbers on fresh random images of CIFAR-10's shape, the literal update with torch's own layers;
 they alternate, after a warm-up, and every ratio is of two neighbours. On a CPU the time is that of the process, which
 others on the machine disturb less than the clock on the wall. Prints one JSON object: medians and spread of the
-ratios, where the engine's time goes, and how far the two results are apart.
+ratios, where the engine's time goes by part and by operator, and how far the two results are apart.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from typing import get_args
 
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from mdc_core import augment
-from mdc_core.condense import start_state
+from mdc_core.condense import CondenseState, start_state
 from mdc_core.config import CondenseConfig, NetworkConfig, Precision
 from mdc_core.data import RealSet
 from mdc_core.iteration import TileUpdate, classes_at_once, loss_weights
@@ -107,7 +108,9 @@ def main() -> None:
                 taken = timed(run, pair + WARM_UP, device)
                 if pair >= 0:
                     seconds[name].append(taken)
-    print(json.dumps(report(args, seconds, apart, recorder.refusal), indent=2))
+        measured = report(args, seconds, apart, recorder.refusal)
+        measured["operators"] = operators(config, real, start, state)
+    print(json.dumps(measured, indent=2))
 
 
 def parse() -> argparse.Namespace:
@@ -178,6 +181,45 @@ def first_order(net: Network, images: Tensor, at_once: int, *, graph: bool) -> N
     labels = torch.arange(10, device=images.device)
     for some, own in zip(images.split(at_once), labels.split(at_once), strict=True):
         gradient_sum(net, some.detach().requires_grad_(), own, [images.shape[1]], graph=graph)
+
+
+def operators(
+    config: CondenseConfig, real: RealSet, start: CondenseState, state: MlsState
+) -> dict[str, dict[str, float]]:
+    """Milliseconds of the device in matching all classes and in one training step, by operator, the largest twelve.
+
+    From calls that are not recorded yet: a graph hides its operators. They start the same kernels.
+    """
+    recorder = Recorder(real.device)
+    phase = NetworkPhase(config, real, recorder)
+    update = TileUpdate(config, real, phase.net, recorder)
+    phase.fresh(1)
+    update.begin(start.tiles, start.momentum, state, measured=False)
+    found = {}
+    step = config.batch_network
+    for name, warm_up, run in (
+        ("matching", lambda: update.run(1, 1), lambda: update.run(1, 2)),
+        ("training step", lambda: phase.train(2 * step, 1), lambda: phase.train(step, 2)),
+    ):
+        warm_up()
+        found[name] = profiled(run, real.device)
+    return found
+
+
+def profiled(run: Callable[[], None], device: torch.device) -> dict[str, float]:
+    """Milliseconds by operator, and of all together."""
+    gpu = device.type == "cuda"
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]) as profiler:
+        run()
+        if gpu:
+            torch.cuda.synchronize()
+    taken = {
+        event.key: (event.self_device_time_total if gpu else event.self_cpu_time_total) / 1000
+        for event in profiler.key_averages()
+        if event.device_type == torch.autograd.DeviceType.CPU
+    }
+    largest = sorted(taken.items(), key=lambda item: -item[1])[:12]
+    return {"all": round(sum(taken.values()), 3), **{name: round(value, 3) for name, value in largest}}
 
 
 def timed(run: Callable[[int], object], inner: int, device: torch.device) -> float:

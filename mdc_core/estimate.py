@@ -1,8 +1,9 @@
 """What a condensation will take: operations, seconds and memory, by arithmetic alone. Knows no torch.
 
 Operations are those of convolutions and matrix products, 2 per multiply-add, as in `mdc_core.cost`. Seconds follow
-from two speeds of a machine, because small networks wait for memory and large ones for arithmetic. Memory is the
-peak of the process: what is always there, and the largest of the phases, which follow one another.
+from two speeds of a machine and from what it takes to start a pass, because large networks wait for arithmetic, small
+ones for memory, and the smallest for neither. Memory is the peak of the process: what is always there, and the largest
+of the phases, which follow one another.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ AT_ONCE_BYTES = 24 * 2**20
 """On a CPU, what may be held by models that train side by side, or by classes that are matched at once."""
 _SECOND_TRAFFIC = 2.5
 """Memory traffic of an image's second derivative, in trainings of the image; fitted to measurements."""
+_MATCHING_STARTS, _CLASS_STARTS = 5.0, 0.8
+"""Training steps that take as long to start as the matching of some classes at once, and each of these; measured."""
 _SECOND_ACTIVATIONS = 6.5
 """Activations that live during the second derivative, in those that a training keeps; fitted likewise."""
 _FIRST_ACTIVATIONS = 2.0
@@ -40,6 +43,8 @@ class Speed:
     """Operations per second in convolutions."""
     bandwidth: float
     """Bytes of activations per second in all that is not a convolution."""
+    start: float
+    """Seconds that a training step takes however small it is."""
 
 
 @dataclass(frozen=True)
@@ -49,16 +54,18 @@ class Work:
     flops: float = 0.0
     traffic: float = 0.0
     """Bytes of activations that are written and read again."""
+    starts: float = 0.0
+    """Training steps, and what takes as long to start as so many."""
 
     def __add__(self, other: Work) -> Work:
-        return Work(self.flops + other.flops, self.traffic + other.traffic)
+        return Work(self.flops + other.flops, self.traffic + other.traffic, self.starts + other.starts)
 
     def __mul__(self, times: float) -> Work:
-        return Work(self.flops * times, self.traffic * times)
+        return Work(self.flops * times, self.traffic * times, self.starts * times)
 
     def seconds(self, speed: Speed) -> float:
         """Wall time on a machine of that speed."""
-        return self.flops / speed.flops + self.traffic / speed.bandwidth
+        return self.flops / speed.flops + self.traffic / speed.bandwidth + self.starts * speed.start
 
 
 @dataclass(frozen=True)
@@ -93,8 +100,8 @@ def estimate(
     Data that take more than half of `memory_limit` bytes are taken to stay on disk.
     """
     loop = outer_loop_work(config, facts)
-    ahead = _training(network_cost(config.network, facts)) * (config.pool * config.pool_samples)
-    condensing = loop * config.outer_loops + measuring_work(config, facts) + ahead
+    ahead = _training(network_cost(config.network, facts), config.pool_samples, config.batch_network)
+    condensing = loop * config.outer_loops + measuring_work(config, facts) + ahead * config.pool
     judging = Work() if recipe is None else evaluation_work(recipe, config, facts)
     total = condensing + judging
     return Estimate(
@@ -115,13 +122,16 @@ def outer_loop_work(config: CondenseConfig, facts: DataFacts) -> Work:
     forward = (net.flops_per_image + first) / 3
     second = 4 * (forward - head) - first + 2 * head
     tiles, real = config.tile_batch(), config.batch_real
+    classes = len(facts.classes)
+    together = min(classes, max(1, AT_ONCE_BYTES // matching_bytes(config, facts)))
     matching = Work(
         (real + tiles) * gradient + tiles * second,
         (real + tiles + tiles * _SECOND_TRAFFIC) * net.activation_bytes,
+        _MATCHING_STARTS / together + _CLASS_STARTS,
     )
-    images = _train_images(facts)
-    samples = config.early * images + (config.inner_iterations - 1) * config.n_data
-    return matching * (len(facts.classes) * config.inner_iterations) + _training(net) * samples
+    early = _training(net, config.early * _train_images(facts), config.batch_network)
+    training = _training(net, config.n_data, config.batch_network)
+    return matching * (classes * config.inner_iterations) + early + training * (config.inner_iterations - 1)
 
 
 def measuring_work(config: CondenseConfig, facts: DataFacts) -> Work:
@@ -130,9 +140,11 @@ def measuring_work(config: CondenseConfig, facts: DataFacts) -> Work:
         return Work()  # the distances come with the gradients
     net = network_cost(config.network, facts)
     measured = config.outer_loops // config.mls_period + (config.mls_period > 1)
-    per_class = config.factor**2 * sum(range(1, config.ipc)) * config.accuracy_epochs
-    tests = (config.ipc - 1) * _train_images(facts) * 0.1  # the hold-out
-    return (_training(net) * (per_class * len(facts.classes)) + _test(net) * tests) * measured
+    recipe = EvaluateConfig(epochs=config.accuracy_epochs)
+    images = [n * config.factor**2 * len(facts.classes) for n in range(1, config.ipc)]
+    training = sum((_training(net, count, recipe.batch_size) for count in images), Work())
+    tests = len(images) * _train_images(facts) * 0.1  # the hold-out
+    return (training * recipe.epochs + _test(net, tests)) * measured
 
 
 def evaluation_work(recipe: EvaluateConfig, config: CondenseConfig, facts: DataFacts) -> Work:
@@ -140,9 +152,10 @@ def evaluation_work(recipe: EvaluateConfig, config: CondenseConfig, facts: DataF
     net = network_cost(recipe.network, facts)
     sizes = recipe.sizes_of(config.ipc)
     sources = (config.factor**2, 1) if recipe.random_baseline else (config.factor**2,)
-    images = sum(k * per_image for k in sizes for per_image in sources) * len(facts.classes)
-    tests = 4 * len(sizes) * len(sources) * _test_images(facts)
-    return (_training(net) * (images * recipe.epochs) + _test(net) * tests) * recipe.repeats
+    images = [k * per_image * len(facts.classes) for k in sizes for per_image in sources]
+    training = sum((_training(net, count, recipe.batch_size) for count in images), Work())
+    tests = 4 * len(images) * _test_images(facts)
+    return (training * recipe.epochs + _test(net, tests)) * recipe.repeats
 
 
 def network_cost(network: NetworkConfig, facts: DataFacts) -> Cost:
@@ -223,14 +236,14 @@ def _evaluation_bytes(recipe: EvaluateConfig, config: CondenseConfig, facts: Dat
     return max(lane_bytes(recipe, facts, images), AT_ONCE_BYTES, test)
 
 
-def _training(net: Cost) -> Work:
-    """A training step, per image."""
-    return Work(net.flops_per_image, net.activation_bytes)
+def _training(net: Cost, images: int, batch: int) -> Work:
+    """Training on so many images once, in steps of a batch."""
+    return Work(net.flops_per_image * images, net.activation_bytes * images, -(-images // batch))
 
 
-def _test(net: Cost) -> Work:
-    """A forward pass, per image."""
-    return Work(net.flops_per_image / 3, net.activation_bytes / 4)
+def _test(net: Cost, images: float) -> Work:
+    """Forward passes."""
+    return Work(net.flops_per_image / 3, net.activation_bytes / 4, 1 / TEST_BATCH) * images
 
 
 def _train_images(facts: DataFacts) -> int:

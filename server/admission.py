@@ -21,7 +21,7 @@ def admit(
         Problem: 422 `does-not-fit` when it needs more memory than the largest live worker has.
     """
     worker = workers.largest(session)
-    speed = None if worker is None else Speed(worker.flops, worker.bandwidth)
+    speed = None if worker is None else Speed(worker.flops, worker.bandwidth, worker.start)
     limit = None if worker is None else worker.memory_bytes
     expected = estimate(condense, facts, evaluate, speed=speed, memory_limit=limit)
     if limit is not None and expected.memory_bytes > limit:

@@ -25,7 +25,7 @@ SAMPLE = CondenseConfig(network=NetworkConfig(width=64), batch_network=32)
 
 
 def main() -> None:
-    """Measure and print: device, memory_bytes, flops, bandwidth."""
+    """Measure and print: device, memory_bytes, flops, bandwidth, start."""
     keep_freed_memory()
     if threads := Settings().threads:
         torch.set_num_threads(threads)

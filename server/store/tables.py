@@ -194,7 +194,8 @@ class Worker(Base):
     """Of the device."""
     flops: Mapped[float] = mapped_column(Double)
     bandwidth: Mapped[float] = mapped_column(Double)
-    """With `flops` a `mdc_core.estimate.Speed`."""
+    start: Mapped[float] = mapped_column(Double)
+    """With `flops` and `bandwidth` a `mdc_core.estimate.Speed`."""
     started_at: Mapped[datetime] = mapped_column(default=utcnow)
     expires_at: Mapped[datetime]
 

@@ -19,6 +19,7 @@ def register(
     memory_bytes: int,
     flops: float,
     bandwidth: float,
+    start: float,
     seconds: float,
 ) -> None:
     """Add the worker, live for `seconds` unless it says so again; rows of workers that have vanished go."""
@@ -31,6 +32,7 @@ def register(
             memory_bytes=memory_bytes,
             flops=flops,
             bandwidth=bandwidth,
+            start=start,
             expires_at=utcnow() + timedelta(seconds=seconds),
         )
     )

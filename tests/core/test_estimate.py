@@ -78,8 +78,8 @@ def test_the_published_iteration_is_a_tera_flop() -> None:
 
 def test_seconds_follow_the_speed_and_none_is_none(real: RealSet) -> None:
     config, recipe = toy_config(), EvaluateConfig(epochs=8, network=toy_config().network)
-    slow = estimate(config, real.facts("toy"), recipe, speed=Speed(1e9, 1e8))
-    fast = estimate(config, real.facts("toy"), recipe, speed=Speed(2e9, 2e8))
+    slow = estimate(config, real.facts("toy"), recipe, speed=Speed(1e9, 1e8, 2e-3))
+    fast = estimate(config, real.facts("toy"), recipe, speed=Speed(2e9, 2e8, 1e-3))
     assert slow.seconds_total is not None
     assert fast.seconds_total == pytest.approx(slow.seconds_total / 2)
     assert slow.seconds_per_outer_loop is not None

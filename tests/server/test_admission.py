@@ -15,7 +15,7 @@ from tests.server.test_api_jobs import submit
 # The newest SQLAlchemy deprecates an option that kombu's transport uses.
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
 
-MACHINE = {"host": "here", "device": "a CPU", "flops": 1e9, "bandwidth": 1e8}
+MACHINE = {"host": "here", "device": "a CPU", "flops": 1e9, "bandwidth": 1e8, "start": 1e-3}
 
 
 def register(db: Database, worker_id: str, memory: int, seconds: float = 60) -> None:
@@ -52,7 +52,7 @@ def test_a_job_without_a_worker_has_an_estimate_without_time(api: Api) -> None:
         CondenseConfig.model_validate(job["condense"]),
         NAMED["digits"],
         EvaluateConfig.model_validate(job["evaluate"]),
-        speed=Speed(1e9, 1e8),
+        speed=Speed(1e9, 1e8, 1e-3),
     )
     assert job["estimate"]["memory_bytes"] == expected.memory_bytes
     assert job["estimate"]["flops"] == expected.flops

@@ -27,7 +27,7 @@ def test_a_worker_is_known_until_it_ends(stores: Stores) -> None:
     assert worker.id == "here:1"
     assert worker.device
     assert worker.memory_bytes > 10**8
-    assert min(worker.flops, worker.bandwidth) > 0
+    assert min(worker.flops, worker.bandwidth, worker.start) > 0
     stores.stop.set()
     registration.join()
     assert registered(stores) is None
