@@ -1,8 +1,9 @@
-"""What networks trained ahead are worth per second: accuracy after so many outer loops, fresh networks against a pool.
+"""What networks trained ahead, and more networks for the same updates, are worth per second.
 
     python benchmarks/early_stage.py cifar10.npz --out runs/early_stage --seeds 0 1 --loops 5 10 20
 
-All else is equal: the same data, seeds, tile updates and step size. The seconds are processor time of condensing,
+Accuracy after so many outer loops. All else is equal: the same data, seeds, tile updates and step size; where a network
+is matched half as often, an outer loop of the others counts for two. The seconds are processor time of condensing,
 training the pool included, with one thread. DATA, schedule and evaluation are those of mdc_vs_baseline.py. Every run is
 kept under --out: the same command goes on after one that was cut off. Prints JSON lines, and a Markdown table last.
 """
@@ -39,6 +40,11 @@ def variants(args: argparse.Namespace) -> dict[str, Line]:
         "pool": pool,
         "pool, unchanged": {**pool, "pool_noise": 0.0},
         "pool, not trained on": {**pool, "n_data": 0},
+        "fresh, twice as many": {
+            "inner_iterations": args.inner // 2,
+            "outer_loops": 2 * args.outer,
+            "mls_period": 2 * args.period,
+        },
     }
 
 
@@ -76,6 +82,8 @@ def parse() -> argparse.Namespace:
     add_schedule(parser)
     args = parser.parse_args()
     args.outer = max(args.loops)
+    if args.inner % 2:
+        parser.error("--inner must be even: one variant matches every network half as often")
     return args
 
 
@@ -87,16 +95,17 @@ def run(args: argparse.Namespace, variant: str, seed: int) -> list[Line]:
     config, recipe = settings(args, data, "mls", seed)
     config = type(config).model_validate({**config.model_dump(), **variants(args)[variant]})
     recipe = recipe.model_copy(update={"random_baseline": False})
+    stops = {loops * config.outer_loops // args.outer: loops for loops in args.loops}
     seconds, begun, lines = 0.0, time.process_time(), []
     for step in condense(config, data.train):
         seconds += time.process_time() - begun
-        if step.outer in args.loops:
+        if step.outer in stops:
             trials = judged(step.state, data, recipe, f"{variant}, seed {seed}, loop {step.outer}")
             lines.append(
                 {
                     "variant": variant,
                     "seed": seed,
-                    "outer": step.outer,
+                    "outer": stops[step.outer],
                     "seconds": round(seconds, 1),
                     "condense": config.model_dump(mode="json"),
                     "evaluate": recipe.model_dump(mode="json"),
