@@ -1,11 +1,13 @@
 """What networks trained ahead, and more networks for the same updates, are worth per second.
 
-    python benchmarks/early_stage.py cifar10.npz --out runs/early_stage --seeds 0 1 --loops 5 10 20
+    python benchmarks/early_stage.py cifar10.npz --out runs/early_stage --loops 5 10 20 --scales 6 15 40
 
-Accuracy after so many outer loops. All else is equal: the same data, seeds, tile updates and step size; where a network
-is matched half as often, an outer loop of the others counts for two. The seconds are processor time of condensing,
-training the pool included, with one thread. DATA, schedule and evaluation are those of mdc_vs_baseline.py. Every run is
-kept under --out: the same command goes on after one that was cut off. Prints JSON lines, and a Markdown table last.
+Accuracy after so many outer loops. As in subset_losses.py the step size of the tiles is tuned for every variant by
+itself, on seed 0, and the best ones are compared on the other seeds. All else is equal: the same data, seeds and tile
+updates; where a network is matched half as often, an outer loop of the others counts for two. The seconds are processor
+time of condensing, training the pool included, with one thread. DATA, schedule and evaluation are those of
+mdc_vs_baseline.py. Every run is kept under --out: the same command goes on after one that was cut off. Prints JSON
+lines, and a Markdown table last.
 """
 
 from __future__ import annotations
@@ -15,21 +17,43 @@ import dataclasses
 import json
 import multiprocessing
 import platform
+import re
 import statistics
 import time
 from concurrent.futures import ProcessPoolExecutor
-from itertools import product
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from mdc_vs_baseline import add_schedule, judged, settings, with_test_images
+from subset_losses import TUNING_SEED, average, spread
 
 from mdc_core.condense import condense
 from mdc_core.data import load
 from mdc_core.malloc import keep_freed_memory
 
 Line = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One condensation, judged several times."""
+
+    variant: str
+    scale: float
+    """Factor of the preset's step size."""
+    seed: int
+
+    def path(self, args: argparse.Namespace) -> Path:
+        """Where it is kept when it is finished."""
+        path: Path = args.out / f"{re.sub('[^a-z]+', '-', self.variant)}-x{self.scale:g}-seed{self.seed}.json"
+        return path
+
+    def lines(self, args: argparse.Namespace) -> list[Line]:
+        """What was found after each of `--loops`."""
+        found: list[Line] = json.loads(self.path(args).read_text())
+        return found
 
 
 def variants(args: argparse.Namespace) -> dict[str, Line]:
@@ -49,18 +73,12 @@ def variants(args: argparse.Namespace) -> dict[str, Line]:
 
 
 def main() -> None:
-    """Do what is missing, print the table."""
+    """Tune, compare, print the table."""
     args = parse()
     args.out.mkdir(parents=True, exist_ok=True)
-    missing = [
-        (args, variant, seed)
-        for seed, variant in product(args.seeds, variants(args))
-        if not path_of(args, variant, seed).exists()
-    ]
-    with ProcessPoolExecutor(args.jobs, mp_context=multiprocessing.get_context("spawn")) as executor:
-        for lines in executor.map(run, *zip(*missing, strict=True)) if missing else ():
-            for line in lines:
-                print(json.dumps({name: line[name] for name in ("variant", "seed", "outer", "seconds")}))
+    perform(args, [Run(v, scale, TUNING_SEED) for scale in args.scales for v in variants(args)])
+    best = {v: tuned(args, v) for v in variants(args)}
+    perform(args, [Run(v, scale, seed) for seed in args.seeds for v, scale in best.items()])
     print(table(args))
 
 
@@ -72,7 +90,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("data", nargs="?", default="digits", help="named data set, folder, zip or npz")
     parser.add_argument("--out", type=Path, default=Path("runs/early_stage"), help="folder for results")
     parser.add_argument("--data-root", type=Path, default=Path("mdc-data/datasets"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--scales", type=float, nargs="+", default=[6, 15, 40], help="of the step size")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2], help="of the comparison, not 0")
     parser.add_argument(
         "--loops", type=int, nargs="+", default=[5, 10, 20], help="outer loops to judge after"
     )
@@ -82,30 +101,43 @@ def parse() -> argparse.Namespace:
     add_schedule(parser)
     args = parser.parse_args()
     args.outer = max(args.loops)
+    if TUNING_SEED in args.seeds:
+        parser.error(f"seed {TUNING_SEED} is the one that step sizes are tuned on: compare on others")
     if args.inner % 2:
         parser.error("--inner must be even: one variant matches every network half as often")
     return args
 
 
-def run(args: argparse.Namespace, variant: str, seed: int) -> list[Line]:
+def perform(args: argparse.Namespace, runs: list[Run]) -> None:
+    """Do what is not done yet."""
+    missing = [run for run in runs if not run.path(args).exists()]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(args.jobs, mp_context=context) as pool:
+        for lines in pool.map(perform_one, [args] * len(missing), missing):
+            for line in lines:
+                told = {name: line[name] for name in ("variant", "scale", "seed", "loops", "seconds")}
+                print(json.dumps({**told, "average": average(line)}), flush=True)
+
+
+def perform_one(args: argparse.Namespace, run: Run) -> list[Line]:
     """Condense once, judge after each of `--loops`. In a process of its own."""
     torch.set_num_threads(1)
     keep_freed_memory()
     data = with_test_images(load(args.data, args.data_root), args.test_images)
-    config, recipe = settings(args, data, "mls", seed)
-    config = type(config).model_validate({**config.model_dump(), **variants(args)[variant]})
+    config, recipe = settings(args, data, "mls", run.seed)
+    changes = {**variants(args)[run.variant], "lr_base": config.lr_base * run.scale}
+    config = type(config).model_validate({**config.model_dump(), **changes})
     recipe = recipe.model_copy(update={"random_baseline": False})
     stops = {loops * config.outer_loops // args.outer: loops for loops in args.loops}
     seconds, begun, lines = 0.0, time.process_time(), []
     for step in condense(config, data.train):
         seconds += time.process_time() - begun
         if step.outer in stops:
-            trials = judged(step.state, data, recipe, f"{variant}, seed {seed}, loop {step.outer}")
+            trials = judged(step.state, data, recipe, f"{run}, loop {step.outer}")
             lines.append(
                 {
-                    "variant": variant,
-                    "seed": seed,
-                    "outer": stops[step.outer],
+                    **dataclasses.asdict(run),
+                    "loops": stops[step.outer],
                     "seconds": round(seconds, 1),
                     "condense": config.model_dump(mode="json"),
                     "evaluate": recipe.model_dump(mode="json"),
@@ -115,35 +147,29 @@ def run(args: argparse.Namespace, variant: str, seed: int) -> list[Line]:
                 }
             )
         begun = time.process_time()
-    path_of(args, variant, seed).write_text(json.dumps(lines))
+    run.path(args).write_text(json.dumps(lines))
     return lines
 
 
-def path_of(args: argparse.Namespace, variant: str, seed: int) -> Path:
-    """Where a finished run is kept."""
-    path: Path = args.out / f"{variant.replace(', ', '-').replace(' ', '-')}-seed{seed}.json"
-    return path
+def tuned(args: argparse.Namespace, variant: str) -> float:
+    """The best scale on the tuning seed, after the most loops."""
+    found: float = max(
+        args.scales, key=lambda scale: average(Run(variant, scale, TUNING_SEED).lines(args)[-1])
+    )
+    return found
 
 
 def table(args: argparse.Namespace) -> str:
-    """Markdown: average accuracy over k in per cent, mean ± sample standard deviation of the seeds, and seconds."""
-    rows = [
-        "| variant | " + " | ".join(f"{n} loops" for n in args.loops) + " |",
-        "|-" * (len(args.loops) + 1) + "|",
-    ]
+    """Markdown: what tuning found, and by loops the average over k of the other seeds, with the seconds."""
+    names = [*(f"x{scale:g}" for scale in args.scales), "chosen", *(f"{n} loops" for n in args.loops)]
+    rows = ["| variant | " + " | ".join(names) + " |", "|-" * (len(names) + 1) + "|"]
     for variant in variants(args):
-        cells = []
-        for outer in args.loops:
-            lines = [
-                line
-                for seed in args.seeds
-                for line in json.loads(path_of(args, variant, seed).read_text())
-                if line["outer"] == outer
-            ]
-            averages = [100 * statistics.fmean(t["accuracy"] for t in line["trials"]) for line in lines]
-            spread = f" ± {statistics.stdev(averages):.2f}" if len(averages) > 1 else ""
+        tuning = [Run(variant, scale, TUNING_SEED).lines(args)[-1] for scale in args.scales]
+        best = tuned(args, variant)
+        cells = [*(f"{average(line):.2f}" for line in tuning), f"x{best:g}"]
+        for lines in zip(*(Run(variant, best, seed).lines(args) for seed in args.seeds), strict=True):
             taken = statistics.fmean(line["seconds"] for line in lines)
-            cells.append(f"{statistics.fmean(averages):.2f}{spread} ({taken:.0f} s)")
+            cells.append(f"{spread([average(line) for line in lines])}, {taken:.0f} s")
         rows.append(f"| {variant} | " + " | ".join(cells) + " |")
     return "\n".join(rows)
 
