@@ -164,21 +164,18 @@ class _InstanceNormBackward(torch.autograd.Function):
         shape = (batch, channels, 1)
         s, scale = rstd.view(shape), weight.view(1, channels, 1)
         v, g, x = (t.reshape(batch, channels, -1) for t in (v, g, x))
-        h = (x - mean.view(shape)) * s
-        count = height * width
+        h, products = (x - mean.view(shape)).mul_(s), torch.empty_like(v)
+
+        def mean_of(a: Tensor, b: Tensor) -> Tensor:
+            return torch.mul(a, b, out=products).mean(2, keepdim=True)
+
+        # In as few tensors as will do: each is as large as the activations, and no cache holds many of them.
         v0, g0 = v.mean(2, keepdim=True), g.mean(2, keepdim=True)
-        k = _dot(v, h) / count
-        m = _dot(g, h) / count * scale
-        both = _dot(v, g) / count * scale - v0 * g0 * scale
-        slope_g = torch.addcmul(v, h, k, value=-1).sub_(v0).mul_(s * scale)
+        k, m = mean_of(v, h), mean_of(g, h) * scale
+        both = (mean_of(v, g) - v0 * g0) * scale
+        slope_g = torch.addcmul(v, h, k, value=-1, out=products).sub_(v0).mul_(s * scale)
         square = -s.square()
-        slope_x = torch.addcmul(v * (square * m), g, square * k * scale)
-        slope_x.addcmul_(h, square * (both - 3 * k * m)).sub_(square * (m * v0 + k * scale * g0))
+        slope_x = h.mul_(square * (both - 3 * k * m)).addcmul_(v, square * m)
+        slope_x.addcmul_(g, square * k * scale).sub_(square * (m * v0 + k * scale * g0))
         image = (batch, channels, height, width)
         return slope_g.view(image), slope_x.view(image), None, None, None, None
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """Products summed over the pixels: (B, ch, P), twice, to (B, ch, 1)."""
-    product: Tensor = torch.linalg.vecdot(a, b)
-    return product.unsqueeze(2)
