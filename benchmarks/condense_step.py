@@ -5,8 +5,8 @@
 Both compute the same numbers on fresh random images of CIFAR-10's shape, the literal update with torch's own layers;
 they alternate, after a warm-up, and every ratio is of two neighbours. On a CPU the time is that of the process, which
 others on the machine disturb less than the clock on the wall. Prints one JSON object: medians and spread of the
-ratios, where the engine's time goes by part and by operator, and how far the two results are apart, class by class: where
-rounding puts a single activation on the other side of 0 it is 1e-4, by either way of computing, else below 1e-6.
+ratios, where the engine's time goes by part and by operator, and how far the two results are apart, class by class.
+Where rounding puts one activation on the other side of 0 that is 1e-4, by either way of computing, else below 1e-6.
 """
 
 from __future__ import annotations
