@@ -23,9 +23,9 @@ _TRIES, _STEPS = 5, 2
 def calibrate(config: CondenseConfig, facts: DataFacts, device: torch.device | str) -> Speed:
     """The speed of `device` for the network of `config` on such data, from a few steps on random images.
 
-    A step on one image and one on a batch tell what starting takes, and a convolution as wide as the network's the
-    operations per second; what the batch takes beyond both is put down to memory. The best of a few tries counts,
-    after a first one to warm up.
+    A step on one image tells what starting takes, and a convolution as wide as the network's the operations per
+    second; what a step on a batch takes beyond both is put down to memory. The best of a few tries counts, after a
+    first one to warm up.
     """
     device = torch.device(device)
     draws = stream(0, "calibrate")

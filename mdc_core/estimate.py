@@ -179,8 +179,9 @@ def what_to_lower(config: CondenseConfig, facts: DataFacts, recipe: EvaluateConf
 
 
 def matching_bytes(config: CondenseConfig, facts: DataFacts) -> float:
-    """What matching one class keeps while it is differentiated twice."""
-    return _SECOND_ACTIVATIONS * network_cost(config.network, facts).activation_bytes * config.tile_batch()
+    """What matching one class keeps: while its tiles are differentiated twice, or its real images once."""
+    kept = network_cost(config.network, facts).activation_bytes
+    return kept * max(_SECOND_ACTIVATIONS * config.tile_batch(), _FIRST_ACTIVATIONS * config.batch_real)
 
 
 def lane_bytes(recipe: EvaluateConfig, facts: DataFacts, images: int) -> float:
@@ -223,8 +224,8 @@ def _condense_phases(config: CondenseConfig, facts: DataFacts) -> Mapping[str, f
     # All classes' images are decoded and augmented together, with a few copies on the way.
     views = classes * pixels * (5 * tiles + 3 * config.batch_real)
     return {
-        "ipc": max(matching_bytes(config, facts), AT_ONCE_BYTES) + views,
-        "batch_real": _FIRST_ACTIVATIONS * kept * config.batch_real + views,
+        "ipc": max(_SECOND_ACTIVATIONS * kept * config.tile_batch(), AT_ONCE_BYTES) + views,
+        "batch_real": max(_FIRST_ACTIVATIONS * kept * config.batch_real, AT_ONCE_BYTES) + views,
         "batch_network": _FIRST_ACTIVATIONS * kept * config.batch_network,
     }
 
