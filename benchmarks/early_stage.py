@@ -112,7 +112,7 @@ def perform(args: argparse.Namespace, runs: list[Run]) -> None:
     """Do what is not done yet."""
     missing = [run for run in runs if not run.path(args).exists()]
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(args.jobs, mp_context=context) as pool:
+    with ProcessPoolExecutor(args.jobs, mp_context=context, max_tasks_per_child=1) as pool:
         for lines in pool.map(perform_one, [args] * len(missing), missing):
             for line in lines:
                 told = {name: line[name] for name in ("variant", "scale", "seed", "loops", "seconds")}

@@ -101,7 +101,7 @@ def perform(args: argparse.Namespace, runs: list[Run], deadline: float) -> None:
     missing = [run for run in runs if not result_path(args, run).exists()]
     missing.sort(key=lambda run: run.variant != "MDC")
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(args.jobs, mp_context=context) as pool:
+    with ProcessPoolExecutor(args.jobs, mp_context=context, max_tasks_per_child=1) as pool:
         for line in pool.map(perform_one, [args] * len(missing), missing, [deadline] * len(missing)):
             if line is not None:
                 print(json.dumps(line), flush=True)
