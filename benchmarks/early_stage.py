@@ -52,8 +52,10 @@ class Run:
 
     def lines(self, args: argparse.Namespace) -> list[Line]:
         """What was found after each of `--loops`."""
-        found: list[Line] = json.loads(self.path(args).read_text())
-        return found
+        kept: list[Line] = json.loads(self.path(args).read_text())
+        if [line["loops"] for line in kept] != args.loops:
+            raise SystemExit(f"{self.path(args)} is of other --loops than {args.loops}: use another --out")
+        return kept
 
 
 def variants(args: argparse.Namespace) -> dict[str, Line]:
@@ -100,7 +102,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
     add_schedule(parser)
     args = parser.parse_args()
-    args.outer = max(args.loops)
+    args.loops = sorted(set(args.loops))
+    args.outer = args.loops[-1]
     if TUNING_SEED in args.seeds:
         parser.error(f"seed {TUNING_SEED} is the one that step sizes are tuned on: compare on others")
     if args.inner % 2:

@@ -4,21 +4,23 @@
 
 First the tests that need a GPU; then an inner iteration beside the literal update, with its breakdown by operator, for
 both ends of n* and both reduced precisions; then an evaluation as one batch of models; then, for as long as there is
-time, the published experiment (paper_run.py), which goes on in the next call. What is done is kept under --out and not
-repeated. Prints Markdown last. `--toy` goes through all of it in minutes, on a CPU too.
+time, the published experiment (paper_run.py), which goes on in the next call. What is done is kept under --out with its
+command, and repeated only where that has changed; a test that fails is told and holds nothing up. Prints Markdown last.
+`--toy` goes through all of it in a minute, on a CPU too.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parent.parent
 TOY_SCHEDULE = {
     "condense": {
         "ipc": 2,
@@ -37,17 +39,20 @@ def main() -> None:
     args = parse()
     args.out.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + 60 * args.minutes
+    found: dict[str, str] = {}
     for name, command in steps(args).items():
-        kept = args.out / f"{name}.txt"
-        if kept.exists():
-            continue
-        if time.monotonic() > deadline:
-            break
-        print(f"{name}: {' '.join(command)}", file=sys.stderr)
-        kept.write_text(output(name, command))
+        kept = args.out / f"{name}.json"
+        done = json.loads(kept.read_text()) if kept.exists() else {}
+        if done.get("command") != command:
+            if time.monotonic() > deadline:
+                break
+            print(f"{name}: {' '.join(command)}", file=sys.stderr)
+            done = {"command": command, "output": output(name, command)}
+            kept.write_text(json.dumps(done))
+        found[name] = done["output"]
     else:
         print(paper(args, (deadline - time.monotonic()) / 60))
-    print(table(args))
+    print(table(found))
 
 
 def parse() -> argparse.Namespace:
@@ -60,7 +65,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=9.0, help="of this call; no step is cut short")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--toy", action="store_true", help="small networks and schedules")
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.out = args.out.resolve()  # commands run in the repository
+    if Path(args.data).exists():
+        args.data = str(Path(args.data).resolve())
+    return args
 
 
 def steps(args: argparse.Namespace) -> dict[str, list[str]]:
@@ -94,41 +103,45 @@ def paper(args: argparse.Namespace, minutes: float) -> str:
 
 
 def output(name: str, command: list[str]) -> str:
-    """What a command of Python prints; the end when it fails."""
-    run = [sys.executable, *command]
-    ran = subprocess.run(run, check=False, cwd=HERE.parent, stdout=subprocess.PIPE, text=True)
-    if ran.returncode:
+    """What a command of Python prints; the end when it fails, unless it is the tests."""
+    ran = subprocess.run(
+        [sys.executable, *command],
+        check=False,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},  # the packages need not be installed
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    if ran.returncode and name != "tests":
         raise SystemExit(
             f"{ran.stdout}\n{name} failed: {' '.join(command)}\nThe same call again goes on with it."
         )
     return ran.stdout
 
 
-def table(args: argparse.Namespace) -> str:
+def table(found: dict[str, str]) -> str:
     """Markdown: an iteration's milliseconds and ratios, its operators, and the evaluation's ratio."""
-    rows, operators = [], []
-    for name in steps(args):
-        kept = args.out / f"{name}.txt"
-        if not kept.exists():
-            continue
-        if name == "tests":
-            rows.append(f"Tests: {kept.read_text().strip().splitlines()[-1]}\n")
-            continue
-        found = json.loads(kept.read_text())
-        if name == "evaluation":
-            rows.append(f"\nEvaluation at once against one by one: {found['ratio']} ({found['machine']})")
-            continue
-        if not operators:
-            rows += ["| | ms | matching | training | iteration | unrecorded |", "|-|-|-|-|-|-|"]
-        taken = found["median_seconds"]
+    measured = {name: json.loads(text) for name, text in found.items() if name != "tests"}
+    tests = found.get("tests", "not run").strip()
+    rows = [tests if "failed" in tests else f"Tests: {tests.splitlines()[-1]}", ""]
+    rows += ["| | ms | matching | training | iteration | unrecorded | machine |", "|-|-|-|-|-|-|-|"]
+    iterations = {name: one for name, one in measured.items() if "operators" in one}
+    for name, one in iterations.items():
+        taken = one["median_seconds"]
         ratios = [
-            "{median:.2f} ({min:.2f}–{max:.2f})".format(**found[f"{part}_speedup"])
+            "{median:.2f} ({min:.2f}–{max:.2f})".format(**one[f"{part}_speedup"])
             for part in ("matching", "network", "iteration")
         ]
-        cells = [f"{1000 * (taken['engine'] + taken['network']):.1f}", *ratios, str(found["unrecorded"])]
-        rows.append(f"| {name} | {' | '.join(cells)} |")
-        operators.append(f"\n{name}, milliseconds by operator: {json.dumps(found['operators'])}")
-    return "\n".join([*rows, *operators])
+        whole = f"{1000 * (taken['engine'] + taken['network']):.1f}"
+        rows.append(f"| {' | '.join([name, whole, *ratios, str(one['unrecorded']), one['machine']])} |")
+    if "evaluation" in measured:
+        one = measured["evaluation"]
+        rows.append(f"\nEvaluation at once against one by one: {one['ratio']} ({one['machine']})")
+    rows += [
+        f"\n{name}, milliseconds by operator: {json.dumps(one['operators'])}"
+        for name, one in iterations.items()
+    ]
+    return "\n".join(rows)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,8 @@ _MATCHING_STARTS, _CLASS_STARTS = 5.0, 0.8
 """Training steps that take as long to start as the matching of some classes at once, and each of these; measured."""
 _SECOND_ACTIVATIONS = 6.5
 """Activations that live during the second derivative, in those that a training keeps; fitted likewise."""
+_GROUP_COPIES = 6
+"""Tensors of the size of a group's gradients that live while they are compared, at the most."""
 _FIRST_ACTIVATIONS = 2.0
 """The same for a first derivative: what is kept, and what the backward pass adds."""
 _TEST_SHARE = 1 / 6
@@ -114,7 +116,10 @@ def estimate(
 
 
 def outer_loop_work(config: CondenseConfig, facts: DataFacts) -> Work:
-    """One outer loop: E times the matching of every class, and E - 1 times the network's training."""
+    """One outer loop: E times the matching of every class, and E - 1 times the network's training.
+
+    Classes are taken to be matched together as on a CPU; a GPU, which takes more of them, starts less.
+    """
     net = network_cost(config.network, facts)
     first, head = _ends(config.network, facts)
     # The gradients of the matched weights leave out the head's; see the table in docs/performance.md.
@@ -179,9 +184,17 @@ def what_to_lower(config: CondenseConfig, facts: DataFacts, recipe: EvaluateConf
 
 
 def matching_bytes(config: CondenseConfig, facts: DataFacts) -> float:
-    """What matching one class keeps: while its tiles are differentiated twice, or its real images once."""
-    kept = network_cost(config.network, facts).activation_bytes
-    return kept * max(_SECOND_ACTIVATIONS * config.tile_batch(), _FIRST_ACTIVATIONS * config.batch_real)
+    """What matching one class keeps: activations, of its tiles or its real images, and the gradients of its groups."""
+    net = network_cost(config.network, facts)
+    images = max(_SECOND_ACTIVATIONS * config.tile_batch(), _FIRST_ACTIVATIONS * config.batch_real)
+    return net.activation_bytes * images + _groups_bytes(config, facts)
+
+
+def _groups_bytes(config: CondenseConfig, facts: DataFacts) -> float:
+    """The gradients of every group of a class's ranks, with what is made of them."""
+    every = config.subset_loss == "all" or (config.uses_mls and config.subset_metric == "gradient")
+    groups = config.ipc if every else 2
+    return _GROUP_COPIES * groups * network_cost(config.network, facts).parameters * FLOAT_BYTES
 
 
 def lane_bytes(recipe: EvaluateConfig, facts: DataFacts, images: int) -> float:
@@ -210,7 +223,7 @@ def _memory(
     if limit is not None and data > DATA_SHARE * limit:
         data = 0
     net = network_cost(config.network, facts)
-    weights = 10 * net.parameters * FLOAT_BYTES  # with gradients, momentum, and the groups' gradients
+    weights = 6 * net.parameters * FLOAT_BYTES + _groups_bytes(config, facts)  # and gradients, and momentum
     phases = _condense_phases(config, facts).values()
     judging = 0 if recipe is None else _evaluation_bytes(recipe, config, facts)
     return round(BASE_BYTES + data + weights + max(*phases, judging))

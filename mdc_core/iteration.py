@@ -19,7 +19,7 @@ from mdc_core.augment import AugmentParams
 from mdc_core.config import CondenseConfig
 from mdc_core.data import RealSet
 from mdc_core.estimate import matching_bytes
-from mdc_core.matching import Cuts, Match, match, refuse_batch_statistics
+from mdc_core.matching import Cuts, Match, match
 from mdc_core.mls import MlsState
 from mdc_core.networks import Network
 from mdc_core.recorder import Recorder, fill
@@ -71,7 +71,6 @@ class TileUpdate:
     """The tiles of a run, and how an iteration moves them: tensors in fixed places, so that a GPU can record it."""
 
     def __init__(self, config: CondenseConfig, real: RealSet, net: Network, recorder: Recorder) -> None:
-        refuse_batch_statistics(net)
         self._config, self._real, self._net, self._recorder = config, real, net, recorder
         side, device = config.tile_side(real.image_size), real.device
         shape = (config.ipc, real.num_classes, config.factor**2, real.channels, side, side)

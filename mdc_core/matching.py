@@ -5,7 +5,7 @@ costs nothing extra. All norms of our networks are per sample, so a gradient of 
 Cut the ranks into R groups at the subset sizes; take one first-order gradient sum G_r per group. Then
 
     g(S[n]) = (sum of G_r over the groups inside n) / (n · f²)              for every boundary n, and
-    dL/dimages of group r = d<G_r, V_r>/dimages,   V_r = dL/dG_r = sum over n >= end(r) of w_n · D'(g(S[n])) / (n · f²),
+    dL/dimages of group r = d<G_r, V_r>/dimages,   V_r = sum over n >= end(r) of w_n · D'(g(S[n])) / (n · f²),
 
 which is one double backward over all images for any number of subsets. Frozen groups need no graph at all.
 
@@ -61,17 +61,18 @@ class Match:
     """Gradient distance D(g(S[n]), g_real), (K,), of every size n at which the ranks were cut."""
 
 
-def distance(metric: str, left: Gradients, right: Gradients) -> Tensor:
-    """D: distances (K, R) between two lists of weight gradients, summed over all of them; R of one may be 1.
+def distance(metric: str, left: Tensor, right: Tensor) -> Tensor:
+    """D of one convolution: distances (K, R) between gradients (K, R, out, in, kh, kw); R of one side may be 1.
 
     `mse`: squared differences; `l1`: absolute differences; `cos`: 1 - cosine per output channel (arXiv 2006.05929).
+    Distances of several convolutions add up.
     """
-    pairs = [(a.flatten(3), b.flatten(3)) for a, b in zip(left, right, strict=True)]
+    a, b = left.flatten(3), right.flatten(3)
     if metric == "mse":
-        return torch.stack([(a - b).square().sum((2, 3)) for a, b in pairs]).sum(0)
+        return (a - b).square().sum((2, 3))
     if metric == "l1":
-        return torch.stack([(a - b).abs().sum((2, 3)) for a, b in pairs]).sum(0)
-    return torch.stack([(1 - F.cosine_similarity(a, b, dim=3)).sum(2) for a, b in pairs]).sum(0)
+        return (a - b).abs().sum((2, 3))
+    return (1 - F.cosine_similarity(a, b, dim=3)).sum(2)
 
 
 def match(
@@ -86,7 +87,11 @@ def match(
         labels: (K,), int64.
         cuts: the same for all of them.
         metric: `mse`, `l1` or `cos`.
+
+    Raises:
+        ConfigError: when the network normalises over the batch.
     """
+    _refuse_batch_statistics(net)
     ranks, per_image = images.shape[1:3]
     ends = sorted(
         {ranks, *(n for n, _ in cuts.weights), *cuts.measured, *([cuts.frozen] if cuts.frozen else [])}
@@ -120,7 +125,7 @@ def match(
     )
 
 
-def refuse_batch_statistics(net: Network) -> None:
+def _refuse_batch_statistics(net: Network) -> None:
     """Raise `ConfigError` for a network with batch norm: a gradient of a sum is no sum of gradients there."""
     for name, module in net.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -186,12 +191,22 @@ def _compare(
 ) -> tuple[Tensor, Sequence[Tensor], Tensor]:
     """The loss (K,), its slope V for every group, like `groups`, and the unweighted distance (K, R) at every end."""
     weights = dict(cuts.weights)
-    leaves = [g.requires_grad_() for g in groups]
-    tiles = _constants([end * per_image for end in ends], leaves[0])
-    means = [g.cumsum(1) / tiles.view(-1, 1, 1, 1, 1) for g in leaves]
-    distances = distance(metric, means, real_gradient)
-    loss = (distances * _constants([weights.get(end, 0.0) for end in ends], distances)).sum(1)
-    return loss.detach(), torch.autograd.grad(loss.sum(), leaves), distances.detach()
+    tiles = _constants([end * per_image for end in ends], groups[0]).view(-1, 1, 1, 1, 1)
+    shares = _constants([weights.get(end, 0.0) for end in ends], groups[0])
+    distances = torch.zeros(len(groups[0]), 1, dtype=groups[0].dtype, device=groups[0].device)
+    slopes = []
+    for group, real in zip(groups, real_gradient, strict=True):
+        means = group.cumsum(1).div_(tiles).requires_grad_()
+        found = distance(metric, means, real)
+        (slope,) = torch.autograd.grad((found * shares).sum(), means)
+        slope.div_(tiles)
+        for r in reversed(
+            range(len(ends) - 1)
+        ):  # a group is a part of every subset that does not end before it
+            slope[:, r] += slope[:, r + 1]
+        slopes.append(slope)
+        distances = distances + found.detach()
+    return (distances * shares).sum(1), slopes, distances
 
 
 def _constants(values: Sequence[float], like: Tensor) -> Tensor:

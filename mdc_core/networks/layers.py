@@ -84,9 +84,8 @@ class _Pool(torch.autograd.Function):
         ctx.factor = factor
         batch, channels, height, width = x.shape
         matrix = _pooling(factor, width, x.dtype)
-        if (
-            x.dtype == torch.bfloat16
-        ):  # products are cheaper than sums: the neighbours lie side by side in memory
+        # In bfloat16 products are cheaper than sums: the neighbours lie side by side in memory.
+        if x.dtype == torch.bfloat16:
             pooled = x.reshape(-1, factor * width) @ matrix
         else:
             first, *others = x.reshape(-1, factor, width).unbind(1)

@@ -12,7 +12,7 @@ from mdc_core import augment, checkpoint
 from mdc_core.condense import Step, condense
 from mdc_core.data import RealSet
 from mdc_core.errors import ConfigError, FormatError
-from mdc_core.iteration import loss_weights
+from mdc_core.iteration import classes_at_once, loss_weights
 from mdc_core.network_phase import NetworkPhase, change, fresh_network
 from mdc_core.networks import build_network
 from mdc_core.recorder import Recorder
@@ -75,6 +75,16 @@ def test_measuring_draws_nothing(real: RealSet) -> None:
     assert all(torch.equal(a.state.tiles, b.state.tiles) for a, b in zip(often, never, strict=True))
     assert often[-1].distances is not None
     assert never[-1].distances is None
+
+
+def test_classes_one_by_one_are_classes_together(real: RealSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first updates alone: rounding grows."""
+    config = toy_config(outer_loops=1)
+    assert classes_at_once(config, real) == 2
+    together = next(condense(config, real)).state.tiles
+    monkeypatch.setattr("mdc_core.at_once.AT_ONCE_BYTES", 1)
+    assert classes_at_once(config, real) == 1
+    torch.testing.assert_close(next(condense(config, real)).state.tiles, together, atol=1e-5, rtol=0)
 
 
 def test_tile_updates_equal_a_literal_loop(real: RealSet) -> None:

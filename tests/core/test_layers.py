@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from mdc_core.networks.convolution import Conv2d
 from mdc_core.networks.layers import AveragePool, InstanceNorm
 
 
@@ -16,6 +17,24 @@ def test_pooling_equals_torchs(side: int, factor: int) -> None:
     direction = torch.randn(2, 3, side // factor, side // factor, dtype=torch.float64)
     found = torch.autograd.grad(AveragePool(factor)(x), x, direction)
     torch.testing.assert_close(found, torch.autograd.grad(F.avg_pool2d(x, factor), x, direction))
+
+
+def test_pooling_in_bfloat16_is_a_rounded_one() -> None:
+    x = torch.randn(2, 3, 8, 8)
+    found = AveragePool(2)(x.bfloat16())
+    torch.testing.assert_close(found.float(), F.avg_pool2d(x, 2), atol=2e-2, rtol=0)
+
+
+@pytest.mark.parametrize(("kernel", "padding"), [(3, 0), (3, 1), (3, 3), (1, 0)])
+@pytest.mark.parametrize("out", [4, 32])
+def test_the_way_back_to_few_channels_equals_torchs(kernel: int, padding: int, out: int) -> None:
+    """Narrow and wide layers take different ways; the first derivative of either is a convolution."""
+    layer = Conv2d(3, out, kernel, padding=padding).double().requires_grad_(False)
+    x = torch.randn(2, 3, 7, 9, dtype=torch.float64, requires_grad=True)
+    plain = F.conv2d(x, layer.weight, layer.bias, padding=padding)
+    direction = torch.randn_like(plain)
+    (expected,) = torch.autograd.grad(plain, x, direction)
+    torch.testing.assert_close(torch.autograd.grad(layer(x), x, direction)[0], expected)
 
 
 def test_instance_norm_equals_torchs_in_value_and_gradients() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mdc_core import augment
 from mdc_core.config import NetworkConfig
 from mdc_core.errors import ConfigError
-from mdc_core.matching import Cuts, Match, distance, match, refuse_batch_statistics
+from mdc_core.matching import Cuts, Match, distance, match
 from mdc_core.networks import Network, build_network
 from mdc_core.streams import stream
 from mdc_core.synthetic import decode
@@ -37,11 +37,11 @@ def match_tiles(
 
 
 def setup(
-    ops: tuple[augment.AugmentOp, ...],
+    ops: tuple[augment.AugmentOp, ...], network: NetworkConfig = TOY_NETWORK
 ) -> tuple[Network, Tensor, Tensor, Callable[[Tensor], Tensor]]:
     real = toy_real()
     net = build_network(
-        TOY_NETWORK, channels=3, image_size=SIDE, classes=2, generator=stream(1, "weights")
+        network, channels=3, image_size=SIDE, classes=2, generator=stream(1, "weights")
     ).double()
     tiles = torch.rand(N, FACTOR**2, 3, 4, 4, generator=stream(1, "tiles"), dtype=torch.float64)
     images = real.floats(real.class_index()[1][:8]).double()
@@ -72,6 +72,14 @@ def test_engine_equals_the_literal_update(metric: str, weights: dict[int, float]
     for n in range(1, N + 1):
         apart, _ = literal_match(net, tiles, images, 1, view, {n: 1.0}, 0, metric)
         torch.testing.assert_close(found.gradient_distances[n][0], apart, rtol=1e-6, atol=0)
+
+
+def test_a_network_of_the_usual_width_equals_the_literal_update() -> None:
+    """As many channels as make the way back to the image another one (`networks.convolution`)."""
+    net, tiles, images, view = setup(("color",), NetworkConfig(depth=2, width=32))
+    found = match_tiles(net, tiles, images, view, Cuts(((N, 1.0), (2, 1.0)), 1), "mse")[1]
+    slope = literal_match(net, tiles, images, 1, view, {N: 1.0, 2: 1.0}, 1, "mse")[1]
+    assert (found - slope).norm() <= 1e-6 * slope.norm()
 
 
 @pytest.mark.parametrize("ops", [("flip", "color", "scale"), ("rotate", "cutout"), ()])
@@ -121,18 +129,17 @@ def test_tile_gradient_is_the_derivative_of_the_loss() -> None:
 
 
 def test_equal_gradients_are_at_distance_zero() -> None:
-    gradient = [torch.randn(2, 1, 4, 3, 3, 3, dtype=torch.float64)]
+    gradient = torch.randn(2, 1, 4, 3, 3, 3, dtype=torch.float64)
     for metric in ("mse", "l1", "cos"):
         found = distance(metric, gradient, gradient)
         torch.testing.assert_close(found, torch.zeros(2, 1, dtype=torch.float64), atol=1e-12, rtol=0)
 
 
 def test_batch_statistics_are_refused() -> None:
-    net = setup(())[0]
-    refuse_batch_statistics(net)
+    net, tiles, images, view = setup(())
     net.blocks[1] = nn.BatchNorm2d(4)  # type: ignore[operator]
     with pytest.raises(ConfigError, match=r"blocks\.1 \(BatchNorm2d\) normalises over the batch"):
-        refuse_batch_statistics(net)
+        match_tiles(net, tiles, images, view, Cuts(((N, 1.0),)), "mse")
 
 
 def test_no_gradient_is_left_behind() -> None:
