@@ -19,7 +19,7 @@ BASE_BYTES = 720_000_000
 """A process that has loaded torch (with CUDA's libraries) and its convolution kernels, before any data."""
 DATA_SHARE = 0.5
 """Data that would take more than this share of a memory stay out of it (see `mdc_core.memory`)."""
-TEST_BATCH = 500
+TEST_BATCH = 100
 """Images of one batch of an accuracy measurement."""
 AT_ONCE_BYTES = 24 * 2**20
 """On a CPU, what may be held by models that train side by side, or by classes that are matched at once."""
@@ -244,9 +244,9 @@ def _condense_phases(config: CondenseConfig, facts: DataFacts) -> Mapping[str, f
 
 
 def _evaluation_bytes(recipe: EvaluateConfig, config: CondenseConfig, facts: DataFacts) -> float:
-    """Bytes of what lives in the largest training, or in a test, which keeps two of the widest activations."""
+    """Bytes of what lives in the largest training, or in a test, which holds some of the widest activations."""
     images = max(recipe.sizes_of(config.ipc)) * config.factor**2 * len(facts.classes)
-    test = 0.8 * network_cost(recipe.network, facts).activation_bytes * TEST_BATCH
+    test = 1.3 * network_cost(recipe.network, facts).activation_bytes * TEST_BATCH
     return max(lane_bytes(recipe, facts, images), AT_ONCE_BYTES, test)
 
 

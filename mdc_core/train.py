@@ -17,6 +17,7 @@ from mdc_core import augment
 from mdc_core.augment import AugmentParams
 from mdc_core.config import AugmentOp, EvaluateConfig
 from mdc_core.data import RealSet
+from mdc_core.estimate import TEST_BATCH
 from mdc_core.networks import Network
 from mdc_core.recorder import Recorder, fill
 
@@ -240,7 +241,7 @@ def draw_epoch(
 
 
 @torch.no_grad()
-def class_accuracy(net: Network, real: RealSet, batch: int = 500) -> Tensor:
+def class_accuracy(net: Network, real: RealSet, batch: int = TEST_BATCH) -> Tensor:
     """Share of each class that is recognised: (C,) float64 in [0, 1], NaN for a class without images."""
     hits = torch.zeros(real.num_classes, dtype=torch.float64, device=real.labels.device)
     for positions in torch.split(torch.arange(len(real.labels), device=real.labels.device), batch):
