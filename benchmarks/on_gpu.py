@@ -20,6 +20,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+
 ROOT = Path(__file__).resolve().parent.parent
 TOY_SCHEDULE = {
     "condense": {
@@ -66,9 +68,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--toy", action="store_true", help="small networks and schedules")
     args = parser.parse_args()
+    if args.device.startswith("cuda") and not torch.cuda.is_available():
+        parser.error("torch sees no GPU here: --toy --device cpu goes through all of it without one")
     args.out = args.out.resolve()  # commands run in the repository
     if Path(args.data).exists():
         args.data = str(Path(args.data).resolve())
+    elif Path(args.data).name != args.data or Path(args.data).suffix:
+        parser.error(f"there is no {args.data}: name the npz, zip or folder, or a named set such as cifar10")
     return args
 
 
