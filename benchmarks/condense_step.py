@@ -6,7 +6,7 @@ Both compute the same numbers on fresh random images of CIFAR-10's shape, the li
 they alternate, after a warm-up, and every ratio is of two neighbours. On a CPU the time is that of the process, which
 others on the machine disturb less than the clock on the wall. Prints one JSON object: medians and spread of the
 ratios, where the engine's time goes by part and by operator, and how far the two results are apart, class by class.
-In float32 that is below 1e-6, unless rounding puts one activation on the other side of 0 in one of them: then 1e-4.
+In float32 that is below 1e-6, unless rounding puts one activation on the other side of 0 in one of them: then to 1e-2.
 """
 
 from __future__ import annotations
