@@ -17,45 +17,21 @@ import dataclasses
 import json
 import multiprocessing
 import platform
-import re
 import statistics
 import time
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from mdc_vs_baseline import add_schedule, judged, settings, with_test_images
-from subset_losses import TUNING_SEED, average, spread
+from subset_losses import TUNING_SEED, Run, average, result_path, spread
 
 from mdc_core.condense import condense
 from mdc_core.data import load
 from mdc_core.malloc import keep_freed_memory
 
 Line = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Run:
-    """One condensation, judged several times."""
-
-    variant: str
-    scale: float
-    """Factor of the preset's step size."""
-    seed: int
-
-    def path(self, args: argparse.Namespace) -> Path:
-        """Where it is kept when it is finished."""
-        path: Path = args.out / f"{re.sub('[^a-z]+', '-', self.variant)}-x{self.scale:g}-seed{self.seed}.json"
-        return path
-
-    def lines(self, args: argparse.Namespace) -> list[Line]:
-        """What was found after each of `--loops`."""
-        kept: list[Line] = json.loads(self.path(args).read_text())
-        if [line["loops"] for line in kept] != args.loops:
-            raise SystemExit(f"{self.path(args)} is of other --loops than {args.loops}: use another --out")
-        return kept
 
 
 def variants(args: argparse.Namespace) -> dict[str, Line]:
@@ -113,7 +89,7 @@ def parse() -> argparse.Namespace:
 
 def perform(args: argparse.Namespace, runs: list[Run]) -> None:
     """Do what is not done yet."""
-    missing = [run for run in runs if not run.path(args).exists()]
+    missing = [run for run in runs if not result_path(args, run).exists()]
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(args.jobs, mp_context=context, max_tasks_per_child=1) as pool:
         for lines in pool.map(perform_one, [args] * len(missing), missing):
@@ -150,14 +126,22 @@ def perform_one(args: argparse.Namespace, run: Run) -> list[Line]:
                 }
             )
         begun = time.process_time()
-    run.path(args).write_text(json.dumps(lines))
+    result_path(args, run).write_text(json.dumps(lines))
     return lines
+
+
+def lines_of(args: argparse.Namespace, run: Run) -> list[Line]:
+    """What a finished run has found after each of `--loops`."""
+    kept: list[Line] = json.loads(result_path(args, run).read_text())
+    if [line["loops"] for line in kept] != args.loops:
+        raise SystemExit(f"{result_path(args, run)} is of other --loops than {args.loops}: use another --out")
+    return kept
 
 
 def tuned(args: argparse.Namespace, variant: str) -> float:
     """The best scale on the tuning seed, after the most loops."""
     found: float = max(
-        args.scales, key=lambda scale: average(Run(variant, scale, TUNING_SEED).lines(args)[-1])
+        args.scales, key=lambda scale: average(lines_of(args, Run(variant, scale, TUNING_SEED))[-1])
     )
     return found
 
@@ -167,10 +151,10 @@ def table(args: argparse.Namespace) -> str:
     names = [*(f"x{scale:g}" for scale in args.scales), "chosen", *(f"{n} loops" for n in args.loops)]
     rows = ["| variant | " + " | ".join(names) + " |", "|-" * (len(names) + 1) + "|"]
     for variant in variants(args):
-        tuning = [Run(variant, scale, TUNING_SEED).lines(args)[-1] for scale in args.scales]
+        tuning = [lines_of(args, Run(variant, scale, TUNING_SEED))[-1] for scale in args.scales]
         best = tuned(args, variant)
         cells = [*(f"{average(line):.2f}" for line in tuning), f"x{best:g}"]
-        for lines in zip(*(Run(variant, best, seed).lines(args) for seed in args.seeds), strict=True):
+        for lines in zip(*(lines_of(args, Run(variant, best, seed)) for seed in args.seeds), strict=True):
             taken = statistics.fmean(line["seconds"] for line in lines)
             cells.append(f"{spread([average(line) for line in lines])}, {taken:.0f} s")
         rows.append(f"| {variant} | " + " | ".join(cells) + " |")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from mdc_core.estimate import AT_ONCE_BYTES, DATA_SHARE
+from mdc_core.estimate import AT_ONCE_BYTES, DATA_SHARE, fitting
 
 
 def how_many(size: float, device: torch.device) -> int:
@@ -15,4 +15,4 @@ def how_many(size: float, device: torch.device) -> int:
     """
     gpu = device.type == "cuda"
     room = DATA_SHARE * torch.cuda.mem_get_info(device)[0] if gpu else AT_ONCE_BYTES
-    return max(1, int(room / size))
+    return fitting(size, room)

@@ -128,7 +128,7 @@ def outer_loop_work(config: CondenseConfig, facts: DataFacts) -> Work:
     second = 4 * (forward - head) - first + 2 * head
     tiles, real = config.tile_batch(), config.batch_real
     classes = len(facts.classes)
-    together = min(classes, max(1, AT_ONCE_BYTES // matching_bytes(config, facts)))
+    together = min(classes, fitting(matching_bytes(config, facts)))
     matching = Work(
         (real + tiles) * gradient + tiles * second,
         (real + tiles + tiles * _SECOND_TRAFFIC) * net.activation_bytes,
@@ -183,11 +183,23 @@ def what_to_lower(config: CondenseConfig, facts: DataFacts, recipe: EvaluateConf
     return ", ".join([*names, "condense.network.width"])
 
 
+def fitting(size: float, room: float = AT_ONCE_BYTES) -> int:
+    """How many of what holds `size` bytes are computed as one, where `room` bytes are meant for that: one at least."""
+    return max(1, int(room / size))
+
+
 def matching_bytes(config: CondenseConfig, facts: DataFacts) -> float:
-    """What matching one class keeps: activations, of its tiles or its real images, and the gradients of its groups."""
-    net = network_cost(config.network, facts)
-    images = max(_SECOND_ACTIVATIONS * config.tile_batch(), _FIRST_ACTIVATIONS * config.batch_real)
-    return net.activation_bytes * images + _groups_bytes(config, facts)
+    """Bytes that matching one class keeps: activations of its larger phase, and the gradients of its groups."""
+    return max(_matching_phases(config, facts).values()) + _groups_bytes(config, facts)
+
+
+def _matching_phases(config: CondenseConfig, facts: DataFacts) -> Mapping[str, float]:
+    """Bytes of activations of one class, by the setting that decides them: of its tiles, and of its real images."""
+    kept = network_cost(config.network, facts).activation_bytes
+    return {
+        "ipc": _SECOND_ACTIVATIONS * kept * config.tile_batch(),
+        "batch_real": _FIRST_ACTIVATIONS * kept * config.batch_real,
+    }
 
 
 def _groups_bytes(config: CondenseConfig, facts: DataFacts) -> float:
@@ -236,9 +248,9 @@ def _condense_phases(config: CondenseConfig, facts: DataFacts) -> Mapping[str, f
     classes, tiles = len(facts.classes), config.ipc * config.factor**2
     # All classes' images are decoded and augmented together, with a few copies on the way.
     views = classes * pixels * (5 * tiles + 3 * config.batch_real)
+    matching = _matching_phases(config, facts).items()
     return {
-        "ipc": max(_SECOND_ACTIVATIONS * kept * config.tile_batch(), AT_ONCE_BYTES) + views,
-        "batch_real": max(_FIRST_ACTIVATIONS * kept * config.batch_real, AT_ONCE_BYTES) + views,
+        **{name: max(size, AT_ONCE_BYTES) + views for name, size in matching},
         "batch_network": _FIRST_ACTIVATIONS * kept * config.batch_network,
     }
 

@@ -93,27 +93,24 @@ def match(
     """
     _refuse_batch_statistics(net)
     ranks, per_image = images.shape[1:3]
-    ends = sorted(
-        {ranks, *(n for n, _ in cuts.weights), *cuts.measured, *([cuts.frozen] if cuts.frozen else [])}
-    )
-    frozen = [end for end in ends if end <= cuts.frozen]
+    ends = sorted({ranks, cuts.frozen, *(n for n, _ in cuts.weights), *cuts.measured} - {0})
+    sizes = [(end - start) * per_image for start, end in pairwise([0, *ends])]
+    held = sum(end <= cuts.frozen for end in ends)  # so many groups are constants
     real_leaf = real_images.detach().requires_grad_()
     real_sum, real_features = gradient_sum(net, real_leaf, labels, [real_images.shape[1]], graph=False)
     real_gradient = [g / real_images.shape[1] for g in real_sum]
 
     leaf = images[:, cuts.frozen :].detach().requires_grad_()
-    sizes = [(end - start) * per_image for start, end in pairwise([cuts.frozen, *ends[len(frozen) :]])]
-    free, features = gradient_sum(net, leaf.flatten(1, 2), labels, sizes, graph=True)
+    free, features = gradient_sum(net, leaf.flatten(1, 2), labels, sizes[held:], graph=True)
     groups = [g.detach() for g in free]
-    if frozen:
+    if held:
         constant = images[:, : cuts.frozen].detach().flatten(1, 2).requires_grad_()
-        sizes = [(end - start) * per_image for start, end in pairwise([0, *frozen])]
-        gradient, feature = gradient_sum(net, constant, labels, sizes, graph=False)
+        gradient, feature = gradient_sum(net, constant, labels, sizes[:held], graph=False)
         groups = [torch.cat(pair, dim=1) for pair in zip(gradient, groups, strict=True)]
         features = torch.cat([feature, features], dim=1)
 
     loss, slopes, distances = _compare(groups, real_gradient, ends, cuts, metric, per_image)
-    directions = [slope[:, len(frozen) :] for slope in slopes]
+    directions = [slope[:, held:] for slope in slopes]
     (derivative,) = torch.autograd.grad(free, leaf, directions)
     return Match(
         loss=loss,
@@ -193,7 +190,7 @@ def _compare(
     weights = dict(cuts.weights)
     tiles = _constants([end * per_image for end in ends], groups[0]).view(-1, 1, 1, 1, 1)
     shares = _constants([weights.get(end, 0.0) for end in ends], groups[0])
-    distances = torch.zeros(len(groups[0]), 1, dtype=groups[0].dtype, device=groups[0].device)
+    distances = groups[0].new_zeros(len(groups[0]), 1)
     slopes = []
     for group, real in zip(groups, real_gradient, strict=True):
         means = group.cumsum(1).div_(tiles).requires_grad_()
