@@ -16,6 +16,7 @@ from kombu.messaging import Producer
 from sqlalchemy import make_url
 
 from server.settings import Settings
+from server.store.db import use_wal
 
 TASK = "worker.tasks.run_job"
 QUEUE = "celery"
@@ -58,8 +59,7 @@ class Wakeup:
             return
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         with closing(sqlite3.connect(path)) as connection:
-            # In this mode, which the file remembers, readers and a writer do not block each other.
-            connection.execute("PRAGMA journal_mode=WAL")
+            use_wal(connection)
             with suppress(sqlite3.OperationalError):  # no table before the first message
                 connection.execute("DELETE FROM kombu_message WHERE visible = 0")
             connection.commit()

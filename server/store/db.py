@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url
@@ -72,16 +74,32 @@ def open_engine(url: str) -> Engine:
     return engine
 
 
+def use_wal(connection: sqlite3.Connection) -> None:
+    """Set the journal mode in which readers and a writer do not block each other; the file remembers it.
+
+    Waits for another connection that writes, or that sets the mode too, as SQLite itself does not: each of them
+    reads, and would wait for the other's end, so it refuses at once, whatever its busy timeout. Raises
+    `sqlite3.OperationalError` after `BUSY_TIMEOUT_MS`.
+    """
+    deadline = monotonic() + BUSY_TIMEOUT_MS / 1000
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            # The lowest byte is the kind of an error, the others say more of it.
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or monotonic() > deadline:
+                raise
+        sleep(0.01)
+
+
 def _set_pragmas(connection: Any, _record: object) -> None:
     # The driver would open a transaction by itself, and only at the first write: see `_begin_sqlite`.
     connection.isolation_level = None
-    for pragma in (
-        f"busy_timeout={BUSY_TIMEOUT_MS}",  # first: changing the journal mode may have to wait as well
-        "journal_mode=WAL",
-        "foreign_keys=ON",
-        "synchronous=NORMAL",
-    ):
-        connection.execute(f"PRAGMA {pragma}")
+    connection.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
+    use_wal(connection)
+    connection.execute("PRAGMA foreign_keys=ON")
+    connection.execute("PRAGMA synchronous=NORMAL")
 
 
 def _begin_sqlite(connection: Connection) -> None:
