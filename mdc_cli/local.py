@@ -274,8 +274,6 @@ def _iterate(
             kept = time.monotonic()
             for step in steps(config, data.train, device, resume=state):
                 state = step.state
-                if step.warning is not None:
-                    people.print(step.warning)
                 if step.outer == step.total or time.monotonic() - kept > CHECKPOINT_SECONDS:
                     files.write(saved, checkpoint.to_bytes(state, config))
                     kept = time.monotonic()

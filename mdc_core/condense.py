@@ -62,8 +62,6 @@ class Step:
     state: CondenseState
     seconds: float
     """Wall time of this loop."""
-    warning: str | None
-    """Why a GPU is given its kernels one by one from now on: slower, but the same. Said once."""
 
     def selected(self) -> tuple[int, ...]:
         """n* of every MLS track, as it holds from the next loop on."""
@@ -104,15 +102,13 @@ def condense(
         real, holdout = real.subset(kept.to(device)), real.subset(held.to(device))
     state = resume or start_state(config, real)
     state = replace(state, tiles=state.tiles.to(device), momentum=state.momentum.to(device), data=fingerprint)
-    engine, told = _Engine(config, real, holdout), None
+    engine = _Engine(config, real, holdout)
     for outer in range(state.outer + 1, config.outer_loops + 1):
         begun = time.perf_counter()
         with products(config.precision):
             state, loss, distances = engine.outer_loop(state, outer)
         seconds = time.perf_counter() - begun
-        warning = None if engine.recorder.refusal == told else engine.recorder.refusal
-        told = engine.recorder.refusal
-        yield Step(outer, config.outer_loops, loss, distances, state, seconds, warning)
+        yield Step(outer, config.outer_loops, loss, distances, state, seconds)
 
 
 def result(state: CondenseState, real: RealSet) -> SyntheticSet:

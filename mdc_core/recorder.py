@@ -7,8 +7,10 @@ The same code without a graph is what runs on a CPU, and where recording is impo
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -63,16 +65,22 @@ class Recorder:
 
     def _record(self, run: Callable[[], None]) -> torch.cuda.CUDAGraph | None:
         """The graph of one call, which is not carried out; None when it cannot be recorded."""
-        graph = torch.cuda.CUDAGraph()
         try:
+            graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=self._pool):
                 run()
         except RuntimeError as error:
-            self.refusal = (
-                f"recording a CUDA graph failed, which costs time only: {str(error).splitlines()[0]}"
-            )
+            self.refusal = str(error).partition("\n")[0]
+            _tell(self.refusal)
             return None
         return graph
+
+
+@cache  # once in a process: every stack of an evaluation has a recorder of its own
+def _tell(refusal: str) -> None:
+    logging.getLogger(__name__).warning(
+        "recording a CUDA graph failed, which costs time only: %s", refusal or "no reason given"
+    )
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import sys
 from datetime import UTC, datetime
 
@@ -23,6 +24,14 @@ def configure_logging() -> None:
         cache_logger_on_first_use=True,
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
     )
+    logging.getLogger("mdc_core").handlers = [_Forward()]  # a library, and logs as libraries do
+
+
+class _Forward(logging.Handler):
+    """Makes a line of the service's log of what a library logs."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        structlog.get_logger().log(record.levelno, record.getMessage(), logger=record.name)
 
 
 def begin_line(**facts: str | int) -> str:

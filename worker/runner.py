@@ -95,7 +95,8 @@ def main(argv: list[str]) -> int:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     job_id, attempt = argv[0], int(argv[1])
     configure_logging()
-    log = structlog.get_logger().bind(job_id=job_id, attempt=attempt)
+    structlog.contextvars.bind_contextvars(job_id=job_id, attempt=attempt)
+    log = structlog.get_logger()
     keep_freed_memory()
     settings = Settings()
     if settings.threads:
@@ -166,8 +167,6 @@ def _condense(attempt: Attempt, data: DataSet) -> CondenseState:
         ):
             state = step.state
             durations.append(step.seconds)
-            if step.warning is not None:
-                structlog.get_logger().warning(step.warning, job_id=attempt.job.id)
             _report_step(attempt, step, durations)
             due = time.monotonic() - attempt.saved_at >= attempt.settings.checkpoint_seconds
             if due or step.outer == total:
@@ -189,7 +188,7 @@ def _resumed(attempt: Attempt) -> CondenseState | None:
     try:
         return checkpoint.resume(attempt.objects.get(key), attempt.config)
     except FileNotFoundError:
-        structlog.get_logger().warning("the checkpoint has gone", job_id=attempt.job.id, key=key)
+        structlog.get_logger().warning("the checkpoint has gone", key=key)
         return None
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 import structlog
@@ -36,6 +38,27 @@ def test_a_request_is_logged_with_its_id_its_key_and_its_route(api: Api) -> None
     assert (lost["route"], lost["status"]) == (None, 404)
     secret = api.admin["Authorization"].split("_", 2)[2]
     assert secret not in repr(captured.entries)
+
+
+def test_what_the_core_logs_becomes_a_line(capfd: pytest.CaptureFixture[str]) -> None:
+    code = """
+import logging
+import structlog
+from server.logs import configure_logging
+configure_logging()
+structlog.contextvars.bind_contextvars(job_id="job_a")
+logging.getLogger("mdc_core.anything").warning("%s went wrong", "it")
+logging.getLogger("mdc_core.anything").debug("detail")
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+    line = json.loads(capfd.readouterr().err)
+    assert line.pop("timestamp").endswith("Z")
+    assert line == {
+        "event": "it went wrong",
+        "job_id": "job_a",
+        "level": "warning",
+        "logger": "mdc_core.anything",
+    }
 
 
 @sqlite_only
