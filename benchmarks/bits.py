@@ -18,6 +18,7 @@ import platform
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,7 @@ def trained(
     synthetic: SyntheticSet,
     data: DataSet,
     recipe: EvaluateConfig,
-    sizes: list[int],
+    sizes: Sequence[int],
     args: argparse.Namespace,
 ) -> list[dict[str, Any]]:
     """Every training, each kept in trials.json as soon as it is done."""

@@ -163,7 +163,10 @@ class Installation:
             for parent in (self.folder, *self.folder.parents[:-1]):
                 if parent != Path(tempfile.gettempdir()):
                     parent.chmod(0o755)
-        program = lambda name: str(programs / name) if programs else name  # noqa: E731
+
+        def program(name: str) -> str:
+            return str(programs / name) if programs else name
+
         initialise = [program("initdb"), "-D", str(data), "-U", "mdc", "--auth=trust", "--no-sync"]
         subprocess.run(initialise, check=True, user=user, stdout=subprocess.DEVNULL, cwd=data)
         port, redis_port = free_port(), free_port()

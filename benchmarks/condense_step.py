@@ -143,7 +143,7 @@ def random_images(per_class: int) -> RealSet:
 
 def by_class(gradient: Tensor) -> Tensor:
     """Norm of each class's part, (C,), of a tile gradient (N, C, f², ch, s, s)."""
-    return gradient.transpose(0, 1).flatten(1).norm(dim=1)
+    return gradient.square().transpose(0, 1).flatten(1).sum(1).sqrt()
 
 
 def literal_iteration(
@@ -201,15 +201,11 @@ def operators(
     update = TileUpdate(config, real, phase.net, recorder)
     phase.fresh(1)
     update.begin(start.tiles, start.momentum, state, measured=False)
-    found = {}
-    step = config.batch_network
-    for name, warm_up, run in (
-        ("matching", lambda: update.run(1, 1), lambda: update.run(1, 2)),
-        ("training step", lambda: phase.train(2 * step, 1), lambda: phase.train(step, 2)),
-    ):
-        warm_up()
-        found[name] = profiled(run, real.device)
-    return found
+    update.run(1, 1)
+    matching = profiled(lambda: update.run(1, 2), real.device)
+    phase.train(2 * config.batch_network, 1)
+    training = profiled(lambda: phase.train(config.batch_network, 2), real.device)
+    return {"matching": matching, "training step": training}
 
 
 def profiled(run: Callable[[], None], device: torch.device) -> dict[str, float]:
@@ -222,7 +218,7 @@ def profiled(run: Callable[[], None], device: torch.device) -> dict[str, float]:
     taken = {
         event.key: (event.self_device_time_total if gpu else event.self_cpu_time_total) / 1000
         for event in profiler.key_averages()
-        if event.device_type == torch.autograd.DeviceType.CPU
+        if event.device_type.name == "CPU"
     }
     largest = sorted(taken.items(), key=lambda item: -item[1])[:12]
     return {"all": round(sum(taken.values()), 3), **{name: round(value, 3) for name, value in largest}}

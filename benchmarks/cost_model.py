@@ -167,7 +167,7 @@ def timed(
     cases: list[tuple[int, int, int]], rounds: int
 ) -> dict[tuple[int, int, int], list[tuple[float, float]]]:
     """Of every case and round the FLOP/s that the device reached just before, and CPU seconds of one epoch."""
-    profile.perf_counter = time.process_time
+    profile.perf_counter = time.process_time  # type: ignore[attr-defined]
     running = {case: training(*case, rounds + 1) for case in cases}
     for epochs in running.values():
         next(epochs)

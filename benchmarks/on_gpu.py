@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-TOY_SCHEDULE = {
+TOY_SCHEDULE: dict[str, dict[str, Any]] = {
     "condense": {
         "ipc": 2,
         "outer_loops": 2,
@@ -97,7 +97,7 @@ def steps(args: argparse.Namespace) -> dict[str, list[str]]:
 
 def paper(args: argparse.Namespace, minutes: float) -> str:
     """What paper_run.py prints after so many more minutes."""
-    schedule: dict[str, dict[str, Any]] = TOY_SCHEDULE if args.toy else {"condense": {}, "evaluate": {}}
+    schedule = TOY_SCHEDULE if args.toy else {"condense": {}, "evaluate": {}}
     settings = [
         part
         for name, values in schedule.items()

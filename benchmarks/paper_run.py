@@ -39,7 +39,7 @@ def main() -> None:
     keep_freed_memory()
     args.out.mkdir(parents=True, exist_ok=True)
     data = load(args.data, args.data_root, download=args.download)
-    deadline = time.monotonic() + 60 * args.minutes
+    deadline: float = time.monotonic() + 60 * args.minutes
 
     def in_time() -> bool:
         return time.monotonic() < deadline

@@ -64,7 +64,7 @@ def main() -> None:
         bodies = {(name, k): rankmajor.subset(packed[name], info, k) for name, info, k in FILES}
         with api(work) as (api_pid, base), nginx(work, bodies) as (nginx_pid, files):
             pids = {"api": api_pid, "nginx": nginx_pid}
-            targets = [
+            targets: list[dict[str, Any]] = [
                 {
                     "set": name,
                     "k": k,

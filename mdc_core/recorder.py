@@ -31,7 +31,7 @@ class Recorder:
         """Whether tensors are to keep their places and shapes from call to call."""
         records = device.type == "cuda"
         self._pool = torch.cuda.graph_pool_handle() if records else None
-        self._aside = torch.cuda.Stream(device) if records else None  # type: ignore[no-untyped-call]
+        self._aside = torch.cuda.Stream(device) if records else None
 
     def recorded(self, run: Callable[[], None]) -> Callable[[], None]:
         """`run`, which takes and returns nothing and does not ask the device for values: recorded after a few calls.

@@ -90,7 +90,7 @@ class _WeightGradient(torch.autograd.Function):
         ctx.save_for_backward(x, g)
         ctx.padding, ctx.parts = padding, parts
         pieces = zip(torch.split_with_sizes(x, parts), torch.split_with_sizes(g, parts), strict=True)
-        return torch.stack([conv2d_weight(x, size, g, padding=padding) for x, g in pieces])  # type: ignore[no-untyped-call]
+        return torch.stack([conv2d_weight(x, size, g, padding=padding) for x, g in pieces])
 
     @staticmethod
     @torch.autograd.function.once_differentiable

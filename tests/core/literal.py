@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping
+from operator import itemgetter
 
 import torch
 import torch.nn.functional as F
@@ -102,10 +103,10 @@ def literal_feature_distances(net: Network, tiles: Tensor, real_images: Tensor, 
 def literal_training(net: Network, images: Tensor, labels: Tensor, blocks: Iterable[Steps]) -> None:
     """Train by torch's own optimiser and layers, on the images that take part alone, one step after the other."""
     optimiser = torch.optim.SGD(net.parameters(), 0.0, momentum=0.9, weight_decay=5e-4)
-    for now in (steps.map(lambda t, i=i: t[i]) for steps in blocks for i in range(len(steps))):
+    for now in (steps.map(itemgetter(i)) for steps in blocks for i in range(len(steps))):
         size = int((now.weight > 0).sum())
         positions, partner = now.positions[:size], now.partner[:size]
-        batch = augment.apply(now.params.map(lambda t, size=size: t[:size]), images[positions])
+        batch = augment.apply(now.params.map(itemgetter(slice(size))), images[positions])
         top, bottom, left, right = now.boxes[0].tolist()
         mixed = batch.clone()
         mixed[:, :, top:bottom, left:right] = batch[partner, :, top:bottom, left:right]
