@@ -76,7 +76,7 @@ class Recorder:
         return graph
 
 
-@cache  # once in a process: every stack of an evaluation has a recorder of its own
+@cache  # each reason once in a process: every stack of an evaluation has a recorder of its own
 def _tell(refusal: str) -> None:
     logging.getLogger(__name__).warning(
         "recording a CUDA graph failed, which costs time only: %s", refusal or "no reason given"

@@ -24,14 +24,15 @@ def configure_logging() -> None:
         cache_logger_on_first_use=True,
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
     )
-    logging.getLogger("mdc_core").handlers = [_Forward()]  # a library, and logs as libraries do
+    logging.getLogger("mdc_core").handlers = [_Forward()]  # it logs by the standard library
 
 
 class _Forward(logging.Handler):
     """Makes a line of the service's log of what a library logs."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        structlog.get_logger().log(record.levelno, record.getMessage(), logger=record.name)
+        log = structlog.get_logger()
+        log.log(record.levelno, record.getMessage(), logger=record.name, exc_info=record.exc_info)
 
 
 def begin_line(**facts: str | int) -> str:

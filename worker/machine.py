@@ -18,6 +18,7 @@ from mdc_core.config import CondenseConfig, NetworkConfig
 from mdc_core.malloc import keep_freed_memory
 from mdc_core.memory import total_bytes
 from mdc_core.presets import NAMED
+from server.logs import configure_logging
 from server.settings import Settings
 
 SAMPLE = CondenseConfig(network=NetworkConfig(width=64), batch_network=32)
@@ -26,6 +27,7 @@ SAMPLE = CondenseConfig(network=NetworkConfig(width=64), batch_network=32)
 
 def main() -> None:
     """Measure and print: device, memory_bytes, flops, bandwidth, start."""
+    configure_logging()
     keep_freed_memory()
     if threads := Settings().threads:
         torch.set_num_threads(threads)

@@ -184,19 +184,26 @@ class _Lease:
         """What is left of the time that the job may run."""
 
     def keep(self) -> JobState | None:
-        """Renew the lease when it is time; the job's state as far as it can be read."""
-        now = time.monotonic()
+        """Renew the lease when it is time; the job's state as far as it can be read.
+
+        Reads first: a child that hangs in the middle of a write keeps everybody from writing to an SQLite file, not
+        from reading how long it has hung.
+        """
+        now, state = time.monotonic(), None
         try:
+            with self._database.read() as session:
+                state = self._seen(jobs.get(session, self._job.id))
             if now - self._renewed >= self._settings.lease_renew_seconds:
                 with self._database.begin() as session:
                     jobs.renew(session, self._job.id, self._job.attempt, self._settings.lease_seconds)
                 self._renewed = now
-            with self._database.read() as session:
-                job = jobs.get(session, self._job.id)
         except SQLAlchemyError as error:
             structlog.get_logger().warning("the database does not answer", error=repr(error))
-            self.is_lost = now - self._renewed > self._settings.lease_seconds
-            return None
+            self.is_lost = self.is_lost or now - self._renewed > self._settings.lease_seconds
+        return state
+
+    def _seen(self, job: Job | None) -> JobState | None:
+        """Take notice of the job as it is now; its state, None when it is not ours any more."""
         self.is_lost = job is None or job.attempt != self._job.attempt or job.state is JobState.QUEUED
         if job is None or self.is_lost:
             return None

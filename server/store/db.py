@@ -77,9 +77,9 @@ def open_engine(url: str) -> Engine:
 def use_wal(connection: sqlite3.Connection) -> None:
     """Set the journal mode in which readers and a writer do not block each other; the file remembers it.
 
-    Waits for another connection that writes, or that sets the mode too, as SQLite itself does not: each of them
-    reads, and would wait for the other's end, so it refuses at once, whatever its busy timeout. Raises
-    `sqlite3.OperationalError` after `BUSY_TIMEOUT_MS`.
+    Waits for another connection that writes, or that sets the mode too. SQLite's own busy timeout does not cover that:
+    to set the mode it reads first, and one that reads and would write is refused at once. Raises
+    `sqlite3.OperationalError` after `BUSY_TIMEOUT_MS`, or one busy timeout later.
     """
     deadline = monotonic() + BUSY_TIMEOUT_MS / 1000
     while True:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import io
 import os
+import random
 import resource
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import make_url, select, update
 
 from mdc_core import rankmajor
 from mdc_core.manifest import parse_manifest
@@ -38,7 +41,11 @@ def draining(stores: Stores) -> Iterator[threading.Thread]:
         yield thread
     finally:
         thread.join(120)
-        assert not thread.is_alive()
+        late = thread.is_alive()
+        if late:  # else it would go on beside the next tests, on their settings
+            stores.stop.set()
+            thread.join(120)
+        assert not late
 
 
 def children() -> set[int]:
@@ -93,9 +100,26 @@ def shut_down(stores: Stores, thread: threading.Thread) -> None:
 
 
 def hang(stores: Stores, thread: threading.Thread) -> None:
-    """The child lives, and does nothing any more."""
+    """The child lives, and does nothing any more, in the middle of a write: the worst moment for all others."""
     (child,) = children()
     os.kill(child, signal.SIGSTOP)
+    while not _writes_wait(stores):
+        os.kill(child, signal.SIGCONT)
+        time.sleep(random.uniform(0, 0.01))
+        os.kill(child, signal.SIGSTOP)
+
+
+def _writes_wait(stores: Stores) -> bool:
+    """Whether somebody holds the write lock of an SQLite file."""
+    path = make_url(stores.settings.database_url).database
+    assert path is not None
+    with closing(sqlite3.connect(path, timeout=0.5, isolation_level=None)) as connection:
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            return True
+        connection.execute("ROLLBACK")
+    return False
 
 
 @pytest.fixture(scope="module")
