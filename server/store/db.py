@@ -15,8 +15,8 @@ from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
 
 from server.store.turns import Turns
 
-BUSY_TIMEOUT_MS = 10_000
-"""How long SQLite waits for another writer."""
+LOCK_TIMEOUT_MS = 10_000
+"""How long a transaction waits for another one, which may hang; then it fails, as if the store were away."""
 
 
 class Database:
@@ -62,10 +62,12 @@ def insert_new(session: Session, table: type[DeclarativeBase], **values: Any) ->
 
 
 def open_engine(url: str) -> Engine:
-    """An engine for `url`, with the pragmas and the transactions that SQLite needs."""
+    """An engine for `url`, with what each of the two databases has to be told."""
     parsed = make_url(url)
     if parsed.get_backend_name() != "sqlite":
-        return create_engine(parsed, pool_size=10, max_overflow=30, pool_pre_ping=True)
+        engine = create_engine(parsed, pool_size=10, max_overflow=30, pool_pre_ping=True)
+        event.listen(engine, "connect", _set_lock_timeout)
+        return engine
     if parsed.database and parsed.database != ":memory:":
         Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
     engine = create_engine(parsed)
@@ -79,9 +81,9 @@ def use_wal(connection: sqlite3.Connection) -> None:
 
     Waits for another connection that writes, or that sets the mode too. SQLite's own busy timeout does not cover that:
     to set the mode it reads first, and one that reads and would write is refused at once. Raises
-    `sqlite3.OperationalError` after `BUSY_TIMEOUT_MS`, or one busy timeout later.
+    `sqlite3.OperationalError` after `LOCK_TIMEOUT_MS`, or one busy timeout later.
     """
-    deadline = monotonic() + BUSY_TIMEOUT_MS / 1000
+    deadline = monotonic() + LOCK_TIMEOUT_MS / 1000
     while True:
         try:
             connection.execute("PRAGMA journal_mode=WAL")
@@ -93,10 +95,15 @@ def use_wal(connection: sqlite3.Connection) -> None:
         sleep(0.01)
 
 
+def _set_lock_timeout(connection: Any, _record: object) -> None:
+    connection.execute(f"SET lock_timeout = {LOCK_TIMEOUT_MS}")
+    connection.commit()  # else it would end with the first transaction that is rolled back
+
+
 def _set_pragmas(connection: Any, _record: object) -> None:
     # The driver would open a transaction by itself, and only at the first write: see `_begin_sqlite`.
     connection.isolation_level = None
-    connection.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
+    connection.execute(f"PRAGMA busy_timeout={LOCK_TIMEOUT_MS}")
     use_wal(connection)
     connection.execute("PRAGMA foreign_keys=ON")
     connection.execute("PRAGMA synchronous=NORMAL")

@@ -69,6 +69,7 @@ def _run(url: str, revision: str, *, up: bool) -> None:
         # Processes that start together take turns: SQLite by BEGIN IMMEDIATE, PostgreSQL by a lock.
         with engine.begin() as connection:
             if connection.dialect.name == "postgresql":
+                connection.execute(text("SET LOCAL lock_timeout = 0"))  # a revision takes as long as it takes
                 connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
             config.attributes["connection"] = connection
             (command.upgrade if up else command.downgrade)(config, revision)

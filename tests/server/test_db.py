@@ -1,4 +1,4 @@
-"""Connections to an SQLite file that several processes make at once."""
+"""What processes that use one database at once do to each other."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
-from server.store import db
+from server.settings import Settings
+from server.store import chores, db
+from tests.conftest import both_sizes
 
 
 def connect(path: Path) -> str:
@@ -42,9 +45,31 @@ def test_first_connections_that_come_together_all_succeed(tmp_path: Path) -> Non
 
 
 def test_a_first_connection_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(db, "BUSY_TIMEOUT_MS", 100)
+    monkeypatch.setattr(db, "LOCK_TIMEOUT_MS", 100)
     path = tmp_path / "new.sqlite3"
     with closing(sqlite3.connect(path, isolation_level=None)) as writer:
         writer.execute("BEGIN IMMEDIATE")
         with closing(sqlite3.connect(path)) as late, pytest.raises(sqlite3.OperationalError, match="locked"):
             db.use_wal(late)
+
+
+@both_sizes
+def test_nobody_waits_for_ever_for_a_transaction_that_hangs(
+    installation: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(db, "LOCK_TIMEOUT_MS", 200)
+    hanging, waiting = db.Database(installation.database_url), db.Database(installation.database_url)
+
+    def take() -> bool:
+        with waiting.begin() as session:
+            return chores.take(session, "chore", 3600)
+
+    with ThreadPoolExecutor(1) as pool:
+        with hanging.begin() as session:
+            assert chores.take(session, "chore", 3600)
+            for _ in range(2):  # also on a connection whose first transaction was rolled back
+                with pytest.raises(OperationalError, match="lock"):
+                    pool.submit(take).result(timeout=10)
+        assert not take()
+    hanging.dispose()
+    waiting.dispose()

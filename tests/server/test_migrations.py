@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
@@ -14,10 +15,10 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import JSON, Column, DateTime, Engine, Float, Integer, MetaData, Table, inspect, select
+from sqlalchemy import JSON, Column, DateTime, Engine, Float, Integer, MetaData, Table, inspect, select, text
 
 import migrations
-from server.store import jobs, migrate, sets
+from server.store import db, jobs, migrate, sets
 from server.store.db import Database, open_engine
 from server.store.tables import Base
 from tests.server.conftest import make_owner
@@ -167,6 +168,20 @@ def kept(
         ]
         for table in known
     }
+
+
+def test_a_revision_that_takes_long_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(db, "LOCK_TIMEOUT_MS", 100)
+    with postgres_database() as url, ThreadPoolExecutor(1) as pool:
+        engine = open_engine(url)
+        with engine.begin() as connection:
+            connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": migrate._LOCK})
+            upgraded = pool.submit(migrate.upgrade, url)
+            with pytest.raises(TimeoutError):
+                upgraded.result(timeout=1)
+        upgraded.result(timeout=60)
+        engine.dispose()
+        assert table_names(url) == {*Base.metadata.tables, "alembic_version"}
 
 
 def test_processes_that_start_together_upgrade_once(empty_url: str) -> None:
