@@ -125,7 +125,9 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--ipc", type=int, default=10)
     parser.add_argument("--width", type=int, default=32, help="channels of the ConvNet-D3; published: 128")
-    parser.add_argument("--selected", type=int, default=9, help="n*, the size of the subset in the loss")
+    parser.add_argument(
+        "--selected", type=int, default=9, help="n*, the size of the subset in the loss, below ipc"
+    )
     parser.add_argument("--batch-real", type=int, default=64)
     parser.add_argument(
         "--n-data", type=int, default=512, help="samples per network training; published: 2000"
@@ -134,7 +136,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", choices=get_args(Precision), default="float32", help="of the engine")
     parser.add_argument("--threads", type=int, default=0, help="0: torch's default")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if not 1 <= args.selected < args.ipc:
+        parser.error(f"--selected is {args.selected}, but n* is 1 to {args.ipc - 1} at ipc {args.ipc}")
+    return args
 
 
 def random_images(per_class: int) -> RealSet:

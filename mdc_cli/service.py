@@ -70,7 +70,7 @@ def up(
 def _settings() -> Settings:
     """The service's settings; `MdcError` names the extra that is missing, or the setting that is wrong."""
     try:
-        from server.settings import Settings
+        from server.settings import Settings, wrong_settings
     except ModuleNotFoundError as error:
         raise MdcError(
             f"the service needs {error.name}: install multisize-condensation[worker], which has all of it"
@@ -78,8 +78,7 @@ def _settings() -> Settings:
     try:
         return Settings()
     except ValidationError as error:
-        wrong = [f"MDC_{'_'.join(map(str, item['loc'])).upper()}: {item['msg']}" for item in error.errors()]
-        raise MdcError("; ".join(wrong)) from error
+        raise MdcError(wrong_settings(error)) from error
 
 
 def _api_command(host: str, port: int) -> list[str]:

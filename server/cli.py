@@ -6,17 +6,20 @@ import json
 from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from pydantic import SecretStr
+from obstore.exceptions import BaseError
+from pydantic import SecretStr, ValidationError
+from sqlalchemy.exc import DBAPIError
+from typer.core import TyperGroup
 
 from mdc_core.errors import ConfigError
-from mdc_core.signing import PrivateKey, dump_private_keys, new_key
+from mdc_core.signing import dump_private_keys, new_key
 from server.auth import create_key
 from server.callers import SCOPES
 from server.schemas import KeyOut
-from server.settings import MIN_SECRET, Settings
+from server.settings import MIN_SECRET, Settings, wrong_settings
 from server.store import keys
 from server.store import migrate as migrations
 from server.store.db import Database
@@ -24,7 +27,32 @@ from server.store.objects import open_objects
 from server.store.sweep import sweep as swept
 from server.store.tables import utcnow
 
-app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
+
+class _Commands(TyperGroup):
+    """Shows what an operator can act on as one line instead of a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; an error that has a reason ends with status 1."""
+        try:
+            return super().invoke(ctx)
+        except (ConfigError, OSError) as error:
+            reason = str(error)
+        except ValidationError as error:
+            reason = wrong_settings(error)
+        except DBAPIError as error:
+            reason = (
+                f"the database: {str(error.orig).strip()}\nIs it the one that MDC_DATABASE_URL or MDC_DATA_DIR names, "
+                "and up to date? `python -m server.cli migrate` makes what is missing."
+            )
+        except BaseError as error:
+            reason = f"the object store, which MDC_OBJECTS_URL names: {error}"
+        typer.secho(f"Error: {reason}", fg="red", err=True)
+        raise typer.Exit(1)
+
+
+app = typer.Typer(
+    cls=_Commands, help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+)
 
 
 @app.command()
@@ -54,8 +82,6 @@ def create(
             _, token = create_key(
                 session, secret_key, name=name, scopes=sorted(set(scope)), expires_at=expires_at
             )
-    except ConfigError as error:
-        raise typer.BadParameter(str(error)) from error
     finally:
         db.dispose()
     typer.echo(token)
@@ -113,24 +139,16 @@ def create_signing_key(
     ] = False,
 ) -> None:
     """Make a key that signs manifests, and print the private key set for MDC_SIGNING_KEYS. Keep it secret."""
-    typer.echo(dump_private_keys([*(_signing_keys() if rotate else ()), new_key()]))
+    typer.echo(dump_private_keys([*(Settings().manifest_keys() if rotate else ()), new_key()]))
 
 
 @app.command("promote-signing-key")
 def promote_signing_key() -> None:
     """Print the private key set with its last key first, which signs then: once devices have seen it published."""
-    *former, last = _signing_keys()
+    *former, last = Settings().manifest_keys()
     if not former:
         raise typer.BadParameter("there is only one key: create-signing-key --rotate adds the next")
     typer.echo(dump_private_keys([last, *former]))
-
-
-def _signing_keys() -> tuple[PrivateKey, ...]:
-    """The keys that are in use."""
-    try:
-        return Settings().manifest_keys()
-    except ConfigError as error:
-        raise typer.BadParameter(str(error)) from error
 
 
 @app.command()
@@ -149,8 +167,6 @@ def sweep(
         for stored in swept(db, objects, settings.sweep_age_seconds, dry_run=dry_run):
             typer.echo(f"{stored.key} {stored.size}")
             count, total = count + 1, total + stored.size
-    except ConfigError as error:
-        raise typer.BadParameter(str(error)) from error
     finally:
         db.dispose()
     typer.echo(f"{count} objects, {total} bytes" + (" would be deleted" if dry_run else " deleted"), err=True)

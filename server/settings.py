@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from limits import parse as parse_rate
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from mdc_core.errors import ConfigError, FormatError
@@ -213,6 +213,16 @@ def _kept_secret(path: Path) -> bytes:
             "(a new secret makes every API key invalid)"
         )
     return kept
+
+
+def wrong_settings(error: ValidationError) -> str:
+    """Which variables `Settings()` refused, and why."""
+    told = []
+    for item in error.errors():
+        reason = item["msg"].removeprefix("Value error, ")
+        # What concerns several settings at once is of none, and names them.
+        told.append(f"MDC_{'_'.join(map(str, item['loc'])).upper()}: {reason}" if item["loc"] else reason)
+    return "; ".join(told)
 
 
 def write_private(path: Path, text: str, *, replace: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -41,3 +42,32 @@ def test_keys_are_made_with_an_end_listed_and_revoked(
     unknown = RUN.invoke(app, ["revoke-key", "unknown"])
     assert unknown.exit_code != 0
     assert "there is no key 'unknown'" in unknown.output
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"DATA_DIR": "{folder}/garbage"}, ["file is not a database", "MDC_DATA_DIR"]),
+        ({"DATA_DIR": "{folder}/new"}, ["no such table", "migrate"]),
+        ({"DATA_DIR": "/proc/nowhere"}, ["No such file or directory: '/proc/nowhere'"]),
+        (
+            {"DATABASE_URL": "postgresql+psycopg://mdc@127.0.0.1:1/mdc", "SECRET": "s" * 32},
+            ["onnection refused", "MDC_DATABASE_URL"],
+        ),
+        ({"DATABASE_URL": "postgresql+psycopg://mdc@127.0.0.1:1/mdc"}, ["MDC_SECRET is not set"]),
+        ({"PORT": "70000", "MAX_ATTEMPTS": "0"}, ["Error: MDC_PORT: ", "; MDC_MAX_ATTEMPTS: "]),
+        ({"LEASE_RENEW_SECONDS": "90"}, ["Error: MDC_LEASE_RENEW_SECONDS is 90, but the lease"]),
+    ],
+)
+def test_what_an_operator_can_act_on_is_one_line(
+    changes: dict[str, str], told: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "garbage").mkdir()
+    (tmp_path / "garbage" / "mdc.sqlite3").write_text("not a database" * 100)
+    for name, value in changes.items():
+        monkeypatch.setenv(f"MDC_{name}", value.format(folder=tmp_path))
+    refused = RUN.invoke(app, ["create-key", "phone", "--scope", "admin"])
+    assert refused.exit_code == 1
+    assert refused.stderr.startswith("Error: ")
+    assert all(part in refused.stderr for part in told), refused.stderr
+    assert "Traceback" not in refused.output
