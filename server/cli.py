@@ -35,6 +35,8 @@ class _Commands(TyperGroup):
         """Run the command; an error that has a reason ends with status 1."""
         try:
             return super().invoke(ctx)
+        except BrokenPipeError:  # whoever read our output has seen enough: typer ends quietly
+            raise
         except (ConfigError, OSError) as error:
             reason = str(error)
         except ValidationError as error:
