@@ -13,7 +13,7 @@ it; and it sums over the batch, where matching wants every class by itself.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import product
 from typing import Any
 
@@ -83,39 +83,75 @@ class _Adjoint(torch.autograd.Function):
 
 
 class _WeightGradient(torch.autograd.Function):
-    """x ⊛ g, part by part."""
+    """x ⊛ g, part by part; parts that are one convolution together lie side by side in its channels."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, g: Tensor, size: torch.Size, padding: Padding, parts: Parts) -> Tensor:
         ctx.save_for_backward(x, g)
         ctx.padding, ctx.parts = padding, parts
-        pieces = zip(torch.split_with_sizes(x, parts), torch.split_with_sizes(g, parts), strict=True)
-        return torch.stack([conv2d_weight(x, size, g, padding=padding) for x, g in pieces])
+        found: dict[int, Tensor] = {}
+        for group in _groups(parts, x.device):
+            wide, slope = (_side_by_side(t, parts, group) for t in (x, g))
+            count, shape = len(group), (len(group) * size[0], *size[1:])
+            gradient = conv2d_weight(wide, shape, slope, padding=padding, groups=count)
+            found.update(zip(group, gradient.view(count, *size), strict=True))
+        return torch.stack(_in_order(found))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """For V = dL/d(x ⊛ g), part by part: dL/dx = V ⋆ g and dL/dg = x * V."""
-        x, g = (torch.split_with_sizes(saved, ctx.parts) for saved in ctx.saved_tensors)
-        of_x = of_g = None
-        if ctx.needs_input_grad[0]:
-            pieces = [_adjoint(b, v, ctx.padding) for b, v in zip(g, grads[0], strict=True)]
-            of_x = torch.cat(pieces)
-        if ctx.needs_input_grad[1]:
-            pieces = [F.conv2d(a, v, padding=ctx.padding) for a, v in zip(x, grads[0], strict=True)]
-            of_g = torch.cat(pieces)
-        return of_x, of_g, None, None, None
+        x, g = ctx.saved_tensors
+        of_x: dict[int, Tensor] = {}
+        of_g: dict[int, Tensor] = {}
+        for group in _groups(ctx.parts, x.device):
+            count = len(group)
+            weight = torch.cat([grads[0][part] for part in group])  # (count · out, in, kh, kw)
+            if ctx.needs_input_grad[0]:
+                back = _adjoint(_side_by_side(g, ctx.parts, group), weight, ctx.padding, count)
+                of_x.update(zip(group, back.chunk(count, dim=1), strict=True))
+            if ctx.needs_input_grad[1]:
+                wide = _side_by_side(x, ctx.parts, group)
+                slope = F.conv2d(wide, weight, padding=ctx.padding, groups=count)
+                of_g.update(zip(group, slope.chunk(count, dim=1), strict=True))
+        found = [torch.cat(_in_order(of)) if of else None for of in (of_x, of_g)]
+        return *found, None, None, None
 
 
-def _adjoint(g: Tensor, weight: Tensor, padding: Padding) -> Tensor:
-    """w ⋆ g (B, in, H, W), for a weight (out, in, kh, kw) and g (B, out, H', W').
+def _groups(parts: Parts, device: torch.device) -> Iterable[list[int]]:
+    """Numbers of the parts that are one convolution: each by itself on a CPU, all of one size on a GPU.
+
+    With many subsets there are hundreds of parts, and what is small leaves most of a GPU idle.
+    """
+    if device.type == "cpu":
+        return [[part] for part in range(len(parts))]
+    by_size: dict[int, list[int]] = {}
+    for part, size in enumerate(parts):
+        by_size.setdefault(size, []).append(part)
+    return by_size.values()
+
+
+def _side_by_side(images: Tensor, parts: Parts, group: Sequence[int]) -> Tensor:
+    """Some parts, of b images each, of a batch (B, ch, H, W): (b, P · ch, H, W)."""
+    pieces = torch.split_with_sizes(images, parts)
+    if len(group) == 1:
+        return pieces[group[0]]
+    return torch.stack([pieces[part] for part in group], dim=1).flatten(1, 2)
+
+
+def _in_order(by_part: dict[int, Tensor]) -> list[Tensor]:
+    return [by_part[part] for part in range(len(by_part))]
+
+
+def _adjoint(g: Tensor, weight: Tensor, padding: Padding, groups: int = 1) -> Tensor:
+    """w ⋆ g (B, groups · in, H, W), for a weight (out, in, kh, kw) and g (B, out, H', W').
 
     A CPU computes sixteen channels at a time: what leads back to the three of an image is cheaper as one product and a
     sum over the places of the kernel, as long as the product is not larger than g.
     """
     out, channels, *kernel = weight.shape
-    if g.device.type != "cpu" or weight[0].numel() > out:
-        return F.conv_transpose2d(g, weight, padding=padding)
+    if g.device.type != "cpu" or groups > 1 or weight[0].numel() > out:
+        return F.conv_transpose2d(g, weight, padding=padding, groups=groups)
     height, width = (side + k - 1 for side, k in zip(g.shape[2:], kernel, strict=True))
     columns = weight.permute(2, 3, 1, 0).reshape(-1, out) @ g.flatten(2)  # (B, kh · kw · in, H' · W')
     columns = columns.view(len(g), *kernel, channels, *g.shape[2:])

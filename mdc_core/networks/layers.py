@@ -38,7 +38,8 @@ class InstanceNorm(nn.GroupNorm):
     """Every channel of every image brought to mean 0 and variance 1, then scaled and shifted by channel.
 
     May be differentiated twice, the second time with respect to the input, not to scale and shift. Scales and shifts
-    (S, ch) belong to a batch of S equal parts, and may be differentiated once.
+    (S, ch) belong to a batch of S equal parts, and may be differentiated once. Activations in bfloat16 are normalised,
+    and differentiated, in float32: sums over an image, and what is divided by them, need more than eight bits.
     """
 
     def __init__(self, channels: int) -> None:
@@ -46,13 +47,13 @@ class InstanceNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, ch, H, W) to the same shape."""
-        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
-        if weight.ndim == 1:
-            out: Tensor = _InstanceNorm.apply(x, weight, bias, self.eps)
+        if self.weight.ndim == 1:
+            out: Tensor = _InstanceNorm.apply(x, self.weight, self.bias, self.eps)
             return out
-        each = len(x) // len(weight)
-        weight, bias = (p.repeat_interleave(each, dim=0)[:, :, None, None] for p in (weight, bias))
-        return torch.addcmul(bias, F.group_norm(x, self.num_groups, eps=self.eps), weight)
+        each = len(x) // len(self.weight)
+        weight, bias = (p.repeat_interleave(each, dim=0)[:, :, None, None] for p in (self.weight, self.bias))
+        normal = F.group_norm(_exact(x), self.num_groups, eps=self.eps)
+        return torch.addcmul(bias, normal, weight).to(x.dtype)
 
 
 class Linear(nn.Linear):
@@ -74,6 +75,11 @@ def _pooling(factor: int, width: int, dtype: torch.dtype) -> Tensor:
         matrix = torch.zeros(factor, width, width // factor, dtype=dtype)
         matrix[:, column, column // factor] = 1 / factor**2
         return matrix.flatten(0, 1)
+
+
+def _exact(x: Tensor) -> Tensor:
+    """In float32 where it was bfloat16."""
+    return x.float() if x.dtype == torch.bfloat16 else x
 
 
 class _Pool(torch.autograd.Function):
@@ -118,11 +124,12 @@ class _InstanceNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
         batch, channels, height, width = x.shape
+        x = x.contiguous()  # the kernels, called directly, take memory as it lies
         y, mean, rstd = torch.native_group_norm(
-            x, weight, bias, batch, channels, height * width, channels, eps
+            _exact(x), weight, bias, batch, channels, height * width, channels, eps
         )
         ctx.save_for_backward(x, weight, mean, rstd)
-        return y
+        return y.to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -141,10 +148,12 @@ class _InstanceNormBackward(torch.autograd.Function):
         batch, channels, height, width = x.shape
         ctx.save_for_backward(g, x, weight, mean, rstd)
         ctx.set_materialize_grads(False)
+        shape = batch, channels, height * width, channels
         found: tuple[Tensor | None, ...] = torch.ops.aten.native_group_norm_backward(
-            g, x, mean, rstd, weight, batch, channels, height * width, channels, [True, affine, affine]
+            _exact(g.contiguous()), _exact(x), mean, rstd, weight, *shape, [True, affine, affine]
         )
-        return found
+        of_x, *of_affine = found
+        return (None if of_x is None else of_x.to(x.dtype), *of_affine)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:

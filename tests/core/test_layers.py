@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from mdc_core.networks.convolution import Conv2d
+from mdc_core.networks import convolution
+from mdc_core.networks.convolution import Conv2d, weight_gradient
 from mdc_core.networks.layers import AveragePool, InstanceNorm
 
 
@@ -48,6 +53,72 @@ def test_instance_norm_equals_torchs_in_value_and_gradients() -> None:
     found = torch.autograd.grad(ours(x), [x, *ours.parameters()], direction)
     expected = torch.autograd.grad(theirs(x), [x, *theirs.parameters()], direction)
     for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_instance_norm_takes_statistics_of_bfloat16_in_float32(stacked: bool) -> None:
+    """What comes of rounded activations is rounded once: value, and gradients of input, scale and shift."""
+    x = (10 + torch.randn(4, 3, 16, 16)).bfloat16()
+    direction = torch.randn(4, 3, 16, 16).bfloat16()
+    found = []
+    for dtype in (torch.bfloat16, torch.float32):
+        norm = InstanceNorm(3)
+        if stacked:
+            norm.weight, norm.bias = (torch.nn.Parameter(p.detach().repeat(2, 1)) for p in norm.parameters())
+        leaf = x.to(dtype).requires_grad_()
+        y = norm(leaf)
+        assert y.dtype == dtype
+        found.append([y, *torch.autograd.grad(y, [leaf, *norm.parameters()], direction.to(dtype))])
+    for rounded, exact in zip(*found, strict=True):
+        torch.testing.assert_close(rounded.float(), exact, rtol=2**-8, atol=1e-6)
+
+
+class Contiguous(TorchDispatchMode):
+    """Refuses other inputs of the norm's kernels, which on a GPU take memory as it lies and do not ask."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket.__name__.startswith("native_group_norm"):
+            assert all(value.is_contiguous() for value in args if isinstance(value, Tensor)), func
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("of", ["input", "gradient"])
+def test_instance_norm_takes_tensors_that_lie_in_memory_in_any_way(of: str) -> None:
+    """As slopes do that come from an expanded mean, or from parts that lay side by side."""
+    norm = InstanceNorm(3).double()
+    plain = torch.randn(4, 4, 3, 2, dtype=torch.float64).permute(3, 2, 1, 0)
+    x, direction = (plain if of == name else plain.contiguous() for name in ("input", "gradient"))
+    leaf, other = x.requires_grad_(), x.detach().contiguous().requires_grad_()
+    with Contiguous():
+        found = torch.autograd.grad(norm(leaf), [leaf, *norm.parameters()], direction)
+    expected = torch.autograd.grad(
+        F.group_norm(other, 3, norm.weight, norm.bias), [other, *norm.parameters()], direction.contiguous()
+    )
+    for one, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, theirs)
+
+
+@pytest.mark.parametrize("parts", [(2, 2, 2, 2), (1, 3, 1, 3), (4, 1, 2, 1)])
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_parts_of_one_size_may_be_one_convolution(
+    parts: tuple[int, ...], kernel: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: gradients of a weight by parts, and what follows when they are differentiated again."""
+    layer = Conv2d(3, 5, kernel, padding=kernel // 2).double()
+    x = torch.randn(sum(parts), 3, 6, 7, dtype=torch.float64, requires_grad=True)
+    g = torch.randn(sum(parts), 5, 6, 7, dtype=torch.float64, requires_grad=True)
+    direction = torch.randn(len(parts), *layer.weight.shape, dtype=torch.float64)
+
+    def derivatives() -> list[Tensor]:
+        found = weight_gradient(layer, x, g, parts)
+        return [found, *torch.autograd.grad(found, [x, g], direction)]
+
+    one_by_one = derivatives()
+    cpu = convolution._groups
+    monkeypatch.setattr(convolution, "_groups", lambda parts, device: cpu(parts, torch.device("meta")))
+    assert len(list(convolution._groups(parts, x.device))) == len(set(parts))
+    for one, other in zip(derivatives(), one_by_one, strict=True):
         torch.testing.assert_close(one, other)
 
 
