@@ -17,7 +17,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Hashable
 from operator import itemgetter
 from pathlib import Path
 from typing import get_args
@@ -95,8 +95,12 @@ def main() -> None:
         apart = by_class(engine(0) - literal(0)) / by_class(literal(0))
         real_batch = torch.randn(10, config.batch_real, 3, 32, 32, device=device)
         tiles = torch.randn(10, config.ipc * config.factor**2, 3, 32, 32, device=device)
-        real_part = recorder.recorded(lambda: first_order(phase.net, real_batch, at_once, graph=False))
-        tile_part = recorder.recorded(lambda: first_order(phase.net, tiles, at_once, graph=True))
+        real_part = recorder.recorded(
+            lambda: first_order(phase.net, real_batch, at_once, graph=False), ["real part"]
+        )
+        tile_part = recorder.recorded(
+            lambda: first_order(phase.net, tiles, at_once, graph=True), ["tile part"]
+        )
         runs: dict[str, Callable[[int], object]] = {
             "engine": engine,
             "literal": literal,
@@ -201,7 +205,7 @@ def first_order(net: Network, images: Tensor, at_once: int, *, graph: bool) -> N
 class Unrecorded(Recorder):
     """Starts every kernel by itself: a graph hides its operators. They are the same kernels."""
 
-    def recorded(self, run: Callable[[], None]) -> Callable[[], None]:
+    def recorded(self, run: Callable[[], None], shapes: Collection[Hashable]) -> Callable[[], None]:
         """`run` itself."""
         return run
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import torch
 
-from mdc_core.estimate import AT_ONCE_BYTES, DATA_SHARE, fitting
+from mdc_core.estimate import together
 
 
 def how_many(size: float, device: torch.device) -> int:
-    """How many of what holds `size` bytes are computed as one.
+    """How many items that hold `size` bytes each are computed as one on a device; see `estimate.together`."""
+    return together(size, gpu_free(device))
 
-    On a GPU all that fit into half of its free memory. On a CPU those that are small even together: what is saved
-    there is the time that starting an operation takes.
-    """
-    gpu = device.type == "cuda"
-    room = DATA_SHARE * torch.cuda.mem_get_info(device)[0] if gpu else AT_ONCE_BYTES
-    return fitting(size, room)
+
+def gpu_free(device: torch.device) -> int | None:
+    """Free bytes of a GPU, with those that torch keeps for later; None for other devices."""
+    if device.type != "cuda":
+        return None
+    torch.cuda.empty_cache()
+    free, _ = torch.cuda.mem_get_info(device)
+    return free

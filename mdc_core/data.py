@@ -21,6 +21,7 @@ from torch import Tensor
 
 from mdc_core.archives import MAX_SIDE, MIN_SIDE, is_npz, read_folder, read_zip
 from mdc_core.arrays import read_npz
+from mdc_core.at_once import gpu_free
 from mdc_core.config import DataFacts
 from mdc_core.errors import ConfigError, DataError
 from mdc_core.estimate import DATA_SHARE
@@ -92,7 +93,8 @@ class RealSet:
         when they are asked for.
         """
         device, images = torch.device(device), self.images
-        if device.type != "cuda" or images.nbytes <= DATA_SHARE * torch.cuda.mem_get_info(device)[0]:
+        free = gpu_free(device)
+        if free is None or images.nbytes <= DATA_SHARE * free:
             images = images.to(device)
         return replace(self, images=images, labels=self.labels.to(device))
 

@@ -23,6 +23,10 @@ TEST_BATCH = 100
 """Images of one batch of an accuracy measurement."""
 AT_ONCE_BYTES = 24 * 2**20
 """On a CPU, what may be held by models that train side by side, or by classes that are matched at once."""
+GPU_BASE_BYTES = 900_000_000
+"""On a GPU, what a process holds before any data: its context and the libraries' kernels. Not measured yet."""
+GPU_COPIES = 2
+"""On a GPU, whatever is computed at once is held twice: by the calls that warm up, and by the pool of the graphs."""
 _SECOND_TRAFFIC = 2.5
 """Memory traffic of an image's second derivative, in trainings of the image; fitted to measurements."""
 _MATCHING_STARTS, _CLASS_STARTS = 5.0, 0.8
@@ -96,18 +100,25 @@ def estimate(
     *,
     speed: Speed | None = None,
     memory_limit: int | None = None,
+    gpu: bool = False,
 ) -> Estimate:
     """What condensing such data takes, and evaluating the outcome where a recipe is given.
 
-    Data that take more than half of `memory_limit` bytes are taken to stay on disk.
+    Data that take more than half of `memory_limit` bytes are taken to stay on disk. With `gpu`, memory is that of a GPU
+    with so many bytes, and data that do not fit stay in the host's.
     """
-    loop = outer_loop_work(config, facts)
+    free = _gpu_free(config, facts, memory_limit) if gpu else None
+    loop = outer_loop_work(config, facts, free)
     ahead = _training(network_cost(config.network, facts), config.pool_samples, config.batch_network)
     condensing = loop * config.outer_loops + measuring_work(config, facts) + ahead * config.pool
     judging = Work() if recipe is None else evaluation_work(recipe, config, facts)
     total = condensing + judging
     return Estimate(
-        memory_bytes=_memory(config, facts, recipe, memory_limit),
+        memory_bytes=round(
+            _memory(config, facts, recipe, memory_limit)
+            if free is None
+            else _gpu_memory(config, facts, recipe, memory_limit, free)
+        ),
         flops=total.flops,
         seconds_per_outer_loop=_seconds(loop, speed),
         seconds_evaluation=_seconds(judging, speed),
@@ -115,10 +126,10 @@ def estimate(
     )
 
 
-def outer_loop_work(config: CondenseConfig, facts: DataFacts) -> Work:
+def outer_loop_work(config: CondenseConfig, facts: DataFacts, gpu_free: float | None = None) -> Work:
     """One outer loop: E times the matching of every class, and E - 1 times the network's training.
 
-    Classes are taken to be matched together as on a CPU; a GPU, which takes more of them, starts less.
+    `gpu_free`: see `together`; what is matched together is started as one.
     """
     net = network_cost(config.network, facts)
     first, head = _ends(config.network, facts)
@@ -128,11 +139,10 @@ def outer_loop_work(config: CondenseConfig, facts: DataFacts) -> Work:
     second = 4 * (forward - head) - first + 2 * head
     tiles, real = config.tile_batch(), config.batch_real
     classes = len(facts.classes)
-    together = min(classes, fitting(matching_bytes(config, facts)))
     matching = Work(
         (real + tiles) * gradient + tiles * second,
         (real + tiles + tiles * _SECOND_TRAFFIC) * net.activation_bytes,
-        _MATCHING_STARTS / together + _CLASS_STARTS,
+        _MATCHING_STARTS / classes_at_once(config, facts, gpu_free) + _CLASS_STARTS,
     )
     early = _training(net, config.early * _train_images(facts), config.batch_network)
     training = _training(net, config.n_data, config.batch_network)
@@ -183,9 +193,19 @@ def what_to_lower(config: CondenseConfig, facts: DataFacts, recipe: EvaluateConf
     return ", ".join([*names, "condense.network.width"])
 
 
-def fitting(size: float, room: float = AT_ONCE_BYTES) -> int:
-    """How many of what holds `size` bytes are computed as one, where `room` bytes are meant for that: one at least."""
+def together(size: float, gpu_free: float | None = None) -> int:
+    """How many items that hold `size` bytes each are computed as one: one at least.
+
+    On a CPU (`gpu_free` is None) those that are small even together: what is saved there is the time that starting an
+    operation takes. On a GPU with `gpu_free` bytes all that fit into half of them, each held `GPU_COPIES` times.
+    """
+    room = AT_ONCE_BYTES if gpu_free is None else DATA_SHARE * gpu_free / GPU_COPIES
     return max(1, int(room / size))
+
+
+def classes_at_once(config: CondenseConfig, facts: DataFacts, gpu_free: float | None = None) -> int:
+    """How many classes are matched together; `gpu_free`: see `together`."""
+    return min(len(facts.classes), together(matching_bytes(config, facts), gpu_free))
 
 
 def matching_bytes(config: CondenseConfig, facts: DataFacts) -> float:
@@ -229,25 +249,56 @@ def _seconds(work: Work, speed: Speed | None) -> float | None:
 
 def _memory(
     config: CondenseConfig, facts: DataFacts, recipe: EvaluateConfig | None, limit: int | None
-) -> int:
+) -> float:
     """Peak bytes: the process, the data where they fit, weights and gradients, and the largest phase."""
-    data = data_bytes(facts)
-    if limit is not None and data > DATA_SHARE * limit:
-        data = 0
-    net = network_cost(config.network, facts)
-    weights = 6 * net.parameters * FLOAT_BYTES + _groups_bytes(config, facts)  # and gradients, and momentum
     phases = _condense_phases(config, facts).values()
     judging = 0 if recipe is None else _evaluation_bytes(recipe, config, facts)
-    return round(BASE_BYTES + data + weights + max(*phases, judging))
+    return (
+        BASE_BYTES
+        + _held_data(facts, limit)
+        + _weight_bytes(config, facts)
+        + _groups_bytes(config, facts)
+        + max(*phases, judging)
+    )
+
+
+def _gpu_memory(
+    config: CondenseConfig, facts: DataFacts, recipe: EvaluateConfig | None, limit: int | None, free: float
+) -> float:
+    """Peak bytes on a GPU: what is always there, and twice the largest phase of all that is computed at once."""
+    matched = classes_at_once(config, facts, free) * matching_bytes(config, facts) + _view_bytes(
+        config, facts
+    )
+    phases = [matched, _condense_phases(config, facts)["batch_network"]]
+    if recipe is not None:
+        lane = lane_bytes(recipe, facts, _largest_training(recipe, config, facts))
+        lanes = len(recipe.sizes_of(config.ipc)) * recipe.repeats * (2 if recipe.random_baseline else 1)
+        phases.append(lane * min(lanes, together(lane, free)))
+    return GPU_BASE_BYTES + _held_data(facts, limit) + _weight_bytes(config, facts) + GPU_COPIES * max(phases)
+
+
+def _gpu_free(config: CondenseConfig, facts: DataFacts, limit: int | None) -> float:
+    """Bytes that are free on a GPU of `limit` bytes when it is planned what to compute at once; 0: not known."""
+    if limit is None:
+        return 0.0
+    return limit - GPU_BASE_BYTES - _held_data(facts, limit) - _weight_bytes(config, facts)
+
+
+def _held_data(facts: DataFacts, limit: int | None) -> int:
+    """Bytes of the data, where they fit."""
+    data = data_bytes(facts)
+    return 0 if limit is not None and data > DATA_SHARE * limit else data
+
+
+def _weight_bytes(config: CondenseConfig, facts: DataFacts) -> float:
+    """Weights, their gradients, momentum, and what is made of these in a step."""
+    return 6 * network_cost(config.network, facts).parameters * FLOAT_BYTES
 
 
 def _condense_phases(config: CondenseConfig, facts: DataFacts) -> Mapping[str, float]:
     """Bytes of what lives in each phase of an inner iteration, by the setting that decides it."""
     kept = network_cost(config.network, facts).activation_bytes
-    pixels = FLOAT_BYTES * facts.channels * facts.image_size**2
-    classes, tiles = len(facts.classes), config.ipc * config.factor**2
-    # All classes' images are decoded and augmented together, with a few copies on the way.
-    views = classes * pixels * (5 * tiles + 3 * config.batch_real)
+    views = _view_bytes(config, facts)
     matching = _matching_phases(config, facts).items()
     return {
         **{name: max(size, AT_ONCE_BYTES) + views for name, size in matching},
@@ -255,11 +306,23 @@ def _condense_phases(config: CondenseConfig, facts: DataFacts) -> Mapping[str, f
     }
 
 
+def _view_bytes(config: CondenseConfig, facts: DataFacts) -> float:
+    """All classes' images, decoded and augmented together, with a few copies on the way."""
+    pixels = FLOAT_BYTES * facts.channels * facts.image_size**2
+    tiles = config.ipc * config.factor**2
+    return len(facts.classes) * pixels * (5 * tiles + 3 * config.batch_real)
+
+
 def _evaluation_bytes(recipe: EvaluateConfig, config: CondenseConfig, facts: DataFacts) -> float:
     """Bytes of what lives in the largest training, or in a test, which holds some of the widest activations."""
-    images = max(recipe.sizes_of(config.ipc)) * config.factor**2 * len(facts.classes)
     test = 1.3 * network_cost(recipe.network, facts).activation_bytes * TEST_BATCH
-    return max(lane_bytes(recipe, facts, images), AT_ONCE_BYTES, test)
+    lane = lane_bytes(recipe, facts, _largest_training(recipe, config, facts))
+    return max(lane, AT_ONCE_BYTES, test)
+
+
+def _largest_training(recipe: EvaluateConfig, config: CondenseConfig, facts: DataFacts) -> int:
+    """Images of the largest training of an evaluation."""
+    return max(recipe.sizes_of(config.ipc)) * config.factor**2 * len(facts.classes)
 
 
 def _training(net: Cost, images: int, batch: int) -> Work:

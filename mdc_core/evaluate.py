@@ -18,6 +18,7 @@ from mdc_core.estimate import lane_bytes
 from mdc_core.lanes import Lane, train_lanes
 from mdc_core.networks import build_network
 from mdc_core.precision import products
+from mdc_core.recorder import Recorder
 from mdc_core.streams import stream
 from mdc_core.synthetic import SyntheticSet
 from mdc_core.train import accuracy
@@ -79,6 +80,7 @@ def evaluate(
     sizes = config.sizes_of(len(synthetic.tiles))
     images = {(k, source): _images(synthetic, train, k, source) for k, source in product(sizes, sources)}
     small_first = sorted(images, key=images.__getitem__)
+    recorder = Recorder(train.device)
     for _, group in groupby(small_first, lambda which: min(images[which], config.batch_size)):
         alike = list(group)
         lanes = (
@@ -86,8 +88,9 @@ def evaluate(
             for (k, source), repeat in product(alike, range(config.repeats))
             if (k, source, repeat) not in passed
         )
-        most = at_once or how_many(lane_bytes(config, data.facts(), images[alike[-1]]), train.device)
-        stops = train_lanes(lanes, most, bf16=config.precision == "bf16")
+        largest = images[alike[-1]]
+        most = at_once or how_many(lane_bytes(config, data.facts(), largest), train.device)
+        stops = train_lanes(lanes, most, recorder, most_images=largest, bf16=config.precision == "bf16")
         yield from _tested(stops, test, config.precision)
 
 

@@ -6,6 +6,7 @@ device, up to all of them.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -13,12 +14,11 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from mdc_core import augment
-from mdc_core.at_once import how_many
+from mdc_core import augment, estimate
+from mdc_core.at_once import gpu_free
 from mdc_core.augment import AugmentParams
 from mdc_core.config import CondenseConfig
 from mdc_core.data import RealSet
-from mdc_core.estimate import matching_bytes
 from mdc_core.matching import Cuts, Match, match
 from mdc_core.mls import MlsState
 from mdc_core.networks import Network
@@ -87,6 +87,7 @@ class TileUpdate:
             (sum(real_batches(config, real)), *real.images.shape[1:]), dtype=torch.uint8, device=device
         )
         self._recorded: dict[tuple[tuple[Chunk, ...], bool], Callable[[], None]] = {}
+        self._begun: tuple[MlsState, bool]
         self._move: Callable[[], None]
 
     def begin(self, tiles: Tensor, momentum: Tensor, state: MlsState, measured: bool) -> None:
@@ -98,19 +99,50 @@ class TileUpdate:
         self.momentum.copy_(momentum)
         self.loss.zero_()
         self.distances.zero_()
-        key = tuple(chunks(self._config, self._real, state, measured, self._at_once)), measured
-        if key not in self._recorded:
-            self._recorded[key] = self._recorder.recorded(lambda: self._one(*key))
-        self._move = self._recorded[key]
+        self._begun = state, measured
+        self._move = self._planned()
 
     def run(self, outer: int, inner: int) -> None:
-        """One iteration, as `begin` has set it up; nothing here waits for the device."""
+        """One iteration, as `begin` has set it up; nothing here waits for the device.
+
+        Raises:
+            torch.OutOfMemoryError: not even one class fits.
+        """
         draws = draw_iteration(self._config, self._real, outer, inner)
         if self._places is None:
             self._places = draws.to(self._real.device)
         fill(self._places, draws)
         self._batches.copy_(self._real.take(draws.real))
-        self._move()
+        while not self._moved():
+            self._at_once = -(-self._at_once // 2)
+            self._recorded.clear()
+            self._move = self._planned()
+            logging.getLogger(__name__).warning(
+                "the GPU has too little memory for what was planned: from now on %d classes are matched at once",
+                self._at_once,
+            )
+
+    def _planned(self) -> Callable[[], None]:
+        """An iteration of this outer loop, with as many classes at once as have turned out to fit."""
+        state, measured = self._begun
+        plan = tuple(chunks(self._config, self._real, state, measured, self._at_once))
+        if (plan, measured) not in self._recorded:
+            # Kernels are chosen by the shapes of a chunk, whichever classes are in it.
+            shapes = {("match", chunk.classes, chunk.real_batch, chunk.cuts) for chunk in plan}
+            self._recorded[plan, measured] = self._recorder.recorded(
+                lambda: self._one(plan, measured), {*shapes, ("move", measured)}
+            )
+        return self._recorded[plan, measured]
+
+    def _moved(self) -> bool:
+        """Whether the tiles were moved; False, and nothing has changed, where fewer classes at once might fit."""
+        try:
+            self._move()
+        except torch.OutOfMemoryError:
+            if self._at_once == 1:
+                raise
+            return False
+        return True
 
     def _one(self, plan: Sequence[Chunk], measured: bool) -> None:
         assert self._places is not None
@@ -118,10 +150,12 @@ class TileUpdate:
         found = match_classes(
             config, real, self._net, self.tiles, self._places, real.prepare(self._batches), plan, measured
         )
-        moved = config.momentum * self.momentum + found.gradient
-        self.momentum.copy_(torch.where(self._free, moved, 0.0))
-        self.tiles.sub_(self.momentum, alpha=config.tile_lr(real.image_size))
-        self.loss += found.loss.sum()
+        moved = torch.where(self._free, config.momentum * self.momentum + found.gradient, 0.0)
+        loss = found.loss.sum()
+        # All that takes memory is done: from here on an iteration happens as a whole.
+        self.momentum.copy_(moved)
+        self.tiles.sub_(moved, alpha=config.tile_lr(real.image_size))
+        self.loss += loss
         if found.distances is not None:
             self.distances += found.distances
 
@@ -197,8 +231,7 @@ def chunks(
 
 def classes_at_once(config: CondenseConfig, real: RealSet) -> int:
     """How many classes are matched together."""
-    one = matching_bytes(config, real.facts("the data set"))
-    return min(real.num_classes, how_many(one, real.device))
+    return estimate.classes_at_once(config, real.facts("the data set"), gpu_free(real.device))
 
 
 def real_batches(config: CondenseConfig, real: RealSet) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import islice
+from itertools import chain, islice
 from typing import Generic, TypeVar
 
 import torch
@@ -73,17 +73,27 @@ class Lane:
         self._done += count
         taken: list[Steps] = []
         while count:
-            block = next(self._blocks) if self._rest is None else self._rest
+            block = self._drawn()
             taken.append(block[:count])
             self._rest = block[count:] if len(block) > count else None
             count -= len(taken[-1])
         return joined(taken, 0)
 
+    def idle(self, count: int) -> Steps:
+        """Steps like its next ones, which change no weight; only while it is not finished."""
+        self._rest = self._drawn()
+        return self._rest.map(lambda t: t.new_zeros((count, *t.shape[1:])))
+
+    def _drawn(self) -> Steps:
+        return next(self._blocks) if self._rest is None else self._rest
+
 
 L = TypeVar("L", bound=Lane)
 
 
-def train_lanes(lanes: Iterable[L], at_once: int, *, bf16: bool = False) -> Iterator[L]:
+def train_lanes(
+    lanes: Iterable[L], at_once: int, recorder: Recorder, *, most_images: int, bf16: bool = False
+) -> Iterator[L]:
     """Train all of them, `at_once` together; yields a lane whenever it stops, with its network as it is then.
 
     Every lane takes its own steps at its own pace, and the place of one that is finished is given to the next. What
@@ -91,20 +101,31 @@ def train_lanes(lanes: Iterable[L], at_once: int, *, bf16: bool = False) -> Iter
 
     Args:
         lanes: of one kind of network and image, and with as many images in a step.
+        most_images: Q of the largest.
         bf16: multiply in bfloat16.
+
+    Raises:
+        torch.OutOfMemoryError: not even one fits.
     """
     waiting = iter(lanes)
     if at_once == 1:
         for lane in waiting:
-            yield from _alone(lane, bf16)
+            yield from _alone(lane, recorder, bf16)
     present = list(islice(waiting, at_once))
     while present:
-        stack = _Stack(present, bf16)
-        while not any(lane.finished for lane in present):
+        try:
+            stack = _Stack(present, most_images, recorder, bf16)
+        except torch.OutOfMemoryError:
+            if len(present) == 1:
+                raise
+            at_once = -(-len(present) // 2)
+            waiting = chain(present[at_once:], waiting)
+            present = present[:at_once]
+            continue
+        while stack.is_used():
             yield from stack.advance()
-        stack.save()
-        present = [lane for lane in present if not lane.finished]
-        present += islice(waiting, at_once - len(present))
+            stack.refill(waiting)
+        present = stack.save()
 
 
 def fit(
@@ -116,13 +137,13 @@ def fit(
 ) -> Iterator[int]:
     """Train one network by an evaluation's recipe on normalised images (Q, ch, H, H); yields every epoch, 1-based."""
     lane = Lane(net, images, labels, config, generator, range(1, config.epochs + 1))
-    for stopped in _alone(lane, config.precision == "bf16"):
+    for stopped in _alone(lane, Recorder(labels.device), config.precision == "bf16"):
         yield stopped.epoch
 
 
-def _alone(lane: L, bf16: bool) -> Iterator[L]:
+def _alone(lane: L, recorder: Recorder, bf16: bool) -> Iterator[L]:
     """Train it without a stack, whose layers are slower."""
-    trainer = Trainer(lane.net, lane.images, lane.labels, Recorder(lane.labels.device), bf16=bf16)
+    trainer = Trainer(lane.net, lane.images, lane.labels, recorder, bf16=bf16)
     while not lane.finished:
         trainer.run(lane.take(min(STEPS_AHEAD, lane.left())))
         if lane.stopped:
@@ -130,48 +151,78 @@ def _alone(lane: L, bf16: bool) -> Iterator[L]:
 
 
 class _Stack(Generic[L]):
-    """Lanes as one batch of models, side by side in every step."""
+    """Lanes as one batch of models, side by side in every step.
 
-    def __init__(self, lanes: Sequence[L], bf16: bool) -> None:
-        self._lanes = lanes
+    Each has a slot, with room for its images, so that another lane can follow it there and a recording stays valid.
+    """
+
+    def __init__(self, lanes: Sequence[L], room: int, recorder: Recorder, bf16: bool) -> None:
+        self._slots: list[L | None] = list(lanes)
+        self._room, self._fixed = room, recorder.fixed
         self._net = stacked([lane.net for lane in lanes])
-        images = torch.cat([lane.images for lane in lanes])
-        labels = torch.cat([lane.labels for lane in lanes])
-        # A recorder of its own: the memory of a former stack's recording goes with it.
-        self._trainer = Trainer(self._net, images, labels, Recorder(labels.device), bf16=bf16)
-        for position, lane in enumerate(lanes):
-            for place, value in zip(self._trainer.optimiser.velocity, lane.velocity or (), strict=False):
-                place[position].copy_(value)
+        first = lanes[0]
+        images = first.images.new_zeros((len(lanes) * room, *first.images.shape[1:]))
+        labels = first.labels.new_zeros(len(images))
+        self._trainer = Trainer(self._net, images, labels, recorder, bf16=bf16)
+        if self._fixed:  # what does not fit into the memory shows before any lane has taken a step
+            self._trainer.run(_side_by_side([first.idle(1)] * len(lanes), room))
+        for slot, lane in enumerate(lanes):
+            self._load(slot, lane)
+
+    def is_used(self) -> bool:
+        """Whether it is worth its place: slots that are empty compute too, but a smaller stack is recorded anew."""
+        used = sum(lane is not None for lane in self._slots)
+        return 2 * used > len(self._slots) if self._fixed else used == len(self._slots)
 
     def advance(self) -> Iterator[L]:
         """Train until some lanes stop, or for as many steps as are drawn at once; yields those that stop."""
-        count = min(STEPS_AHEAD, *(lane.left() for lane in self._lanes))
-        self._trainer.run(_side_by_side(self._lanes, [lane.take(count) for lane in self._lanes]))
-        for position, lane in enumerate(self._lanes):
-            if lane.stopped:
-                self._give_back(position)
+        present = [lane for lane in self._slots if lane is not None]
+        count = min(STEPS_AHEAD, *(lane.left() for lane in present))
+        idle = present[0].idle(count)
+        steps = [idle if lane is None else lane.take(count) for lane in self._slots]
+        self._trainer.run(_side_by_side(steps, self._room))
+        for slot, lane in enumerate(self._slots):
+            if lane is not None and lane.stopped:
+                self._give_back(slot, lane)
                 yield lane
 
-    def save(self) -> None:
-        """Give every lane its weights and its velocity."""
-        for position, lane in enumerate(self._lanes):
-            self._give_back(position)
-            lane.velocity = [velocity[position].clone() for velocity in self._trainer.optimiser.velocity]
+    def refill(self, waiting: Iterator[L]) -> None:
+        """Give the slots of lanes that are finished to those that wait, as far as there are any."""
+        for slot, lane in enumerate(self._slots):
+            if lane is not None and lane.finished:
+                following = next(waiting, None)
+                self._slots[slot] = following
+                if following is not None:
+                    self._load(slot, following)
+
+    def save(self) -> list[L]:
+        """The lanes that are not finished, each with its weights and its velocity."""
+        for slot, lane in enumerate(self._slots):
+            if lane is not None:
+                self._give_back(slot, lane)
+                lane.velocity = [velocity[slot].clone() for velocity in self._trainer.optimiser.velocity]
+        return [lane for lane in self._slots if lane is not None]
 
     @torch.no_grad()
-    def _give_back(self, position: int) -> None:
-        own = self._lanes[position].net.parameters()
-        for parameter, values in zip(own, self._net.parameters(), strict=True):
-            parameter.copy_(values[position])
+    def _load(self, slot: int, lane: L) -> None:
+        place = slice(slot * self._room, slot * self._room + len(lane.images))
+        self._trainer.images[place].copy_(lane.images)
+        self._trainer.labels[place].copy_(lane.labels)
+        for weights, own in zip(self._net.parameters(), lane.net.parameters(), strict=True):
+            weights[slot].copy_(own)
+        for position, velocity in enumerate(self._trainer.optimiser.velocity):
+            velocity[slot].copy_(lane.velocity[position] if lane.velocity else velocity.new_zeros(()))
+
+    @torch.no_grad()
+    def _give_back(self, slot: int, lane: L) -> None:
+        for own, weights in zip(lane.net.parameters(), self._net.parameters(), strict=True):
+            own.copy_(weights[slot])
 
 
-def _side_by_side(lanes: Sequence[Lane], blocks: Sequence[Steps]) -> Steps:
-    """Steps of M models on the images of all lanes, one after the other."""
-    moved, image = [], 0
-    for position, (lane, steps) in enumerate(zip(lanes, blocks, strict=True)):
-        rows = steps.positions.shape[1]
-        moved.append(
-            replace(steps, positions=steps.positions + image, partner=steps.partner + position * rows)
-        )
-        image += len(lane.images)
+def _side_by_side(steps: Sequence[Steps], room: int) -> Steps:
+    """Steps of M models on their images, which have `room` each, one after the other."""
+    moved = []
+    for slot, own in enumerate(steps):
+        rows = own.positions.shape[1]
+        moved.append(replace(own, positions=own.positions + slot * room, partner=own.partner + slot * rows))
     return joined(moved, 1)

@@ -8,20 +8,31 @@ The same code without a graph is what runs on a CPU, and where recording is impo
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterator
 from dataclasses import fields, is_dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-_WARM_UP = 3
+WARM_UP = 3
 """Calls before recording: libraries choose their kernels and take their workspace in these."""
 
 
+class Recording(Protocol):
+    """Kernels that are started as one."""
+
+    def replay(self) -> None:
+        """Run them on the tensors that they were recorded with."""
+
+
 class Recorder:
-    """Records functions on one device; their graphs share memory, since they run one after the other."""
+    """Records functions on one device.
+
+    Their graphs share one pool of memory: they run one after the other, and none leaves a result in it. The calls that
+    warm up use memory beside the pool, which goes back to the device before recording begins; see `estimate.together`.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -29,28 +40,40 @@ class Recorder:
         """Why functions are called kernel by kernel on a GPU, if they are."""
         self.fixed = device.type != "cpu"
         """Whether tensors are to keep their places and shapes from call to call."""
-        records = device.type == "cuda"
-        self._pool = torch.cuda.graph_pool_handle() if records else None
-        self._aside = torch.cuda.Stream(device) if records else None
+        self.records = device.type == "cuda"
+        self._pool = torch.cuda.graph_pool_handle() if self.records else None
+        self._aside = torch.cuda.Stream(device) if self.records else None
+        self._warm: set[Hashable] = set()
+        self._kept: list[Recording] = []
+        """All of them: the pool is lost with the last graph that uses it."""
 
-    def recorded(self, run: Callable[[], None]) -> Callable[[], None]:
+    def recorded(self, run: Callable[[], None], shapes: Collection[Hashable]) -> Callable[[], None]:
         """`run`, which takes and returns nothing and does not ask the device for values: recorded after a few calls.
 
         Every call takes effect, also those before it is recorded and those after recording failed.
+
+        Args:
+            shapes: what kernels are chosen by. Functions of shapes that have all been warmed up are recorded at once.
+
+        Raises:
+            torch.OutOfMemoryError: by a call; the function has done nothing after the operation that did not fit.
         """
-        calls, graph = 0, None
+        calls, recording = 0, None
 
         def call() -> None:
-            nonlocal calls, graph
-            if self._aside is not None and self.refusal is None and calls == _WARM_UP:
-                graph = self._record(run)
-            if graph is not None:
-                graph.replay()
-            elif self._aside is not None and calls < _WARM_UP:
+            nonlocal calls, recording
+            may_record = self.records and self.refusal is None
+            if recording is None and may_record and self._warm.issuperset(shapes):
+                recording = self._record(run)
+            if recording is not None:
+                recording.replay()
+            elif may_record and self.refusal is None:
                 self._beside(run)
+                calls += 1
+                if calls == WARM_UP:
+                    self._warm.update(shapes)
             else:
                 run()
-            calls += 1
 
         return call
 
@@ -59,24 +82,39 @@ class Recorder:
         assert self._aside is not None
         here = torch.cuda.current_stream(self.device)
         self._aside.wait_stream(here)
-        with torch.cuda.stream(self._aside):
-            run()
-        here.wait_stream(self._aside)
-
-    def _record(self, run: Callable[[], None]) -> torch.cuda.CUDAGraph | None:
-        """The graph of one call, which is not carried out; None when it cannot be recorded."""
         try:
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool):
+            with torch.cuda.stream(self._aside):
                 run()
+        finally:
+            here.wait_stream(self._aside)
+
+    def _record(self, run: Callable[[], None]) -> Recording | None:
+        """One call, which is not carried out; None when it cannot be recorded."""
+        try:
+            recording = self._capture(run)
+        except torch.OutOfMemoryError:  # with less at once there may be room
+            raise
         except RuntimeError as error:
             self.refusal = str(error).partition("\n")[0]
             _tell(self.refusal)
             return None
+        self._kept.append(recording)
+        return recording
+
+    def _capture(self, run: Callable[[], None]) -> Recording:
+        graph = torch.cuda.CUDAGraph()
+        # The stream belongs to our device, which need not be the current one: torch's own would record nothing there.
+        with torch.cuda.device(self.device):
+            here = torch.cuda.current_stream()
+            try:
+                with torch.cuda.graph(graph, pool=self._pool, stream=self._aside):
+                    run()
+            finally:  # where the end of a capture fails, torch leaves its stream the current one
+                torch.cuda.set_stream(here)
         return graph
 
 
-@cache  # each reason once in a process: every stack of an evaluation has a recorder of its own
+@cache  # each reason once in a process, whatever the number of recorders
 def _tell(refusal: str) -> None:
     logging.getLogger(__name__).warning(
         "recording a CUDA graph failed, which costs time only: %s", refusal or "no reason given"
@@ -84,18 +122,27 @@ def _tell(refusal: str) -> None:
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A copy that neither host nor device waits for; the tensor itself where it is there already."""
-    if tensor.device == device:
-        return tensor
-    if device.type == "cuda" and tensor.device.type == "cpu":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
+    """A copy, on its way to a GPU one that neither side waits for; the tensor itself where it is there already."""
+    return _staged(tensor, device).to(device, non_blocking=_crosses(tensor, device))
 
 
 def fill(places: object, values: object) -> None:
     """Copy the tensors of a dataclass into the first rows of those of another one, of the same fields."""
     for place, value in zip(_tensors(places), _tensors(values), strict=True):
-        place[: len(value)].copy_(to_device(value, place.device))
+        place[: len(value)].copy_(_staged(value, place.device), non_blocking=True)
+
+
+def _staged(tensor: Tensor, device: torch.device) -> Tensor:
+    """What can be copied to the device while the host goes on: pinned memory for a GPU, else the tensor itself."""
+    if not _crosses(tensor, device):
+        return tensor
+    # Pinning keeps strides: where elements share memory, as after `expand`, it could not write them.
+    return tensor.contiguous().pin_memory()
+
+
+def _crosses(tensor: Tensor, device: torch.device) -> bool:
+    """Whether a copy leads from the host to a GPU."""
+    return device.type == "cuda" and tensor.device.type == "cpu"
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

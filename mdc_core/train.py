@@ -6,7 +6,7 @@ works on tensors in fixed places and of fixed shapes where a GPU may record it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -165,18 +165,18 @@ class Trainer:
         bf16: bool = False,
     ) -> None:
         self.net, self.images, self.labels = net, images, labels
-        self._prepare, self._bf16, self._fixed = prepare, bf16, recorder.fixed
+        self._prepare, self._bf16, self._recorder = prepare, bf16, recorder
         self.optimiser = Sgd(net)
         self._places: Steps | None = None
         self._at = torch.zeros((1,), dtype=torch.int64, device=labels.device)
-        self._step = recorder.recorded(self._one)
+        self._step: Callable[[], None]
 
     def run(self, steps: Steps) -> None:
         """Do all of them, at most `STEPS_AHEAD`; they have R and M in common with all other steps.
 
         Padding is left out where shapes need not stay; side by side, models may differ in what they pad.
         """
-        if not self._fixed and steps.lr.shape[1] == 1:
+        if not self._recorder.fixed and steps.lr.shape[1] == 1:
             for position in range(len(steps)):
                 self._train(steps.unpadded(position))
             return
@@ -184,10 +184,16 @@ class Trainer:
             self._places = steps.map(
                 lambda t: torch.empty((STEPS_AHEAD, *t.shape[1:]), dtype=t.dtype, device=self.labels.device)
             )
+            self._step = self._recorder.recorded(self._one, [self._shapes(steps)])
         fill(self._places, steps)
         self._at.zero_()
         for _ in range(len(steps)):
             self._step()
+
+    def _shapes(self, steps: Steps) -> Hashable:
+        """What the kernels of a step are chosen by."""
+        weights = tuple(parameter.shape for parameter in self.net.parameters())
+        return "train", weights, self.images.shape[1:], steps.positions.shape[1], self._bf16
 
     def _one(self) -> None:
         assert self._places is not None

@@ -82,7 +82,7 @@ def test_classes_one_by_one_are_classes_together(real: RealSet, monkeypatch: pyt
     config = toy_config(outer_loops=1)
     assert classes_at_once(config, real) == 2
     together = next(condense(config, real)).state.tiles
-    monkeypatch.setattr("mdc_core.at_once.AT_ONCE_BYTES", 1)
+    monkeypatch.setattr("mdc_core.estimate.AT_ONCE_BYTES", 1)
     assert classes_at_once(config, real) == 1
     torch.testing.assert_close(next(condense(config, real)).state.tiles, together, atol=1e-5, rtol=0)
 

@@ -10,11 +10,23 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from mdc_core import iteration
 from mdc_core.calibrate import calibrate
 from mdc_core.condense import condense
 from mdc_core.config import CondenseConfig, DataFacts, EvaluateConfig, NetworkConfig
 from mdc_core.data import DataSet, RealSet
-from mdc_core.estimate import BASE_BYTES, Speed, estimate, evaluation_work, network_cost, what_to_lower
+from mdc_core.estimate import (
+    BASE_BYTES,
+    GPU_BASE_BYTES,
+    Speed,
+    classes_at_once,
+    data_bytes,
+    estimate,
+    evaluation_work,
+    matching_bytes,
+    network_cost,
+    what_to_lower,
+)
 from mdc_core.evaluate import evaluate
 from mdc_core.networks import build_network
 from mdc_core.networks.cost import measure_cost
@@ -99,6 +111,28 @@ def test_memory_grows_with_what_decides_it() -> None:
     assert estimate(CondenseConfig(), facts, EvaluateConfig(batch_size=4096)).memory_bytes > least
     on_disk = estimate(CondenseConfig(), facts, memory_limit=200_000_000).memory_bytes
     assert on_disk < least - 150_000_000
+
+
+def test_a_gpu_is_planned_as_it_is_estimated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both copies of what is matched at once fit into half of what is free; the estimate counts the same classes."""
+    config, facts = CondenseConfig(), NAMED["cifar100"]
+    assert estimate(config, facts, gpu=True).memory_bytes < 4e9  # one class at a time
+    for limit in (12 * 10**9, 40 * 10**9, 80 * 10**9):
+        free = limit - GPU_BASE_BYTES - data_bytes(facts)
+        at_once = classes_at_once(config, facts, free)
+        assert 1 < at_once <= 100
+        held = 2 * matching_bytes(config, facts)  # by the calls that warm up, and by the pool of the graphs
+        assert at_once * held <= free / 2
+        assert at_once == 100 or (at_once + 1.1) * held > free / 2
+        found = estimate(config, facts, memory_limit=limit, gpu=True).memory_bytes
+        assert GPU_BASE_BYTES + at_once * held < found < limit
+    monkeypatch.setattr("mdc_core.iteration.gpu_free", lambda device: 10**9)
+    real = toy_real()
+    assert iteration.classes_at_once(toy_config(), real) == 2
+    monkeypatch.setattr(
+        "mdc_core.iteration.gpu_free", lambda device: 4 * matching_bytes(toy_config(), real.facts("x"))
+    )
+    assert iteration.classes_at_once(toy_config(), real) == 1
 
 
 def test_what_to_lower_names_the_largest() -> None:

@@ -11,11 +11,13 @@ from torch import Tensor
 from mdc_core.config import EvaluateConfig, NetworkConfig
 from mdc_core.lanes import Lane, fit, train_lanes
 from mdc_core.networks import Network, build_network
-from mdc_core.recorder import Recorder
+from mdc_core.recorder import WARM_UP, Recorder
 from mdc_core.streams import stream
-from mdc_core.train import Trainer, draw_epoch
+from mdc_core.train import Steps, Trainer, draw_epoch
+from tests.core.replay import Eager, Replaying
 from tests.core.toys import TOY_NETWORK
 
+CPU = torch.device("cpu")
 COUNTS = (4, 9, 6, 11, 4)
 """Images of five trainings: 1 to 3 steps of at most 4 per epoch."""
 RECIPE = EvaluateConfig(epochs=24, batch_size=4, network=TOY_NETWORK, cutmix=0.5)
@@ -50,7 +52,7 @@ def weights(net: Network) -> Tensor:
 def literal_fit(recipe: EvaluateConfig, number: int, dtype: torch.dtype) -> dict[int, Tensor]:
     """Weights after every epoch of a training that knows nothing of lanes."""
     net, images, labels, generator = training(number, recipe.network, dtype)
-    trainer = Trainer(net, images, labels, Recorder(torch.device("cpu")), bf16=recipe.precision == "bf16")
+    trainer = Trainer(net, images, labels, Recorder(CPU), bf16=recipe.precision == "bf16")
     found = {}
     for epoch in range(1, recipe.epochs + 1):
         for steps in draw_epoch(len(images), epoch, recipe, 3, images.shape[-1], generator):
@@ -65,16 +67,49 @@ def alone(number: int) -> dict[int, Tensor]:
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 3, 10])
-def test_together_they_learn_what_each_learns_alone(at_once: int) -> None:
+@pytest.mark.parametrize("kind", [Recorder, Eager, Replaying])
+def test_together_they_learn_what_each_learns_alone(at_once: int, kind: type[Recorder]) -> None:
     """At every stop, for different images, weights, draws and numbers of steps, and past the milestones."""
     together = lanes(RECIPE, STOPS, torch.float64)
     seen = []
-    for lane in train_lanes(together, at_once):
+    for lane in train_lanes(together, at_once, kind(CPU), most_images=max(COUNTS)):
         number = together.index(lane)
         seen.append((number, lane.epoch))
         torch.testing.assert_close(weights(lane.net), alone(number)[lane.epoch], rtol=1e-6, atol=1e-9)
         assert lane.finished == (lane.epoch == RECIPE.epochs)
     assert sorted(seen) == [(number, epoch) for number in range(len(COUNTS)) for epoch in STOPS]
+
+
+@pytest.mark.parametrize("at_once", [2, 5])
+def test_a_recording_stays_while_lanes_follow_each_other_or_end(at_once: int) -> None:
+    """Two at once: a pair, and the last one. Five: three of them until the last two are less than half."""
+    recorder = Replaying(CPU)
+    list(train_lanes(lanes(RECIPE, STOPS, torch.float32), at_once, recorder, most_images=max(COUNTS)))
+    assert recorder.refusal is None
+    assert (recorder.warmed, len(recorder._kept)) == (2 * WARM_UP, 2)
+
+
+@pytest.mark.parametrize("kind", [Eager, Replaying])
+def test_fewer_train_at_once_where_memory_runs_out(
+    kind: type[Recorder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, sizes = Trainer._train, []
+
+    def trained(trainer: Trainer, now: Steps) -> None:
+        sizes.append(len(now.lr))
+        if len(now.lr) > 2:
+            raise torch.OutOfMemoryError("no room")
+        train(trainer, now)
+
+    monkeypatch.setattr(Trainer, "_train", trained)
+    together = lanes(RECIPE, STOPS, torch.float64)
+    for lane in train_lanes(together, 5, kind(CPU), most_images=max(COUNTS)):
+        torch.testing.assert_close(
+            weights(lane.net), alone(together.index(lane))[lane.epoch], rtol=1e-6, atol=1e-9
+        )
+    assert all(lane.finished for lane in together)
+    assert sizes[:2] == [5, 3]
+    assert set(sizes[2:]) <= {1, 2}
 
 
 def test_a_lane_takes_its_steps_in_pieces_of_any_size() -> None:
@@ -102,7 +137,7 @@ def test_bfloat16_is_as_near_as_by_itself(network: NetworkConfig) -> None:
     recipe = RECIPE.model_copy(update={"network": network, "epochs": 1})
     rounded = recipe.model_copy(update={"precision": "bf16"})
     together = lanes(rounded, (1,), torch.float32)
-    for lane in train_lanes(together, 5, bf16=True):
+    for lane in train_lanes(together, 5, Recorder(CPU), most_images=max(COUNTS), bf16=True):
         number, found = together.index(lane), weights(lane.net)
         exact, alone = (literal_fit(kind, number, torch.float32)[1] for kind in (recipe, rounded))
         assert found.dtype == torch.float32

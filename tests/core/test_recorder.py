@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +19,7 @@ from mdc_core.data import RealSet
 from mdc_core.iteration import TileUpdate
 from mdc_core.network_phase import NetworkPhase
 from mdc_core.recorder import Recorder, _tell, fill
+from tests.core.replay import draws, waits
 from tests.core.toys import toy_config, toy_real
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
@@ -35,15 +36,9 @@ VARIANTS: list[dict[str, object]] = [
 class NoWaiting(TorchDispatchMode):
     """Refuses what makes the host wait for a device, or hand it numbers that are in no fixed place."""
 
-    WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "lift_fresh")
-    DRAWING = ("rand", "randn", "randint", "randperm", "uniform_", "normal_", "bernoulli_")
-
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
-        assert name not in self.WAITING, f"{func} waits"
-        assert name not in self.DRAWING, f"{func} draws"
-        if name in ("index", "index_put", "index_put_"):  # by a mask: how many there are has to be counted
-            assert all(index is None or index.dtype != torch.bool for index in args[1]), f"{func} waits"
+        assert not waits(func, args), f"{func} waits"
+        assert not draws(func), f"{func} draws"
         return func(*args, **(kwargs or {}))
 
 
@@ -55,7 +50,7 @@ class Strict(Recorder):
         self.fixed = True
         self.checked = 0
 
-    def recorded(self, run: Callable[[], None]) -> Callable[[], None]:
+    def recorded(self, run: Callable[[], None], shapes: Collection[Hashable]) -> Callable[[], None]:
         calls = 0
 
         def call() -> None:
@@ -88,9 +83,9 @@ def test_nothing_that_is_recorded_waits_for_the_device(changes: dict[str, object
 
 def test_the_check_sees_what_waits() -> None:
     with NoWaiting():
-        for waits in (lambda t: float(t.sum()), lambda t: t[t > 0], lambda t: torch.tensor([1.0]) + t):
+        for waiting in (lambda t: float(t.sum()), lambda t: t[t > 0], lambda t: torch.tensor([1.0]) + t):
             with pytest.raises(AssertionError, match="waits"):
-                waits(torch.ones(2))
+                waiting(torch.ones(2))
         with pytest.raises(AssertionError, match="draws"):
             torch.rand(2)
 
@@ -157,6 +152,57 @@ def test_why_nothing_is_recorded_is_told_once(caplog: pytest.LogCaptureFixture) 
     assert told == f"recording a CUDA graph failed, which costs time only: {refused.refusal}"
 
 
+class FakeCuda:
+    """Streams and captures by name; a capture that fails leaves its stream the current one, as torch's does."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.stream = "main"
+        self.captured: list[tuple[object, object]] = []
+        for name in ("CUDAGraph", "device", "current_stream", "set_stream", "graph"):
+            monkeypatch.setattr(torch.cuda, name, getattr(self, name))
+
+    def CUDAGraph(self) -> str:
+        return "graph"
+
+    @contextmanager
+    def device(self, device: object) -> Iterator[None]:
+        yield
+
+    def current_stream(self) -> str:
+        return self.stream
+
+    def set_stream(self, stream: str) -> None:
+        self.stream = stream
+
+    @contextmanager
+    def graph(self, graph: object, pool: object, stream: str) -> Iterator[None]:
+        self.captured.append((pool, stream))
+        before, self.stream = self.stream, stream
+        yield
+        self.stream = before
+
+
+@pytest.mark.parametrize("error", [RuntimeError, torch.OutOfMemoryError, None])
+def test_the_stream_is_the_former_one_after_a_capture(
+    error: type[Exception] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cuda, recorder = FakeCuda(monkeypatch), Recorder(torch.device("cpu"))
+    recorder._pool, recorder._aside = "pool", "aside"  # type: ignore[assignment]
+    seen = []
+
+    def run() -> None:
+        seen.append(cuda.stream)
+        if error is not None:
+            raise error("no")
+
+    with pytest.raises(error) if error is torch.OutOfMemoryError else nullcontext():
+        recorder._record(run)
+    assert (cuda.stream, seen) == ("main", ["aside"])
+    # In the recorder's own pool, and on the stream that warms up: a stream of another device would record nothing.
+    assert cuda.captured == [("pool", "aside")]
+    assert (recorder.refusal is None) == (error is not RuntimeError)
+
+
 @on_gpu
 @pytest.mark.parametrize("waits", [False, True])
 def test_every_call_takes_effect_also_where_recording_fails(waits: bool) -> None:
@@ -165,7 +211,7 @@ def test_every_call_takes_effect_also_where_recording_fails(waits: bool) -> None
     def add() -> None:
         total.add_(1 if not waits or float(total) >= 0 else 2)
 
-    recorded = recorder.recorded(add)
+    recorded = recorder.recorded(add, ["add"])
     for _ in range(7):
         recorded()
     assert float(total) == 7

@@ -1,0 +1,127 @@
+"""What is recorded on a GPU, run on meta tensors, which have shapes and types and are on a device that is not the CPU.
+
+Whatever mixes devices fails here, and whatever would copy from the host in the middle of a recording; no number is
+computed.
+"""
+
+from __future__ import annotations
+
+import copy
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from mdc_core.condense import start_state
+from mdc_core.config import CondenseConfig
+from mdc_core.data import RealSet
+from mdc_core.iteration import TileUpdate, chunks, draw_iteration
+from mdc_core.mls import MlsState, Track
+from mdc_core.network_phase import fresh_network
+from mdc_core.networks import stacked
+from mdc_core.recorder import to_device
+from mdc_core.streams import stream
+from mdc_core.train import Steps, Trainer, draw_steps, joined
+from tests.core.replay import Eager, waits
+from tests.core.test_recorder import VARIANTS
+from tests.core.toys import toy_config, toy_real
+
+THERE = torch.device("meta")
+
+
+class OneDevice(TorchDispatchMode):
+    """Refuses every tensor that is elsewhere, and what makes the host wait."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves((args, kwargs, result)):
+            assert not isinstance(tensor, Tensor) or tensor.device == THERE, f"{func} on {tensor.device}"
+        assert not waits(func, args), f"{func} waits"
+        return result
+
+
+def there(real: RealSet) -> RealSet:
+    """The set on the device, without the checks that look at numbers."""
+    real.class_index()
+    found = copy.copy(real)
+    for name in ("images", "labels"):
+        object.__setattr__(found, name, getattr(real, name).to(THERE))
+    object.__setattr__(found, "_moments", {})
+    found.normalise(found.images.float())  # the constants are there before anything is recorded
+    return found
+
+
+@pytest.mark.parametrize("changes", VARIANTS)
+@pytest.mark.parametrize("measured", [False, True])
+def test_an_iteration_stays_on_its_device(
+    changes: dict[str, object], measured: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, real = toy_config(**changes), toy_real(side=16)
+    measured = measured and config.uses_mls
+    state = MlsState((Track((1, 2)),) * (2 if config.class_wise else 1))  # with a frozen rank
+    start = start_state(config, real)
+    monkeypatch.setattr("mdc_core.iteration.classes_at_once", lambda config, real: 2)
+    update = TileUpdate(config, there(real), fresh_network(config, real, 1).to(THERE), Eager(THERE))
+    update.begin(start.tiles.to(THERE), start.momentum.to(THERE), state, measured)
+    update._places = draw_iteration(config, real, 1, 1).to(THERE)
+    with OneDevice():
+        update._one(chunks(config, real, state, measured, 2), measured)
+
+
+def drawn(config: CondenseConfig, real: RealSet, models: int) -> Steps:
+    """A step of every model, on the CPU."""
+    blocks = [
+        draw_steps(
+            [torch.arange(8)],
+            8,
+            ops=config.network_augment(),
+            cutmix=0.5,
+            channels=real.channels,
+            image_size=real.image_size,
+            lr=torch.ones(1),
+            generator=stream(0, "steps", number),
+        )
+        for number in range(models)
+    ]
+    return joined(blocks, 1)
+
+
+@pytest.mark.parametrize("changes", VARIANTS)
+@pytest.mark.parametrize("models", [1, 3])
+def test_a_training_step_stays_on_its_device(
+    changes: dict[str, object], models: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # which knows no meta device
+    config, real = toy_config(**changes), toy_real(side=16)
+    nets = [fresh_network(config, real, number) for number in range(models)]
+    net, images = (nets[0] if models == 1 else stacked(nets)).to(THERE), there(real)
+    trainer = Trainer(net, images.images, images.labels, Eager(THERE), prepare=images.prepare)
+    trainer._places = drawn(config, real, models).map(lambda t: t.to(THERE))
+    with OneDevice():
+        trainer._one()
+
+
+def test_the_check_sees_what_is_elsewhere() -> None:
+    total, host = torch.zeros(3, device=THERE), torch.zeros(3)
+    for mixes in (lambda: total.copy_(host), lambda: host + 1, lambda: host.to(THERE)):
+        with pytest.raises(AssertionError, match="on cpu"), OneDevice():
+            mixes()
+    with OneDevice():
+        total.add_(1).mul_(total.new_ones(()))
+
+
+def test_the_host_waits_for_what_it_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch copies asynchronously into pinned memory when asked not to block: what arrives is read too early."""
+    blocking = []
+
+    def to(tensor: Tensor, device: torch.device, non_blocking: bool = False) -> Tensor:
+        blocking.append(not non_blocking)
+        return tensor
+
+    monkeypatch.setattr(Tensor, "to", to)
+    to_device(torch.zeros(1, device=THERE), torch.device("cpu"))
+    assert blocking == [True]
