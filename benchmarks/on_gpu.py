@@ -87,7 +87,10 @@ def steps(args: argparse.Namespace) -> dict[str, list[str]]:
     most = "1" if args.toy else "9"
     return {
         # The folder's own conftest.py alone: those above it want the servers' packages.
-        "tests": ["-m", "pytest", "tests/core/test_recorder.py", "--confcutdir=tests/core", "-rs"],
+        "tests": [
+            *["-m", "pytest", "tests/core/test_gpu.py", "tests/core/test_recorder.py"],
+            *["--confcutdir=tests/core", "-rs"],
+        ],
         "largest-subset-tf32": [*iteration, "--selected", most, "--precision", "tf32"],
         "smallest-subset-tf32": [*iteration, "--selected", "1", "--precision", "tf32"],
         "largest-subset-bf16": [*iteration, "--selected", most, "--precision", "bf16"],

@@ -17,6 +17,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from mdc_core import checkpoint
 from mdc_core.condense import CondenseState, condense, result
 from mdc_core.config import CondenseConfig, EvaluateConfig
@@ -126,6 +128,7 @@ class Run:
             "outer_loops": [outer, self.config.outer_loops],
             "trainings": [len(self.trials), trials_planned(self.recipe, self.config.ipc)],
             "seconds": self.seconds,
+            "gpu_bytes": torch.cuda.max_memory_reserved() if torch.cuda.is_available() else None,
         }
 
     def _keep(self, phase: str, begun: float) -> None:
