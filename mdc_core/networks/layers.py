@@ -48,7 +48,8 @@ class InstanceNorm(nn.GroupNorm):
     def forward(self, x: Tensor) -> Tensor:
         """(B, ch, H, W) to the same shape."""
         if self.weight.ndim == 1:
-            out: Tensor = _InstanceNorm.apply(x, self.weight, self.bias, self.eps)
+            # The kernels, which are called directly, take memory as it lies.
+            out: Tensor = _InstanceNorm.apply(x.contiguous(), self.weight, self.bias, self.eps)
             return out
         each = len(x) // len(self.weight)
         weight, bias = (p.repeat_interleave(each, dim=0)[:, :, None, None] for p in (self.weight, self.bias))
@@ -124,7 +125,6 @@ class _InstanceNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
         batch, channels, height, width = x.shape
-        x = x.contiguous()  # the kernels, called directly, take memory as it lies
         y, mean, rstd = torch.native_group_norm(
             _exact(x), weight, bias, batch, channels, height * width, channels, eps
         )
