@@ -27,7 +27,7 @@ NETWORKS = [NetworkConfig(depth=2, width=16), NetworkConfig(name="resnet_ap", wi
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize(("channels", "side"), [(3, 32), (1, 64), (1, 28)])
+@pytest.mark.parametrize(("channels", "side"), [(3, 32), (1, 64), (1, 28), (3, 96), (3, 160)])
 def test_costs_equal_the_counted_ones(network: NetworkConfig, channels: int, side: int) -> None:
     facts = DataFacts(name="x", channels=channels, image_size=side, classes=("a", "b", "c"), smallest_class=9)
     net = build_network(network, channels=channels, image_size=side, classes=3, generator=stream(0, "w"))
