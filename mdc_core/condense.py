@@ -170,7 +170,8 @@ def _subset_accuracies(
         subset = SyntheticSet(tiles.clamp(0, 1), real.image_size).subset(n)
         net = fresh_network(config, real, outer)
         images = real.normalise(subset.images())
-        for _ in fit(net, images, subset.labels(), recipe, stream(config.seed, "accuracy", outer, n)):
+        draws = stream(config.seed, "accuracy", outer, n)
+        for _ in fit(net, images, subset.labels(), real.normalisation, recipe, draws):
             pass
         columns.append(class_accuracy(net, holdout))
     return torch.stack(columns, dim=1)
