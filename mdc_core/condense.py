@@ -162,8 +162,8 @@ def _subset_accuracies(
     recipe = EvaluateConfig(
         epochs=config.accuracy_epochs,
         network=config.network,
-        augment=config.network_augment(),
-        cutmix=config.cutmix,
+        augment=config.accuracy_augment,
+        cutmix=config.accuracy_cutmix,
     )
     columns = []
     for n in range(1, config.ipc):

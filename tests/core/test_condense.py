@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from mdc_core.condense import Step, condense
 from mdc_core.data import RealSet
 from mdc_core.errors import ConfigError, FormatError
 from mdc_core.iteration import classes_at_once, draw_iteration, loss_weights
+from mdc_core.lanes import fit
 from mdc_core.network_phase import NetworkPhase, change, fresh_network
 from mdc_core.networks import build_network
 from mdc_core.recorder import Recorder
@@ -184,6 +187,22 @@ def test_every_subset_metric_selects(real: RealSet, metric: str) -> None:
     assert [step.outer for step in steps if step.distances is not None] == [1, 2, 4, 6]
     assert all(len(rows) == 1 and len(rows[0]) == 2 for rows in measured)
     assert len(steps[-1].state.mls.tracks[0].selections) == 4
+
+
+def test_the_metric_accuracy_trains_by_its_own_recipe(real: RealSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by that of the network phase."""
+    seen = []
+
+    def watched(*given: Any) -> Iterator[int]:
+        seen.append(given[4])
+        yield from fit(*given)
+
+    monkeypatch.setattr("mdc_core.condense.fit", watched)
+    own = {"accuracy_epochs": 3, "accuracy_augment": ("flip", "scale"), "accuracy_cutmix": 0.25}
+    run(real, subset_metric="accuracy", outer_loops=1, **own)
+    assert len(seen) == 2  # the subsets of ipc 3
+    for recipe in seen:
+        assert (recipe.epochs, recipe.augment, recipe.cutmix) == (3, ("flip", "scale"), 0.25)
 
 
 def test_class_wise_measures_each_class(real: RealSet) -> None:
