@@ -84,6 +84,7 @@ def draw(
     """Parameters of `ops` for `rows` images in each of `batches` batches, one after the other, on the CPU.
 
     Of the listed crop, scale and rotate one is picked, uniformly, for all rows of a batch; the others are neutral.
+    A batch that is augmented as one, as siamese batches are, takes one row.
     """
     rows *= batches
 
@@ -96,8 +97,7 @@ def draw(
     if "flip" in ops:
         flip = uniform(rows) < 0.5
     if "color" in ops:
-        u = uniform(rows, 3)
-        color = torch.stack((u[:, 0] - 0.5, 2 * u[:, 1], u[:, 2] + 0.5), dim=1)
+        color = uniform(rows, 3) * torch.tensor([1.0, 2.0, 1.0]) + torch.tensor([-0.5, 0.0, 0.5])
     if "jitter" in ops:
         strengths, order = _JITTER * (2 * uniform(rows, 3) - 1), uniform(rows, 3).argsort(1)
         jitter = _jitter(strengths.double(), order, normalisation).float()
@@ -311,7 +311,7 @@ def _jittered(images: Tensor, maps: Tensor) -> Tensor:
     mean = images.mean((2, 3), keepdim=True)
     found: Tensor = (average * mean[:, None]).sum(2) + offset.squeeze(2)  # (B, ch, 1, 1)
     for channel in range(channels):  # no matrix product, which a GPU may round (`mdc_core.precision`)
-        found = found + own[:, :, channel] * images[:, channel, None]
+        found = torch.addcmul(found, own[:, :, channel], images[:, channel, None])
     return found
 
 
