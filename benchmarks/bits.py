@@ -50,7 +50,10 @@ def main() -> None:
     synthetic, network = condensed(args, data)
     preset = preset_for(data.facts())
     changes: dict[str, Any] = {"epochs": args.epochs, "random_baseline": False, "seed": args.seed}
-    recipe = evaluate_config(preset, {**changes, **({"network": network.model_dump()} if network else {})})
+    if network:
+        changes["network"] = network.model_dump()
+    info = synthetic.info(data.train)
+    recipe = evaluate_config(preset, changes, ipc=info.ipc, factor=info.factor)
     sizes = args.k or recipe.sizes_of(len(synthetic.tiles))
     trials = trained(synthetic, data, recipe, sizes, args)
     report = {

@@ -88,7 +88,7 @@ def main() -> None:
         return literal_iteration(config, real, plain, start.tiles, args.selected, inner)
 
     def literal_phase(inner: int) -> None:
-        blocks = [real_steps(config, len(real.labels), inner).map(lambda t: t.to(device))]
+        blocks = [real_steps(config, real, inner).map(lambda t: t.to(device))]
         literal_training(plain, real.prepare(real.images), real.labels, blocks)
 
     with products(config.precision):
@@ -164,7 +164,9 @@ def literal_iteration(
 ) -> Tensor:
     """The tile gradient of all classes, one class and one subset after the other, with the engine's draws."""
     draws = stream(config.seed, "match", 1, inner)
-    params = augment.draw(config.augment, 10, channels=3, image_size=32, generator=draws)
+    params = augment.draw(
+        config.augment, 1, batches=10, normalisation=real.normalisation, image_size=32, generator=draws
+    )
     slopes = []
     for label, positions in enumerate(real.class_index()):
         order = torch.randperm(len(positions), generator=draws)[: config.batch_real]
@@ -178,17 +180,17 @@ def literal_iteration(
     return torch.stack(slopes, dim=1)
 
 
-def real_steps(config: CondenseConfig, images: int, inner: int) -> Steps:
+def real_steps(config: CondenseConfig, real: RealSet, inner: int) -> Steps:
     """Steps as the network phase draws them, on real images at random."""
     generator = stream(0, "literal", inner)
-    chosen = torch.randperm(images, generator=generator)[: config.n_data]
+    chosen = torch.randperm(len(real.labels), generator=generator)[: config.n_data]
     batches = torch.split(chosen, config.batch_network)
     return draw_steps(
         batches,
         config.batch_network,
         ops=config.network_augment(),
         cutmix=config.cutmix,
-        channels=3,
+        normalisation=real.normalisation,
         image_size=32,
         lr=torch.full((len(batches),), config.lr_network),
         generator=generator,

@@ -30,6 +30,7 @@ import numpy as np
 import torch
 
 from mdc_core import rankmajor
+from mdc_core.augment import Normalisation
 from mdc_core.budget import Budget, Plan, plan
 from mdc_core.config import EvaluateConfig, NetworkConfig
 from mdc_core.lanes import fit
@@ -126,7 +127,8 @@ def training(network: int, k: int, batch: int, epochs: int) -> Iterator[int]:
     net = build_network(
         NETWORKS[network], channels=3, image_size=32, classes=10, generator=stream(0, "weights")
     )
-    yield from fit(net, images, torch.from_numpy(subset.labels()), recipe, stream(0, "training"))
+    labels, pixels = torch.from_numpy(subset.labels()), Normalisation(INFO.mean, INFO.std)
+    yield from fit(net, images, labels, pixels, recipe, stream(0, "training"))
 
 
 def peak_memory(network: int, k: int, batch: int) -> int:
@@ -134,9 +136,8 @@ def peak_memory(network: int, k: int, batch: int) -> int:
     warm = NetworkConfig(name=NETWORKS[network].name, width=4)
     net = build_network(warm, channels=3, image_size=32, classes=10, generator=stream(0, "warm"))
     recipe = EvaluateConfig(epochs=2, network=warm, batch_size=2)
-    for _ in fit(
-        net, torch.zeros(2, 3, 32, 32), torch.zeros(2, dtype=torch.int64), recipe, stream(0, "warm")
-    ):
+    images, labels = torch.zeros(2, 3, 32, 32), torch.zeros(2, dtype=torch.int64)
+    for _ in fit(net, images, labels, Normalisation(INFO.mean, INFO.std), recipe, stream(0, "warm")):
         pass
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     before = resident("VmRSS")

@@ -143,6 +143,8 @@ def settings(
             "seed": seed,
             "random_baseline": subset_loss == "mls",
         },
+        ipc=config.ipc,
+        factor=config.factor,
     )
     return config, recipe
 

@@ -98,7 +98,8 @@ class Run:
         if path.with_suffix(".json").exists():
             kept = json.loads(path.with_suffix(".json").read_text())
             trials, seconds = [Trial(**trial) for trial in kept["trials"]], kept["seconds"]
-        return cls(config, evaluate_config(preset, judged), path, state, trials, seconds)
+        recipe = evaluate_config(preset, judged, ipc=config.ipc, factor=config.factor)
+        return cls(config, recipe, path, state, trials, seconds)
 
     def go_on(self, data: DataSet, device: str, in_time: Callable[[], bool]) -> bool:
         """Condense, then evaluate, while there is time; whether all of it is done. At least one step is made."""

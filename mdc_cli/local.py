@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -144,7 +145,9 @@ def evaluate(
     overrides = {name: value for name, value in given.items() if value is not None}
     if "condense" in run:  # the network that was matched is the one to judge by
         overrides["network"] = run["condense"]["network"]
-    recipe = configured(evaluate_config, preset_for(loaded.facts()), merge(overrides, parsed(settings)))
+    info = synthetic.info(loaded.train)
+    recipe_for = partial(evaluate_config, ipc=info.ipc, factor=info.factor)
+    recipe = configured(recipe_for, preset_for(loaded.facts()), merge(overrides, parsed(settings)))
     recipe.sizes_of(len(synthetic.tiles))
     done: list[Trial] = []
     try:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
+from mdc_core.augment import Normalisation
 from mdc_core.config import CondenseConfig, DataFacts
 from mdc_core.estimate import Speed, network_cost
 from mdc_core.networks import build_network
@@ -48,9 +49,11 @@ def _training(
     config: CondenseConfig, facts: DataFacts, device: torch.device, images: int
 ) -> Callable[[], None]:
     """Some training steps on so many random images."""
-    draws, shape = stream(0, "calibrate"), {"channels": facts.channels, "image_size": facts.image_size}
-    net = build_network(config.network, classes=len(facts.classes), generator=draws, **shape).to(device)
-    pixels = torch.randn(images, facts.channels, *2 * [facts.image_size], generator=draws).to(device)
+    draws, channels, side = stream(0, "calibrate"), facts.channels, facts.image_size
+    net = build_network(
+        config.network, channels=channels, image_size=side, classes=len(facts.classes), generator=draws
+    ).to(device)
+    pixels = torch.randn(images, channels, side, side, generator=draws).to(device)
     labels = torch.zeros(images, dtype=torch.int64, device=device)
     trainer = Trainer(net, pixels, labels, Recorder(device), bf16=config.precision == "bf16")
     steps = draw_steps(
@@ -60,7 +63,8 @@ def _training(
         cutmix=config.cutmix,
         lr=torch.full((_STEPS,), config.lr_network),
         generator=draws,
-        **shape,
+        normalisation=Normalisation((0.0,) * channels, (1.0,) * channels),
+        image_size=side,
     )
     return lambda: trainer.run(steps)
 

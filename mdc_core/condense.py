@@ -162,15 +162,16 @@ def _subset_accuracies(
     recipe = EvaluateConfig(
         epochs=config.accuracy_epochs,
         network=config.network,
-        augment=config.network_augment(),
-        cutmix=config.cutmix,
+        augment=config.accuracy_augment,
+        cutmix=config.accuracy_cutmix,
     )
     columns = []
     for n in range(1, config.ipc):
         subset = SyntheticSet(tiles.clamp(0, 1), real.image_size).subset(n)
         net = fresh_network(config, real, outer)
         images = real.normalise(subset.images())
-        for _ in fit(net, images, subset.labels(), recipe, stream(config.seed, "accuracy", outer, n)):
+        draws = stream(config.seed, "accuracy", outer, n)
+        for _ in fit(net, images, subset.labels(), real.normalisation, recipe, draws):
             pass
         columns.append(class_accuracy(net, holdout))
     return torch.stack(columns, dim=1)

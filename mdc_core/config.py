@@ -83,8 +83,12 @@ class CondenseConfig(Frozen):
     """Only with `all`: the weight of each subset size 1..N-1; left out, every weight is 1."""
     subset_metric: Literal["feature", "gradient", "accuracy"] = "feature"
     """How far subset n is from the real data when the MLS is chosen (Table 6)."""
-    accuracy_epochs: int = Field(default=100, ge=1)
+    accuracy_epochs: int = Field(default=1000, ge=1)
     """Only with subset_metric `accuracy`: epochs of each training on a subset."""
+    accuracy_augment: tuple[AugmentOp, ...] = ("color", "crop", "flip", "scale", "rotate")
+    """Only with subset_metric `accuracy`: augmentation of that training, drawn for every image."""
+    accuracy_cutmix: Probability = 0.5
+    """Only with subset_metric `accuracy`: probability of CutMix in that training."""
     mls_period: int = Field(default=100, ge=1)
     """Δt: outer loops between two selections of the MLS."""
     freeze: Literal["predecessor", "cumulative", "none"] = "predecessor"
@@ -142,6 +146,7 @@ class CondenseConfig(Frozen):
                 f"subset loss needs all of them: leave batch_syn_max out or raise it to {tiles}"
             )
         check_augment(self.augment)
+        check_augment(self.accuracy_augment)
         if self.pool and self.early:
             raise ConfigError(
                 "early trains fresh networks, but pool takes networks that are trained: set one to 0"
@@ -256,6 +261,13 @@ def check_augment(ops: tuple[AugmentOp, ...]) -> None:
             raise ConfigError(
                 f"augment has {one!r} beside {sorted(others & set(ops))}: they exclude each other"
             )
+
+
+def resnet_stem(image_size: int) -> tuple[int, int]:
+    """Side of the kernel and of the pool in ResNet10-AP's stem: small images keep their pixels (IDC's code)."""
+    if image_size <= 64:
+        return 3, 1
+    return (3, 2) if image_size <= 128 else (7, 4)
 
 
 def check_network(network: NetworkConfig, image_size: int) -> None:

@@ -22,6 +22,7 @@ from torch import Tensor
 from mdc_core.archives import MAX_SIDE, MIN_SIDE, is_npz, read_folder, read_zip
 from mdc_core.arrays import read_npz
 from mdc_core.at_once import gpu_free
+from mdc_core.augment import Normalisation
 from mdc_core.config import DataFacts
 from mdc_core.errors import ConfigError, DataError
 from mdc_core.estimate import DATA_SHARE
@@ -85,6 +86,11 @@ class RealSet:
     def num_classes(self) -> int:
         """C."""
         return len(self.classes)
+
+    @property
+    def normalisation(self) -> Normalisation:
+        """What `normalise` does."""
+        return Normalisation(self.mean, self.std)
 
     def to(self, device: torch.device | str) -> RealSet:
         """The same set, for computing on `device`.

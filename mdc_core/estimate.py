@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mdc_core.config import CondenseConfig, DataFacts, EvaluateConfig, NetworkConfig
+from mdc_core.config import CondenseConfig, DataFacts, EvaluateConfig, NetworkConfig, resnet_stem
 from mdc_core.cost import FLOAT_BYTES, Cost, convnet_cost
 
 BASE_BYTES = 720_000_000
@@ -352,29 +352,27 @@ def _ends(network: NetworkConfig, facts: DataFacts) -> tuple[int, int]:
             2 * 9 * facts.channels * width * side**2,
             2 * width * (side >> network.depth) ** 2 * classes,
         )
-    taps = 49 if side >= 64 else 9
-    return 2 * taps * facts.channels * width * side**2, 2 * 8 * width * classes
+    return 2 * resnet_stem(side)[0] ** 2 * facts.channels * width * side**2, 2 * 8 * width * classes
 
 
 def _resnet_ap_cost(width: int, channels: int, image_size: int, classes: int) -> Cost:
     """ResNet10-AP: a stem and four blocks of two 3×3 convolutions beside a 1×1 shortcut; see `networks.resnet_ap`."""
-    large = image_size >= 64
-    taps, side = (49 if large else 9), image_size
-    first = 2 * taps * channels * width * side**2
-    parameters, forward = taps * channels * width + 2 * width, first
-    kept = 2 * width * side**2
-    side = side // 4 if large else side
-    kept += width * side**2 if large else 0
+    kernel, pool = resnet_stem(image_size)
+    first = 2 * kernel**2 * channels * width * image_size**2
+    parameters, forward = kernel**2 * channels * width + 2 * width, first
+    side = image_size // pool
+    # What the norms and the convolutions take in, and the ReLUs give out; without a pool the latter are the same.
+    kept = 2 * width * image_size**2 + (width * side**2 if pool > 1 else 0)
     before = width
     for after, pool in ((width, 1), (2 * width, 2), (4 * width, 2), (8 * width, 2)):
         small = side // pool
         parameters += 9 * before * after + 9 * after**2 + 4 * after
         forward += 2 * 9 * before * after * side**2 + 2 * 9 * after**2 * small**2
-        kept += 4 * after * small**2  # what the norms and the convolutions take in, and the ReLUs give out
+        kept += 2 * after * side**2 + 2 * after * small**2
         if pool > 1:
             parameters += before * after + 2 * after
             forward += 2 * before * after * small**2
-            kept += (before + after) * small**2
+            kept += (before + 2 * after) * small**2
         before, side = after, small
     parameters += 8 * width * classes + classes
     forward += 2 * 8 * width * classes

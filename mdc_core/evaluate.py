@@ -163,7 +163,7 @@ class _Training(Lane):
         ).to(train.device)
         generator = stream(config.seed, f"evaluate-{source}", k, repeat)
         quarters = sorted({-(-config.epochs * i // 4) for i in (1, 2, 3, 4)})
-        super().__init__(net, test.normalise(images), labels, config, generator, quarters)
+        super().__init__(net, test.normalise(images), labels, test.normalisation, config, generator, quarters)
 
 
 def _tested(trainings: Iterator[_Training], test: RealSet, precision: Precision) -> Iterator[Trial]:

@@ -163,8 +163,14 @@ class TileUpdate:
 def draw_iteration(config: CondenseConfig, real: RealSet, outer: int, inner: int) -> Draws:
     """Augmentation of every class, its real batch, and its sample of tiles."""
     draws = stream(config.seed, "match", outer, inner)
-    size = {"channels": real.channels, "image_size": real.image_size}
-    params = augment.draw(config.augment, real.num_classes, generator=draws, **size)
+    params = augment.draw(
+        config.augment,
+        1,
+        batches=real.num_classes,
+        normalisation=real.normalisation,
+        image_size=real.image_size,
+        generator=draws,
+    )
     chosen = [
         positions[torch.randperm(len(positions), generator=draws)[: config.batch_real]]
         for positions in real.class_index()

@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
+from mdc_core.augment import Normalisation
 from mdc_core.config import EvaluateConfig
 from mdc_core.networks import Network, stacked
 from mdc_core.recorder import Recorder
@@ -21,7 +22,7 @@ class Lane:
 
     Args:
         net: trained in place; its weights are those of `epoch` whenever the lane stops.
-        images: (Q, ch, H, H), normalised, where the network is.
+        images: (Q, ch, H, H), where the network is, normalised as `normalisation` says.
         labels: (Q,), int64.
         stops: the epochs, 1-based and ascending, after which it stops for others to look; the last one is its end.
     """
@@ -31,6 +32,7 @@ class Lane:
         net: Network,
         images: Tensor,
         labels: Tensor,
+        normalisation: Normalisation,
         config: EvaluateConfig,
         generator: torch.Generator,
         stops: Sequence[int],
@@ -38,14 +40,14 @@ class Lane:
         self.net, self.images, self.labels = net, images, labels
         self.velocity: list[Tensor] | None = None
         """Of its optimiser, where it goes from one batch of models to another."""
-        count, (channels, side) = len(images), images.shape[1:3]
+        count, side = len(images), images.shape[-1]
         self._per_epoch = -(-count // config.batch_size)
         self._stops = [epoch * self._per_epoch for epoch in stops]
         self._done = 0
         self._blocks = (
             steps
             for epoch in range(1, stops[-1] + 1)
-            for steps in draw_epoch(count, epoch, config, channels, side, generator)
+            for steps in draw_epoch(count, epoch, config, normalisation, side, generator)
         )
         self._rest: Steps | None = None
 
@@ -132,11 +134,12 @@ def fit(
     net: Network,
     images: Tensor,
     labels: Tensor,
+    normalisation: Normalisation,
     config: EvaluateConfig,
     generator: torch.Generator,
 ) -> Iterator[int]:
     """Train one network by an evaluation's recipe on normalised images (Q, ch, H, H); yields every epoch, 1-based."""
-    lane = Lane(net, images, labels, config, generator, range(1, config.epochs + 1))
+    lane = Lane(net, images, labels, normalisation, config, generator, range(1, config.epochs + 1))
     for stopped in _alone(lane, Recorder(labels.device), config.precision == "bf16"):
         yield stopped.epoch
 

@@ -90,7 +90,7 @@ class NetworkPhase:
             self._rows,
             ops=config.network_augment(),
             cutmix=config.cutmix,
-            channels=real.channels,
+            normalisation=real.normalisation,
             image_size=real.image_size,
             lr=torch.full((len(batches),), config.lr_network),
             generator=generator,

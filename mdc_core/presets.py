@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,11 +12,29 @@ from mdc_core.errors import ConfigError
 
 
 @dataclass(frozen=True)
+class Exceptional:
+    """What a preset holds for sets of one factor, and where it is given, of one number of images per class."""
+
+    factor: int
+    ipc: int | None = None
+    condense: Mapping[str, Any] = field(default_factory=dict)
+    evaluate: Mapping[str, Any] = field(default_factory=dict)
+
+    def holds(self, ipc: int, factor: int) -> bool:
+        """Whether it is meant for sets of that size."""
+        return factor == self.factor and self.ipc in (None, ipc)
+
+
+@dataclass(frozen=True)
 class Preset:
     """One column of the table. `condense` and `evaluate` hold only what differs from the defaults."""
 
     condense: Mapping[str, Any] = field(default_factory=dict)
     evaluate: Mapping[str, Any] = field(default_factory=dict)
+    exceptions: tuple[Exceptional, ...] = ()
+    """Over `condense` and `evaluate`."""
+    epochs: tuple[tuple[float, int], ...] = ()
+    """Most tiles per class of the whole set, ascending, and the epochs of an evaluation of sets up to there."""
     metric_alone: str = "mse"
     """Distance when the subset loss is off; with it, `condense` decides."""
     mean: tuple[float, ...] | None = None
@@ -26,6 +45,7 @@ class Preset:
 
 _SMALL_COLOUR = {"augment": ("color", "crop", "scale", "rotate")}
 _IMAGENET_NET = {"name": "resnet_ap", "width": 64}
+_IMAGENET_EPOCHS = ((1, 3000), (10, 2000), (50, 1500), (200, 1000), (500, 500), (math.inf, 300))
 _DIGITS_NET = {"depth": 2, "width": 32}
 
 PRESETS: dict[str, Preset] = {
@@ -34,6 +54,13 @@ PRESETS: dict[str, Preset] = {
     "svhn": Preset(
         condense={"n_data": 500},
         evaluate=_SMALL_COLOUR,
+        exceptions=(
+            Exceptional(
+                factor=1,
+                ipc=1,
+                evaluate={"augment": ("color", "crop", "scale", "rotate", "cutout"), "cutmix": 0.0},
+            ),
+        ),
         mean=(0.4377, 0.4438, 0.4728),
         std=(0.1980, 0.2010, 0.1970),
     ),
@@ -46,6 +73,13 @@ PRESETS: dict[str, Preset] = {
             "augment": ("color", "crop"),
         },
         evaluate={**_SMALL_COLOUR, "cutmix": 0.0},
+        exceptions=(
+            Exceptional(
+                factor=1,
+                condense={"augment": ("color", "crop", "cutout"), "cutmix": 0.5},
+                evaluate={"cutmix": 0.5},
+            ),
+        ),
         metric_alone="l1",
         mean=(0.1307,),
         std=(0.3081,),
@@ -73,6 +107,7 @@ PRESETS: dict[str, Preset] = {
             "augment": ("resized_crop", "flip", "jitter", "lighting"),
             "cutmix": 1.0,
         },
+        epochs=_IMAGENET_EPOCHS,
         metric_alone="l1",
         mean=(0.485, 0.456, 0.406),
         std=(0.229, 0.224, 0.225),
@@ -172,18 +207,37 @@ def preset_for(facts: DataFacts) -> str:
 
 
 def condense_config(preset: str, overrides: Mapping[str, Any]) -> CondenseConfig:
-    """The preset's configuration with the caller's own values on top."""
+    """The preset's configuration with the caller's own values on top.
+
+    What the metric `accuracy` trains with is the preset's evaluation.
+    """
     chosen = _named(preset)
-    merged = merge(chosen.condense, overrides)
-    alone = merged.get("subset_loss") == "none" or merged.get("ipc") == 1
-    if alone and "metric" not in overrides:
-        merged["metric"] = chosen.metric_alone
-    return CondenseConfig.model_validate(merged)
+    asked = CondenseConfig.model_validate(merge(chosen.condense, overrides))
+    own = dict(chosen.condense)
+    if asked.subset_loss == "none" or asked.ipc == 1:
+        own["metric"] = chosen.metric_alone
+    for exception in chosen.exceptions:
+        if exception.holds(asked.ipc, asked.factor):
+            own |= exception.condense
+    judged = evaluate_config(preset, {}, ipc=asked.ipc, factor=asked.factor)
+    for name in ("epochs", "augment", "cutmix"):
+        own[f"accuracy_{name}"] = getattr(judged, name)
+    return CondenseConfig.model_validate(merge(own, overrides))
 
 
-def evaluate_config(preset: str, overrides: Mapping[str, Any]) -> EvaluateConfig:
-    """The preset's evaluation with the caller's own values on top."""
-    return EvaluateConfig.model_validate(merge(_named(preset).evaluate, overrides))
+def evaluate_config(preset: str, overrides: Mapping[str, Any], *, ipc: int, factor: int) -> EvaluateConfig:
+    """The preset's evaluation of a set with `ipc` images of `factor`² tiles, with the caller's own values on top.
+
+    A subset is judged as the whole set is: by as many epochs.
+    """
+    chosen = _named(preset)
+    own = dict(chosen.evaluate)
+    if chosen.epochs:
+        own["epochs"] = next(epochs for most, epochs in chosen.epochs if ipc * factor**2 <= most)
+    for exception in chosen.exceptions:
+        if exception.holds(ipc, factor):
+            own |= exception.evaluate
+    return EvaluateConfig.model_validate(merge(own, overrides))
 
 
 def merge(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mdc_core import augment
-from mdc_core.augment import AugmentParams
+from mdc_core.augment import AugmentParams, Normalisation
 from mdc_core.config import AugmentOp, EvaluateConfig
 from mdc_core.data import RealSet
 from mdc_core.estimate import TEST_BATCH
@@ -84,7 +84,7 @@ def draw_steps(
     *,
     ops: Sequence[AugmentOp],
     cutmix: float,
-    channels: int,
+    normalisation: Normalisation,
     image_size: int,
     lr: Tensor,
     generator: torch.Generator,
@@ -101,7 +101,7 @@ def draw_steps(
     positions = torch.stack([F.pad(batch, (0, rows - len(batch)), value=int(batch[0])) for batch in batches])
     used = torch.arange(rows) < sizes[:, None]  # (S, R)
     params = augment.draw(
-        ops, rows, batches=steps, channels=channels, image_size=image_size, generator=generator
+        ops, rows, batches=steps, normalisation=normalisation, image_size=image_size, generator=generator
     )
     mixed = torch.rand(steps, generator=generator) < cutmix
     boxes, kept = augment.cutmix_boxes(steps, image_size, generator)
@@ -225,7 +225,7 @@ def draw_epoch(
     count: int,
     epoch: int,
     config: EvaluateConfig,
-    channels: int,
+    normalisation: Normalisation,
     image_size: int,
     generator: torch.Generator,
 ) -> Iterator[Steps]:
@@ -239,7 +239,7 @@ def draw_epoch(
             min(count, config.batch_size),
             ops=config.augment,
             cutmix=config.cutmix,
-            channels=channels,
+            normalisation=normalisation,
             image_size=image_size,
             lr=torch.full((len(ahead),), lr),
             generator=generator,

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
+from mdc_core.augment import Normalisation
 from mdc_core.budget import Budget, plan
 from mdc_core.config import EvaluateConfig, NetworkConfig
 from mdc_core.data import RealSet, load
@@ -75,7 +76,8 @@ def train(
     images = torch.from_numpy(_normalised(subset)).to(where)
     labels = torch.from_numpy(subset.labels()).to(where)
     begun = time.monotonic()
-    for epoch in fit(net, images, labels, recipe, stream(seed, "device")):
+    pixels = Normalisation(subset.info.mean, subset.info.std)
+    for epoch in fit(net, images, labels, pixels, recipe, stream(seed, "device")):
         if report is not None:
             report(epoch, recipe.epochs)
     seconds = time.monotonic() - begun

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -122,7 +123,8 @@ def resolve(session: Session, caller: Caller, request: JobRequest) -> Resolved:
     condense = _checked("condense", lambda: _built(condense_config, preset, request.condense))
     # Unless the caller says otherwise, a set is judged by the network that it was made with.
     judged = merge({"network": condense.network.model_dump()}, request.evaluate)
-    evaluate = _checked("evaluate", lambda: _built(evaluate_config, preset, judged))
+    recipe_for = partial(evaluate_config, ipc=condense.ipc, factor=condense.factor)
+    evaluate = _checked("evaluate", lambda: _built(recipe_for, preset, judged))
     _checked("condense", lambda: condense.check_data(facts))
     _checked("evaluate.sizes", lambda: evaluate.sizes_of(condense.ipc))
     _checked("evaluate.network", lambda: check_network(evaluate.network, facts.image_size))

@@ -32,13 +32,21 @@ def build_network(
 
 
 @torch.no_grad()
-def reset_parameters(net: nn.Module, generator: torch.Generator) -> None:
-    """Draw every weight anew, as PyTorch's defaults do: U(-b, b) with b = 1 / √fan_in, affine norms 1 and 0."""
+def reset_parameters(net: Network, generator: torch.Generator) -> None:
+    """Draw every weight anew: U(-b, b) with b = 1 / √fan_in, PyTorch's default; affine norms 1 and 0.
+
+    The convolutions of ResNet10-AP are N(0, 2 / fan_out), those of a ResNet (arXiv 1512.03385, with 1502.01852).
+    """
     for module in net.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             bound = module.weight[0].numel() ** -0.5
+            normal = isinstance(net, ResNetAP) and isinstance(module, nn.Conv2d)
             for parameter in module.parameters(recurse=False):
-                drawn = torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator)
+                drawn = torch.empty(parameter.shape)
+                if normal:
+                    drawn.normal_(0, (2 / parameter[:, 0].numel()) ** 0.5, generator=generator)
+                else:
+                    drawn.uniform_(-bound, bound, generator=generator)
                 parameter.copy_(to_device(drawn, parameter.device))
         elif isinstance(module, nn.GroupNorm):
             module.reset_parameters()

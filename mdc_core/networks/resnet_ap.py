@@ -5,23 +5,23 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mdc_core.config import resnet_stem
 from mdc_core.networks.base import Network
 from mdc_core.networks.convolution import Conv2d
 from mdc_core.networks.layers import AveragePool, InstanceNorm, Linear
 
 
 class ResNetAP(Network):
-    """7x7 stem, then four stages of one basic block; instance norm; strides are 2x2 average pools."""
+    """A stem, then four stages of one basic block; instance norm; all convolutions have stride 1, then a pool."""
 
     def __init__(self, channels: int, image_size: int, classes: int, width: int) -> None:
         super().__init__()
-        # A 7x7 stem and a 4x4 pool suit large images only; small ones keep their pixels.
-        large = image_size >= 64
+        kernel, pool = resnet_stem(image_size)
         self.stem = nn.Sequential(
-            Conv2d(channels, width, 7 if large else 3, padding=3 if large else 1, bias=False),
+            Conv2d(channels, width, kernel, padding=kernel // 2, bias=False),
             InstanceNorm(width),
             nn.ReLU(inplace=True),
-            AveragePool(4) if large else nn.Identity(),
+            _shrink(pool),
         )
         self.stages = nn.Sequential(
             _Block(width, width, pool=1),
@@ -32,7 +32,7 @@ class ResNetAP(Network):
         self.linear = Linear(8 * width, classes)
 
     def features(self, images: Tensor) -> Tensor:
-        """(B, 8·width, h, w) with h = H / 32 (H / 8 below 64 pixels)."""
+        """(B, 8·width, h, w) with h = H / 8 / the pool of the stem (`resnet_stem`)."""
         out: Tensor = self.stages(self.stem(images))
         return out
 
@@ -43,22 +43,28 @@ class ResNetAP(Network):
 
 
 class _Block(nn.Module):
-    """Two 3x3 convolutions beside a shortcut; both paths shrink by the same average pool."""
+    """Two 3x3 convolutions beside a shortcut; the body shrinks after its first ReLU."""
 
     def __init__(self, before: int, after: int, pool: int) -> None:
         super().__init__()
-        shrink = AveragePool(pool) if pool > 1 else nn.Identity()
         self.body = nn.Sequential(
             Conv2d(before, after, 3, padding=1, bias=False),
-            shrink,
             InstanceNorm(after),
             nn.ReLU(inplace=True),
+            _shrink(pool),
             Conv2d(after, after, 3, padding=1, bias=False),
             InstanceNorm(after),
         )
         self.shortcut: nn.Module = nn.Identity()
         if pool > 1 or before != after:
-            self.shortcut = nn.Sequential(shrink, Conv2d(before, after, 1, bias=False), InstanceNorm(after))
+            # The published shortcut pools what its convolution gives out: the same, with fewer pixels to convolve.
+            self.shortcut = nn.Sequential(
+                _shrink(pool), Conv2d(before, after, 1, bias=False), InstanceNorm(after)
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu_(self.body(x) + self.shortcut(x))
+
+
+def _shrink(pool: int) -> nn.Module:
+    return AveragePool(pool) if pool > 1 else nn.Identity()

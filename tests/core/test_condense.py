@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +14,8 @@ from mdc_core import augment, checkpoint
 from mdc_core.condense import Step, condense
 from mdc_core.data import RealSet
 from mdc_core.errors import ConfigError, FormatError
-from mdc_core.iteration import classes_at_once, loss_weights
+from mdc_core.iteration import classes_at_once, draw_iteration, loss_weights
+from mdc_core.lanes import fit
 from mdc_core.network_phase import NetworkPhase, change, fresh_network
 from mdc_core.networks import build_network
 from mdc_core.recorder import Recorder
@@ -100,7 +103,9 @@ def test_tile_updates_equal_a_literal_loop(real: RealSet) -> None:
         draws = stream(config.seed, "match", 1, inner)
         leaf = tiles.clone().requires_grad_()
         loss = torch.zeros((), dtype=torch.float64)
-        drawn = augment.draw(config.augment, 2, channels=3, image_size=8, generator=draws)
+        drawn = augment.draw(
+            config.augment, 1, batches=2, normalisation=real.normalisation, image_size=8, generator=draws
+        )
         for label in (0, 1):
             order = torch.randperm(16, generator=draws)[:8]
             params = drawn.rows(torch.tensor([label]))
@@ -122,6 +127,21 @@ def test_tile_updates_equal_a_literal_loop(real: RealSet) -> None:
     moved = tiles - initial_tiles(config, real).double()
     found = step.state.tiles.double() - initial_tiles(config, real).double()
     assert (found - moved).norm() <= 1e-4 * moved.norm()
+
+
+def test_every_class_has_an_augmentation_of_its_own(real: RealSet) -> None:
+    """Of crop, scale and rotate one is picked for each class, not one for all classes of an iteration."""
+    config = toy_config(augment=("crop", "rotate"))
+    differ = 0
+    for inner in range(1, 41):
+        params = draw_iteration(config, real, 1, inner).params
+        assert params.shift is not None
+        assert params.affine is not None
+        turned = params.affine[:, 0, 1] != 0
+        assert turned.shape == (2,)
+        assert not params.shift[turned].any()
+        differ += int(turned[0] != turned[1])
+    assert 10 < differ < 30
 
 
 def test_a_pool_is_trained_once_and_changed_for_every_loop(real: RealSet) -> None:
@@ -167,6 +187,22 @@ def test_every_subset_metric_selects(real: RealSet, metric: str) -> None:
     assert [step.outer for step in steps if step.distances is not None] == [1, 2, 4, 6]
     assert all(len(rows) == 1 and len(rows[0]) == 2 for rows in measured)
     assert len(steps[-1].state.mls.tracks[0].selections) == 4
+
+
+def test_the_metric_accuracy_trains_by_its_own_recipe(real: RealSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by that of the network phase."""
+    seen = []
+
+    def watched(*given: Any) -> Iterator[int]:
+        seen.append(given[4])
+        yield from fit(*given)
+
+    monkeypatch.setattr("mdc_core.condense.fit", watched)
+    own = {"accuracy_epochs": 3, "accuracy_augment": ("flip", "scale"), "accuracy_cutmix": 0.25}
+    run(real, subset_metric="accuracy", outer_loops=1, **own)
+    assert len(seen) == 2  # the subsets of ipc 3
+    for recipe in seen:
+        assert (recipe.epochs, recipe.augment, recipe.cutmix) == (3, ("flip", "scale"), 0.25)
 
 
 def test_class_wise_measures_each_class(real: RealSet) -> None:

@@ -25,6 +25,7 @@ from mdc_core.presets import NAMED, PRESETS, condense_config, evaluate_config, p
         ({"augment": ["blur"]}, "'flip'"),
         ({"augment": ["crop", "crop"]}, "name every operation once"),
         ({"augment": ["color", "jitter"]}, "exclude each other"),
+        ({"accuracy_augment": ["crop", "crop"]}, "name every operation once"),
         ({"lr_base": float("inf")}, "finite"),
         ({"cutmix": 1.5}, "less than or equal to 1"),
         ({"lr_base": 0}, "greater than 0"),
@@ -78,8 +79,9 @@ def test_tile_lr_table(preset: str, image_size: int, ipc: int, expected: float) 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))
 def test_every_preset_is_valid_on_its_own_data(preset: str) -> None:
-    condense_config(preset, {}).check_data(NAMED[preset])
-    evaluate_config(preset, {})
+    config = condense_config(preset, {})
+    config.check_data(NAMED[preset])
+    evaluate_config(preset, {}, ipc=config.ipc, factor=config.factor)
 
 
 def test_published_settings() -> None:
@@ -96,6 +98,69 @@ def test_published_settings() -> None:
     assert condense_config("mnist", {"ipc": 1}).metric == "l1"
     assert condense_config("mnist", {"subset_loss": "none", "metric": "cos"}).metric == "cos"
     assert condense_config("cifar10", {}).network_augment() == ("color", "crop")
+
+
+FULL = ("color", "crop", "cutout")
+PLAIN = ("color", "crop", "scale", "rotate")
+FLIPPED = ("color", "crop", "flip", "scale", "rotate")
+IMAGENET = ("resized_crop", "flip", "jitter", "lighting")
+
+
+@pytest.mark.parametrize(
+    ("preset", "ipc", "factor", "condensing", "judging"),
+    [
+        ("cifar10", 10, 2, (2000, 2000, 0, FULL, 0.5), (1000, FLIPPED, 0.5)),
+        ("cifar100", 1, 1, (2000, 2000, 0, FULL, 0.5), (1000, FLIPPED, 0.5)),
+        ("svhn", 10, 2, (2000, 500, 0, FULL, 0.5), (1000, PLAIN, 0.5)),
+        ("svhn", 1, 2, (2000, 500, 0, FULL, 0.5), (1000, PLAIN, 0.5)),
+        ("svhn", 10, 1, (2000, 500, 0, FULL, 0.5), (1000, PLAIN, 0.5)),
+        ("svhn", 1, 1, (2000, 500, 0, FULL, 0.5), (1000, (*PLAIN, "cutout"), 0.0)),
+        ("mnist", 10, 2, (2000, 500, 0, ("color", "crop"), 0.0), (1000, PLAIN, 0.0)),
+        ("mnist", 10, 1, (2000, 500, 0, FULL, 0.5), (1000, PLAIN, 0.5)),
+        ("mnist", 1, 1, (2000, 500, 0, FULL, 0.5), (1000, PLAIN, 0.5)),
+        ("fashion-mnist", 10, 2, (2000, 500, 0, FULL, 0.5), (1000, FLIPPED, 0.5)),
+        ("fashion-mnist", 1, 1, (2000, 500, 0, FULL, 0.5), (1000, FLIPPED, 0.5)),
+        ("imagenet-10", 10, 3, (500, 500, 10, FULL, 1.0), (1000, IMAGENET, 1.0)),
+        ("imagenet-10", 1, 1, (500, 500, 10, FULL, 1.0), (3000, IMAGENET, 1.0)),
+    ],
+)
+def test_presets_are_those_of_the_published_experiments(
+    preset: str, ipc: int, factor: int, condensing: tuple[object, ...], judging: tuple[object, ...]
+) -> None:
+    """T, n_data, early, augmentation and CutMix; epochs, augmentation and CutMix of the evaluation."""
+    config = condense_config(preset, {"ipc": ipc, "factor": factor})
+    found = (config.outer_loops, config.n_data, config.early, config.augment, config.cutmix)
+    assert found == condensing
+    recipe = evaluate_config(preset, {}, ipc=ipc, factor=factor)
+    assert (recipe.epochs, recipe.augment, recipe.cutmix) == judging
+    common = (config.inner_iterations, config.momentum, config.batch_real, config.batch_network)
+    assert common == (100, 0.5, 64, 64)
+    assert (config.lr_network, recipe.lr, recipe.batch_size) == (0.01, 0.01, 64)
+    # The metric `accuracy` trains as the evaluation does.
+    assert (config.accuracy_epochs, config.accuracy_augment, config.accuracy_cutmix) == judging
+
+
+def test_own_values_go_before_exceptions() -> None:
+    changes = {"factor": 1, "cutmix": 0.25, "accuracy_cutmix": 0.75}
+    config = condense_config("mnist", changes)
+    assert (config.cutmix, config.accuracy_cutmix, config.augment) == (0.25, 0.75, FULL)
+    recipe = evaluate_config("svhn", {"augment": ["color"]}, ipc=1, factor=1)
+    assert (recipe.augment, recipe.cutmix) == (("color",), 0.0)
+
+
+@pytest.mark.parametrize(
+    ("ipc", "factor", "epochs"),
+    [
+        (1, 1, 3000), (2, 1, 2000), (10, 1, 2000), (1, 3, 2000), (11, 1, 1500), (2, 3, 1500), (50, 1, 1500),
+        (51, 1, 1000), (10, 3, 1000), (20, 3, 1000), (50, 2, 1000), (201, 1, 500), (50, 3, 500), (500, 1, 500),
+        (501, 1, 300), (100, 3, 300),
+    ],
+)  # fmt: skip
+def test_imagenet_epochs_go_by_the_tiles_of_the_whole_set(ipc: int, factor: int, epochs: int) -> None:
+    recipe = evaluate_config("imagenet-10", {"sizes": [1]}, ipc=ipc, factor=factor)
+    assert recipe.epochs == epochs
+    assert recipe.milestones() == (epochs * 2 // 3, epochs * 5 // 6)
+    assert evaluate_config("imagenet-10", {"epochs": 7}, ipc=ipc, factor=factor).epochs == 7
 
 
 def test_a_partial_network_keeps_the_presets_other_values() -> None:

@@ -19,7 +19,7 @@ from mdc_core.networks import Network, build_network
 from mdc_core.streams import stream
 from mdc_core.synthetic import SyntheticSet
 from mdc_core.train import Sgd, accuracy, class_accuracy, shuffled
-from tests.core.toys import TOY_NETWORK, toy_real
+from tests.core.toys import TOY_NETWORK, TOY_NORMALISATION, toy_real
 
 RECIPE = EvaluateConfig(
     epochs=30, repeats=2, network=TOY_NETWORK, sizes=(1, 3), batch_size=4, augment=("color", "crop", "rotate")
@@ -133,9 +133,9 @@ def test_learning_rate_drops_at_the_milestones(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(Sgd, "step", recording)
     net = build_network(TOY_NETWORK, channels=3, image_size=8, classes=2, generator=stream(0, "w"))
     recipe = EvaluateConfig(epochs=6, network=TOY_NETWORK, augment=(), cutmix=0.0)
-    assert list(fit(net, torch.rand(4, 3, 8, 8), torch.tensor([0, 0, 1, 1]), recipe, stream(0, "f"))) == [
-        1, 2, 3, 4, 5, 6,
-    ]  # fmt: skip
+    images, labels = torch.rand(4, 3, 8, 8), torch.tensor([0, 0, 1, 1])
+    epochs = fit(net, images, labels, TOY_NORMALISATION, recipe, stream(0, "f"))
+    assert list(epochs) == [1, 2, 3, 4, 5, 6]
     assert rates == pytest.approx([0.01, 0.01, 0.01, 0.01, 0.002, 0.0004])
 
 

@@ -15,7 +15,7 @@ from mdc_core.recorder import WARM_UP, Recorder
 from mdc_core.streams import stream
 from mdc_core.train import Steps, Trainer, draw_epoch
 from tests.core.replay import Eager, Replaying
-from tests.core.toys import TOY_NETWORK
+from tests.core.toys import TOY_NETWORK, TOY_NORMALISATION
 
 CPU = torch.device("cpu")
 COUNTS = (4, 9, 6, 11, 4)
@@ -41,7 +41,7 @@ def lanes(recipe: EvaluateConfig, stops: tuple[int, ...], dtype: torch.dtype) ->
     made = []
     for number in range(len(COUNTS)):
         net, images, labels, generator = training(number, recipe.network, dtype)
-        made.append(Lane(net, images, labels, recipe, generator, stops))
+        made.append(Lane(net, images, labels, TOY_NORMALISATION, recipe, generator, stops))
     return made
 
 
@@ -55,7 +55,7 @@ def literal_fit(recipe: EvaluateConfig, number: int, dtype: torch.dtype) -> dict
     trainer = Trainer(net, images, labels, Recorder(CPU), bf16=recipe.precision == "bf16")
     found = {}
     for epoch in range(1, recipe.epochs + 1):
-        for steps in draw_epoch(len(images), epoch, recipe, 3, images.shape[-1], generator):
+        for steps in draw_epoch(len(images), epoch, recipe, TOY_NORMALISATION, images.shape[-1], generator):
             trainer.run(steps)
         found[epoch] = weights(net)
     return found
@@ -125,7 +125,7 @@ def test_a_lane_takes_its_steps_in_pieces_of_any_size() -> None:
 
 def test_fit_yields_every_epoch_of_a_training() -> None:
     net, images, labels, generator = training(1, TOY_NETWORK, torch.float64)
-    found = {epoch: weights(net) for epoch in fit(net, images, labels, RECIPE, generator)}
+    found = {epoch: weights(net) for epoch in fit(net, images, labels, TOY_NORMALISATION, RECIPE, generator)}
     assert list(found) == list(alone(1))
     for epoch, expected in alone(1).items():
         torch.testing.assert_close(found[epoch], expected)

@@ -45,7 +45,9 @@ def setup(
     ).double()
     tiles = torch.rand(N, FACTOR**2, 3, 4, 4, generator=stream(1, "tiles"), dtype=torch.float64)
     images = real.floats(real.class_index()[1][:8]).double()
-    params = augment.draw(ops, 1, channels=3, image_size=SIDE, generator=stream(1, "augment"))
+    params = augment.draw(
+        ops, 1, normalisation=real.normalisation, image_size=SIDE, generator=stream(1, "augment")
+    )
     return net, tiles, images, lambda x: augment.apply(params, real.normalise(x))
 
 

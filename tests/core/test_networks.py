@@ -25,7 +25,9 @@ def build(name: str, channels: int, side: int, **size: int) -> Network:
         ("convnet", 3, 32, {}, (128, 4, 4)),
         ("convnet", 1, 28, {}, (128, 4, 4)),
         ("convnet", 1, 8, {"depth": 2, "width": 8}, (8, 2, 2)),
-        ("resnet_ap", 3, 64, {"width": 8}, (64, 2, 2)),
+        ("resnet_ap", 3, 160, {"width": 8}, (64, 5, 5)),
+        ("resnet_ap", 3, 96, {"width": 8}, (64, 6, 6)),
+        ("resnet_ap", 3, 64, {"width": 8}, (64, 8, 8)),
         ("resnet_ap", 3, 16, {"width": 8}, (64, 2, 2)),
     ],
 )
@@ -49,10 +51,13 @@ def test_samples_do_not_see_each_other(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["convnet", "resnet_ap"])
-def test_weights_follow_the_generator_and_the_default_bound(name: str) -> None:
+def test_weights_follow_the_generator(name: str) -> None:
     first, second = build(name, 3, 16, width=8, depth=2), build(name, 3, 16, width=8, depth=2)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
-    for weight in first.parameters():
+
+
+def test_weights_have_the_default_bound() -> None:
+    for weight in build("convnet", 3, 16, width=8, depth=2).parameters():
         if weight.ndim != 4:
             continue
         bound = weight[0].numel() ** -0.5

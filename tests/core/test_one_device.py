@@ -80,7 +80,7 @@ def drawn(config: CondenseConfig, real: RealSet, models: int) -> Steps:
             8,
             ops=config.network_augment(),
             cutmix=0.5,
-            channels=real.channels,
+            normalisation=real.normalisation,
             image_size=real.image_size,
             lr=torch.ones(1),
             generator=stream(0, "steps", number),

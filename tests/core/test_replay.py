@@ -97,7 +97,8 @@ def small_preset(preset: str) -> tuple[CondenseConfig, EvaluateConfig, DataSet]:
         "batch_network": 8,
     }
     config = condense_config(preset, {**schedule, **changes})
-    recipe = evaluate_config(preset, {"network": changes["network"], "epochs": 4, "repeats": 1})
+    judged = {"network": changes["network"], "epochs": 4, "repeats": 1}
+    recipe = evaluate_config(preset, judged, ipc=config.ipc, factor=config.factor)
     real = toy_real(channels=1 if preset == "digits" else 3, per_class=8, side=side)
     return config, recipe, DataSet(preset, real, real)
 

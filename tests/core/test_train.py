@@ -12,7 +12,7 @@ from mdc_core.recorder import Recorder
 from mdc_core.streams import stream
 from mdc_core.train import Steps, Trainer, draw_epoch
 from tests.core.literal import literal_network, literal_training
-from tests.core.toys import TOY_NETWORK
+from tests.core.toys import TOY_NETWORK, TOY_NORMALISATION
 
 COUNT = 11
 
@@ -33,7 +33,7 @@ def epochs(recipe: EvaluateConfig, seed: int = 0) -> list[Steps]:
     return [
         steps
         for epoch in range(1, recipe.epochs + 1)
-        for steps in draw_epoch(COUNT, epoch, recipe, 3, 8, generator)
+        for steps in draw_epoch(COUNT, epoch, recipe, TOY_NORMALISATION, 8, generator)
     ]
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import torch
 
+from mdc_core.augment import Normalisation
 from mdc_core.config import CondenseConfig, NetworkConfig
 from mdc_core.data import RealSet
 
 TOY_NETWORK = NetworkConfig(depth=2, width=8)
+TOY_NORMALISATION = Normalisation((0.5,) * 3, (0.25,) * 3)
 
 
 def toy_real(seed: int = 0, channels: int = 3, per_class: int = 16, side: int = 8) -> RealSet:

@@ -59,6 +59,13 @@ def test_a_submission_is_resolved_to_whole_configurations(api: Api) -> None:
     assert EvaluateConfig.model_validate(row.evaluate) == evaluate
 
 
+@pytest.mark.parametrize(("factor", "cutmix"), [(2, 0.0), (1, 0.5)])
+def test_an_evaluation_goes_by_the_set_that_is_condensed(api: Api, factor: int, cutmix: float) -> None:
+    """The published exception of MNIST."""
+    job = submit(api, dataset="mnist", condense={"factor": factor, "outer_loops": 1})
+    assert (job["condense"]["cutmix"], job["evaluate"]["cutmix"]) == (cutmix, cutmix)
+
+
 def test_the_wake_up_reaches_the_broker(api: Api) -> None:
     job = submit(api)
     with Connection(api.services.settings.broker_url) as connection:

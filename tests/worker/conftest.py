@@ -67,7 +67,7 @@ class Stores:
                 dataset=dataset,
                 name=name,
                 condense=condense_config("digits", CONDENSE | condense).model_dump(mode="json"),
-                evaluate=evaluate_config("digits", EVALUATE).model_dump(mode="json"),
+                evaluate=evaluate_config("digits", EVALUATE, ipc=2, factor=1).model_dump(mode="json"),
             )
             return job.id
 
