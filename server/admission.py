@@ -23,7 +23,8 @@ def admit(
     worker = workers.largest(session)
     speed = None if worker is None else Speed(worker.flops, worker.bandwidth, worker.start)
     limit = None if worker is None else worker.memory_bytes
-    expected = estimate(condense, facts, evaluate, speed=speed, memory_limit=limit)
+    gpu = worker is not None and worker.gpu
+    expected = estimate(condense, facts, evaluate, speed=speed, memory_limit=limit, gpu=gpu)
     if limit is not None and expected.memory_bytes > limit:
         lower = what_to_lower(condense, facts, evaluate, limit)
         message = (

@@ -26,17 +26,18 @@ SAMPLE = CondenseConfig(network=NetworkConfig(width=64), batch_network=32)
 
 
 def main() -> None:
-    """Measure and print: device, memory_bytes, flops, bandwidth, start."""
+    """Measure and print: device, gpu, memory_bytes, flops, bandwidth, start."""
     configure_logging()
     keep_freed_memory()
     if threads := Settings().threads:
         torch.set_num_threads(threads)
-    if torch.cuda.is_available():
+    gpu = torch.cuda.is_available()
+    if gpu:
         device, memory = torch.cuda.get_device_name(), torch.cuda.get_device_properties(0).total_memory
     else:
         device, memory = f"{platform.machine()} CPU, {torch.get_num_threads()} threads", total_bytes()
-    speed = calibrate(SAMPLE, NAMED["cifar10"], "cuda" if torch.cuda.is_available() else "cpu")
-    print(json.dumps({"device": device, "memory_bytes": memory, **dataclasses.asdict(speed)}))
+    speed = calibrate(SAMPLE, NAMED["cifar10"], "cuda" if gpu else "cpu")
+    print(json.dumps({"device": device, "gpu": gpu, "memory_bytes": memory, **dataclasses.asdict(speed)}))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Boolean,
     DateTime,
     Dialect,
     Double,
@@ -190,6 +191,7 @@ class Worker(Base):
     host: Mapped[str] = mapped_column(String(200))
     device: Mapped[str] = mapped_column(String(200))
     """What it computes on, by name."""
+    gpu: Mapped[bool] = mapped_column(Boolean)
     memory_bytes: Mapped[int] = mapped_column(BigInteger)
     """Of the device."""
     flops: Mapped[float] = mapped_column(Double)

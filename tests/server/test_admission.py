@@ -15,12 +15,13 @@ from tests.server.test_api_jobs import submit
 # The newest SQLAlchemy deprecates an option that kombu's transport uses.
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
 
-MACHINE = {"host": "here", "device": "a CPU", "flops": 1e9, "bandwidth": 1e8, "start": 1e-3}
+MACHINE = {"host": "here", "device": "a CPU", "gpu": False, "flops": 1e9, "bandwidth": 1e8, "start": 1e-3}
 
 
-def register(db: Database, worker_id: str, memory: int, seconds: float = 60) -> None:
+def register(db: Database, worker_id: str, memory: int, seconds: float = 60, *, gpu: bool = False) -> None:
     with db.begin() as session:
-        workers.register(session, worker_id, memory_bytes=memory, seconds=seconds, **MACHINE)  # type: ignore[arg-type]
+        machine = {**MACHINE, "gpu": gpu}
+        workers.register(session, worker_id, memory_bytes=memory, seconds=seconds, **machine)  # type: ignore[arg-type]
 
 
 def largest(db: Database) -> str | None:
@@ -43,6 +44,14 @@ def test_workers_come_live_and_go(db: Database) -> None:
         assert not workers.beat(session, "gone", 60)
     register(db, "large", 5)
     assert largest(db) == "small"
+
+
+def test_a_gpu_s_memory_is_estimated_as_it_is_planned(api: Api) -> None:
+    register(api.services.db, "gpu", 80 * 10**9, gpu=True)
+    job = submit(api)
+    configs = CondenseConfig.model_validate(job["condense"]), EvaluateConfig.model_validate(job["evaluate"])
+    expected = estimate(configs[0], NAMED["digits"], configs[1], memory_limit=80 * 10**9, gpu=True)
+    assert job["estimate"]["memory_bytes"] == expected.memory_bytes
 
 
 def test_a_job_without_a_worker_has_an_estimate_without_time(api: Api) -> None:
