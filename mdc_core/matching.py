@@ -115,7 +115,7 @@ def match(
     return Match(
         loss=loss,
         image_gradient=torch.cat([torch.zeros_like(images[:, : cuts.frozen]), derivative], dim=1),
-        feature_distances=_feature_distances(
+        feature_distances=feature_distances(
             features.view(len(labels), ranks, per_image, -1).mean(2), real_features
         ),
         gradient_distances={end: distances[:, r] for r, end in enumerate(ends)},
@@ -188,8 +188,8 @@ def _compare(
 ) -> tuple[Tensor, Sequence[Tensor], Tensor]:
     """The loss (K,), its slope V for every group, like `groups`, and the unweighted distance (K, R) at every end."""
     weights = dict(cuts.weights)
-    tiles = _constants([end * per_image for end in ends], groups[0]).view(-1, 1, 1, 1, 1)
-    shares = _constants([weights.get(end, 0.0) for end in ends], groups[0])
+    tiles = constants([end * per_image for end in ends], groups[0]).view(-1, 1, 1, 1, 1)
+    shares = constants([weights.get(end, 0.0) for end in ends], groups[0])
     distances = groups[0].new_zeros(len(groups[0]), 1)
     slopes = []
     for group, real in zip(groups, real_gradient, strict=True):
@@ -206,13 +206,17 @@ def _compare(
     return (distances * shares).sum(1), slopes, distances
 
 
-def _constants(values: Sequence[float], like: Tensor) -> Tensor:
+def constants(values: Sequence[float], like: Tensor) -> Tensor:
     """(R,): filled in where it is, since a recording must not copy from the host."""
     return torch.stack([like.new_full((), value) for value in values])
 
 
-def _feature_distances(by_rank: Tensor, real_features: Tensor) -> Tensor:
+def feature_distances(by_rank: Tensor, real_features: Tensor) -> Tensor:
     """F(n) for n = 1..N of features by rank (K, N, D) and of real batches (K, B, D): one running mean serves all n."""
+    return (prefix_means(by_rank) - real_features.mean(1, keepdim=True)).square().sum(2)
+
+
+def prefix_means(by_rank: Tensor) -> Tensor:
+    """Means over the first n ranks, for n = 1..N, of features by rank (K, N, D)."""
     counts = torch.arange(1, by_rank.shape[1] + 1, device=by_rank.device, dtype=by_rank.dtype)
-    means = by_rank.cumsum(1) / counts[:, None]
-    return (means - real_features.mean(1, keepdim=True)).square().sum(2)
+    return by_rank.cumsum(1) / counts[:, None]

@@ -11,8 +11,12 @@ class Network(nn.Module):
     """A classifier cut after its last convolution block. Its norms are per sample, never over the batch."""
 
     @abstractmethod
+    def block_outputs(self, images: Tensor) -> list[Tensor]:
+        """Outputs (B, width, h, w) of all convolution blocks, in order, for images (B, ch, H, H)."""
+
     def features(self, images: Tensor) -> Tensor:
         """Output of the last convolution block, (B, width, h, w), for images (B, ch, H, H)."""
+        return self.block_outputs(images)[-1]
 
     @abstractmethod
     def head(self, features: Tensor) -> Tensor:

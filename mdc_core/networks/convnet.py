@@ -8,6 +8,9 @@ from mdc_core.networks.base import Network
 from mdc_core.networks.convolution import Conv2d
 from mdc_core.networks.layers import AveragePool, InstanceNorm, Linear
 
+_LAYERS = 4
+"""Of a block."""
+
 
 class ConvNet(Network):
     """[conv 3x3 → instance norm, affine → ReLU → 2x2 average pool] · depth, then one linear layer."""
@@ -29,10 +32,14 @@ class ConvNet(Network):
         self.blocks = nn.Sequential(*layers)
         self.linear = Linear(width * side * side, classes)
 
-    def features(self, images: Tensor) -> Tensor:
-        """(B, width, h, w) with h = H / 2^depth."""
-        out: Tensor = self.blocks(images)
-        return out
+    def block_outputs(self, images: Tensor) -> list[Tensor]:
+        """(B, width, h, w) after every pool: h = H / 2, H / 4, …, H / 2^depth."""
+        outputs = []
+        for position, layer in enumerate(self.blocks, start=1):
+            images = layer(images)
+            if position % _LAYERS == 0:
+                outputs.append(images)
+        return outputs
 
     def head(self, features: Tensor) -> Tensor:
         """Logits (B, C)."""

@@ -31,10 +31,12 @@ class ResNetAP(Network):
         )
         self.linear = Linear(8 * width, classes)
 
-    def features(self, images: Tensor) -> Tensor:
-        """(B, 8·width, h, w) with h = H / 8 / the pool of the stem (`resnet_stem`)."""
-        out: Tensor = self.stages(self.stem(images))
-        return out
+    def block_outputs(self, images: Tensor) -> list[Tensor]:
+        """(B, width, h, w) of the stem, h being H / its pool (`resnet_stem`), then of every stage: 8·width at h / 8."""
+        outputs = [self.stem(images)]
+        for stage in self.stages:
+            outputs.append(stage(outputs[-1]))
+        return outputs
 
     def head(self, features: Tensor) -> Tensor:
         """Logits (B, C) of the features' mean over their area."""

@@ -84,6 +84,40 @@ def literal_match(
     return loss.detach(), slope
 
 
+def literal_feature_match(
+    net: Network,
+    trained: Network,
+    tiles: Tensor,
+    real_images: Tensor,
+    label: int,
+    view: View,
+    weights: Mapping[int, float],
+    frozen: int,
+    calibration: float,
+    decay: float,
+) -> tuple[Tensor, Tensor]:
+    """The loss of feature matching, and its gradient for the tiles (N, f², ch, s, s), zero where frozen."""
+    net, trained = literal_network(net), literal_network(trained)
+    tiles = tiles.clone().requires_grad_()
+    side = real_images.shape[-1]
+    loss = tiles.new_zeros(())
+    for n, weight in weights.items():
+        images = net.block_outputs(view(literal_decode(tiles[:n], side)))
+        for feature, real in zip(images, net.block_outputs(view(real_images)), strict=True):
+            mean = real.mean(0)
+            variance = ((real - mean) ** 2).sum() / (len(real) - 1)
+            distance = ((feature.mean(0) - mean) ** 2).sum() / variance
+            loss = loss + weight / sum(weights.values()) * distance
+    for rank, own in enumerate(tiles, start=1):
+        for tile in own:
+            logits = trained(view(literal_decode(tile[None, None], side)))
+            wrong = F.cross_entropy(logits, torch.tensor([label]))
+            loss = loss + calibration * rank**-decay * wrong
+    (slope,) = torch.autograd.grad(loss, tiles)
+    slope[:frozen] = 0
+    return loss.detach(), slope
+
+
 def literal_decode(tiles: Tensor, side: int) -> Tensor:
     """Rank by rank and tile by tile: (N·f², ch, H, H)."""
     pieces = torch.cat(list(tiles))
