@@ -10,6 +10,7 @@ from safetensors.torch import load, save
 from mdc_core.condense import CondenseState
 from mdc_core.config import CondenseConfig
 from mdc_core.errors import FormatError
+from mdc_core.methods import METHODS
 from mdc_core.mls import MlsState, Track
 
 FORMAT = "mdc-checkpoint/1"
@@ -25,8 +26,8 @@ def to_bytes(state: CondenseState, config: CondenseConfig) -> bytes:
         "mls": json.dumps(tracks),
         "data": state.data,
     }
-    tensors = {"tiles": state.tiles.cpu().contiguous(), "momentum": state.momentum.cpu().contiguous()}
-    return save(tensors, metadata)
+    tensors = {"tiles": state.tiles, "momentum": state.momentum, **state.kept}
+    return save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, metadata)
 
 
 def from_bytes(data: bytes) -> tuple[CondenseState, CondenseConfig]:
@@ -45,10 +46,12 @@ def from_bytes(data: bytes) -> tuple[CondenseState, CondenseConfig]:
             for selections, previous in json.loads(metadata["mls"])
         ]
         config = CondenseConfig.model_validate_json(metadata["config"])
+        kept = {name: tensors[name] for name in METHODS[config.method].kept(tensors["tiles"])}
         state = CondenseState(
             outer=int(metadata["outer"]),
             tiles=tensors["tiles"],
             momentum=tensors["momentum"],
+            kept=kept,
             mls=MlsState(tuple(tracks)),
             data=metadata["data"],
         )

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -19,9 +19,12 @@ from mdc_core.data import RealSet
 from mdc_core.errors import ConfigError
 from mdc_core.iteration import TileUpdate
 from mdc_core.lanes import fit
+from mdc_core.methods import METHODS
 from mdc_core.mls import MlsState
-from mdc_core.network_phase import NetworkPhase, fresh_network
+from mdc_core.network_phase import fresh_network
+from mdc_core.pool import MemoryPools, PoolStore, Prepared, train_pool
 from mdc_core.precision import products
+from mdc_core.real_training import RealTraining
 from mdc_core.recorder import Recorder
 from mdc_core.splits import hold_out
 from mdc_core.streams import stream
@@ -45,6 +48,8 @@ class CondenseState:
     mls: MlsState
     data: str
     """Fingerprint of the real images; a run goes on with the same ones only."""
+    kept: Mapping[str, Tensor] = field(default_factory=dict)
+    """What the method's step keeps of the tiles besides, by name; see `tile_step`."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +76,36 @@ class Step:
 def start_state(config: CondenseConfig, real: RealSet) -> CondenseState:
     """The state before the first loop, on the device of `real`."""
     tiles = initial_tiles(config, real)
-    momentum = torch.zeros_like(tiles)
-    return CondenseState(0, tiles, momentum, mls.start(config, real.num_classes), real.fingerprint())
+    return CondenseState(
+        outer=0,
+        tiles=tiles,
+        momentum=torch.zeros_like(tiles),
+        mls=mls.start(config, real.num_classes),
+        data=real.fingerprint(),
+        kept=METHODS[config.method].kept(tiles),
+    )
+
+
+def prepare(
+    config: CondenseConfig, real: RealSet, device: torch.device | str = "cpu", *, pools: PoolStore
+) -> Iterator[Prepared]:
+    """Train the networks that the run takes from a pool, as far as `pools` does not have them; yields after each.
+
+    Hand the same store to `condense`, which otherwise trains what is missing by itself.
+
+    Raises:
+        ConfigError: at the first step, when the configuration is impossible on this data.
+    """
+    config.check_data(real.facts("the data set"))
+    if not config.pool:
+        return
+    real, _ = _split(config, real.to(torch.device(device)))
+    training = RealTraining(config, real, fresh_network(config, real, outer=0), Recorder(real.device))
+    members = train_pool(config, real, training, pools)
+    for _ in range(config.pool):
+        with products(config.precision):
+            member = next(members)
+        yield member
 
 
 def condense(
@@ -80,10 +113,13 @@ def condense(
     real: RealSet,
     device: torch.device | str = "cpu",
     resume: CondenseState | None = None,
+    *,
+    pools: PoolStore | None = None,
 ) -> Iterator[Step]:
     """Condense `real`; yields after every outer loop, the last one holding the result.
 
-    A run resumed from any yielded state equals the uninterrupted one, bit for bit on the CPU.
+    Networks of a pool come from `pools`, or are trained when they are wanted first, and put there; left out: they are
+    gone with the run. A run resumed from any yielded state equals the uninterrupted one, bit for bit on the CPU.
 
     Raises:
         ConfigError: at the first step, when the configuration is impossible on this data, or `resume` is of other
@@ -96,13 +132,10 @@ def condense(
         raise ConfigError(
             "the checkpoint was made from other images: resume with the data set it was made from"
         )
-    holdout = real
-    if config.uses_mls and config.subset_metric == "accuracy":
-        kept, held = hold_out(real.labels.cpu(), real.classes)
-        real, holdout = real.subset(kept.to(device)), real.subset(held.to(device))
-    state = resume or start_state(config, real)
-    state = replace(state, tiles=state.tiles.to(device), momentum=state.momentum.to(device), data=fingerprint)
-    engine = _Engine(config, real, holdout)
+    real, holdout = _split(config, real)
+    state = replace(resume or start_state(config, real), data=fingerprint)
+    state = _moved(state, real.device)
+    engine = _Engine(config, real, holdout, pools or MemoryPools())
     for outer in range(state.outer + 1, config.outer_loops + 1):
         begun = time.perf_counter()
         with products(config.precision):
@@ -116,31 +149,46 @@ def result(state: CondenseState, real: RealSet) -> SyntheticSet:
     return SyntheticSet(state.tiles, real.image_size)
 
 
+def _split(config: CondenseConfig, real: RealSet) -> tuple[RealSet, RealSet]:
+    """What networks and tiles see of the real images, and what accuracies are measured on."""
+    if not (config.uses_mls and config.subset_metric == "accuracy"):
+        return real, real
+    seen, held = hold_out(real.labels.cpu(), real.classes)
+    return real.subset(seen.to(real.device)), real.subset(held.to(real.device))
+
+
+def _moved(state: CondenseState, device: torch.device) -> CondenseState:
+    """The state on another device."""
+    kept = {name: value.to(device) for name, value in state.kept.items()}
+    return replace(state, tiles=state.tiles.to(device), momentum=state.momentum.to(device), kept=kept)
+
+
 class _Engine:
     """What stays from loop to loop: network and tiles, in places where a GPU can record what is done to them."""
 
-    def __init__(self, config: CondenseConfig, real: RealSet, holdout: RealSet) -> None:
+    def __init__(self, config: CondenseConfig, real: RealSet, holdout: RealSet, pools: PoolStore) -> None:
         self.config, self.real, self.holdout = config, real, holdout
-        self.recorder = Recorder(real.device)
-        self.theta = NetworkPhase(config, real, self.recorder)
-        self.update = TileUpdate(config, real, self.theta.net, self.recorder)
+        recorder = Recorder(real.device)
+        self.theta = METHODS[config.method].networks(config, real, recorder, pools)
+        self.update = TileUpdate(config, real, self.theta.net, recorder)
 
     def outer_loop(self, state: CondenseState, outer: int) -> tuple[CondenseState, float, Distances | None]:
-        """Match one fresh network for E iterations, then do the MLS bookkeeping."""
+        """Match for E iterations, then do the MLS bookkeeping."""
         config, update = self.config, self.update
         measured = mls.is_measured(config, outer)
-        self.theta.fresh(outer)
-        update.begin(state.tiles, state.momentum, state.mls, measured)
+        update.begin(state.tiles, state.momentum, state.mls, measured, state.kept)
         for inner in range(1, config.inner_iterations + 1):
+            self.theta.ready(outer, inner)
             update.run(outer, inner)
-            if inner < config.inner_iterations:  # after the last update the network is not used any more
-                self.theta.train(config.n_data, inner)
         average = float(update.loss) / config.inner_iterations
         if not (math.isfinite(average) and bool(update.tiles.isfinite().all())):
             raise ConfigError(
                 f"the run diverged in outer loop {outer} (loss {average}): lower lr_base, which is {config.lr_base}"
             )
-        state = replace(state, outer=outer, tiles=update.tiles.clone(), momentum=update.momentum.clone())
+        kept = {name: value.clone() for name, value in update.kept.items()}
+        state = replace(
+            state, outer=outer, tiles=update.tiles.clone(), momentum=update.momentum.clone(), kept=kept
+        )
         if not measured:
             return state, average, None
         distances = self._distances(state.tiles, outer)

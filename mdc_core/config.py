@@ -6,7 +6,8 @@ H image side, s = ceil(H / f) tile side.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -17,6 +18,19 @@ AugmentOp = Literal[
 ]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Precision = Literal["float32", "tf32", "bf16"]
+UNUSED: Mapping[str, Mapping[str, Any]] = {
+    "idc": {"calibration": 0.0, "calibration_decay": 0.0},
+    "feature": {
+        "metric": "mse",
+        "lr_image_size": 32,
+        "momentum": 0.5,
+        "batch_syn_max": None,
+        "early": 0,
+        "pool_noise": 0.0,
+        "n_data": 0,
+    },
+}
+"""Settings of a condensation that a method makes no use of, and the value that says so, beside the default."""
 RESNET_LEAST_SIDE = 16
 """Below it the last stage sees single pixels, and a norm over one pixel leaves nothing to learn from."""
 
@@ -64,8 +78,8 @@ class NetworkConfig(Frozen):
 class CondenseConfig(Frozen):
     """A whole condensation; the defaults are those of CIFAR-10 (MDC, arXiv 2403.06075, section 4)."""
 
-    method: Literal["idc"] = "idc"
-    """Matching method: IDC (arXiv 2205.14959)."""
+    method: Literal["idc", "feature"] = "idc"
+    """`idc`: gradients are matched (IDC, arXiv 2205.14959); `feature`: mean features of every prefix."""
     ipc: int = Field(default=10, ge=1, le=1000)
     """N: synthetic images per class of the whole set."""
     factor: int = Field(default=2, ge=1, le=8)
@@ -75,12 +89,12 @@ class CondenseConfig(Frozen):
     start_index: int = Field(default=0, ge=0)
     """Skip start_index * N * f² real images of each class's permutation at the start (Baseline B)."""
     network: NetworkConfig = NetworkConfig()
-    """The network that is matched; a fresh one in every outer loop."""
+    """The network that is matched; with `idc` a fresh one in every outer loop."""
 
     subset_loss: Literal["mls", "none", "all"] = "mls"
     """`mls`: the most learnable subset (the paper); `none`: Baseline C; `all`: every size, weighted."""
     subset_weights: tuple[Annotated[float, Field(ge=0)], ...] | None = None
-    """Only with `all`: the weight of each subset size 1..N-1; left out, every weight is 1."""
+    """Only with `all`: the weight of each subset size 1..N-1; left out, 1 with `idc`, 1 / size with `feature`."""
     subset_metric: Literal["feature", "gradient", "accuracy"] = "feature"
     """How far subset n is from the real data when the MLS is chosen (Table 6)."""
     accuracy_epochs: int = Field(default=1000, ge=1)
@@ -98,12 +112,16 @@ class CondenseConfig(Frozen):
 
     metric: Literal["mse", "l1", "cos"] = "mse"
     """Distance between gradients, summed over all matched parameters."""
+    calibration: float = Field(default=0.1, ge=0)
+    """Weight of the images' cross-entropy under the trained network itself; 0: left out."""
+    calibration_decay: float = Field(default=1.0, ge=0)
+    """How calibration fades with the rank: as rank^-decay."""
     outer_loops: int = Field(default=2000, ge=1)
-    """T: fresh networks to match."""
+    """T: with `idc` networks to match; with `feature` parts of the run, each of which may end in a checkpoint."""
     inner_iterations: int = Field(default=100, ge=1)
-    """E: tile updates per network."""
+    """E: tile updates per outer loop."""
     lr_base: float = Field(default=5e-3, gt=0)
-    """Step size of the tiles before scaling with N and H; see `tile_lr`."""
+    """Step size of the tiles: with `idc` before scaling with N and H (see `tile_lr`), with `feature` in pixels."""
     lr_image_size: int = Field(default=32, ge=4)
     """H0: the image side that `lr_base` was tuned for."""
     momentum: float = Field(default=0.5, ge=0, lt=1)
@@ -118,7 +136,7 @@ class CondenseConfig(Frozen):
     early: int = Field(default=0, ge=0)
     """Epochs on real data before a fresh network is matched."""
     pool: int = Field(default=0, ge=0, le=1000)
-    """Networks trained ahead, of which every outer loop takes one in place of a fresh one; 0: always fresh ones."""
+    """Networks trained ahead: every outer loop takes one in place of a fresh one, `feature` one for every update."""
     pool_samples: int = Field(default=100_000, ge=1)
     """Only with a pool: real samples that each of its networks is trained on, once."""
     pool_noise: float = Field(default=1.0, ge=0)
@@ -147,6 +165,7 @@ class CondenseConfig(Frozen):
             )
         check_augment(self.augment)
         check_augment(self.accuracy_augment)
+        self._check_method()
         if self.pool and self.early:
             raise ConfigError(
                 "early trains fresh networks, but pool takes networks that are trained: set one to 0"
@@ -160,6 +179,23 @@ class CondenseConfig(Frozen):
                     f"{self.ipc - 1} subset sizes: 1..{self.ipc - 1}"
                 )
         return self
+
+    def _check_method(self) -> None:
+        """Raise `ConfigError` for settings that the method would ignore, and for those that it cannot do without."""
+        for name, unused in UNUSED[self.method].items():
+            value = getattr(self, name)
+            if value not in (unused, type(self).model_fields[name].default):
+                raise ConfigError(
+                    f"{name} is {value!r}, but method {self.method!r} makes no use of it: leave it out"
+                )
+        if self.method != "feature":
+            return
+        if not self.pool:
+            raise ConfigError("method 'feature' takes its networks from a pool: set pool to 1 or more")
+        if self.subset_metric == "gradient":
+            raise ConfigError(
+                "method 'feature' has no gradients to compare: set subset_metric to 'feature' or 'accuracy'"
+            )
 
     @property
     def uses_mls(self) -> bool:

@@ -1,4 +1,4 @@
-"""One iteration: match the gradients of every class while the network θ stands still, then move the tiles.
+"""One iteration: match every class with its real images while the network θ stands still, then move the tiles.
 
 Algorithm 1, inner loop. θ is fixed meanwhile, so the classes are independent: as many are matched at once as suits the
 device, up to all of them.
@@ -7,7 +7,7 @@ device, up to all of them.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -19,12 +19,14 @@ from mdc_core.at_once import gpu_free
 from mdc_core.augment import AugmentParams
 from mdc_core.config import CondenseConfig
 from mdc_core.data import RealSet
-from mdc_core.matching import Cuts, Match, match
+from mdc_core.matching import Cuts, Match
+from mdc_core.methods import METHODS
 from mdc_core.mls import MlsState
 from mdc_core.networks import Network
 from mdc_core.recorder import Recorder, fill
 from mdc_core.streams import stream
 from mdc_core.synthetic import decode
+from mdc_core.tile_step import Moving
 
 
 @dataclass(frozen=True)
@@ -72,10 +74,13 @@ class TileUpdate:
 
     def __init__(self, config: CondenseConfig, real: RealSet, net: Network, recorder: Recorder) -> None:
         self._config, self._real, self._net, self._recorder = config, real, net, recorder
+        self._method = METHODS[config.method]
         side, device = config.tile_side(real.image_size), real.device
         shape = (config.ipc, real.num_classes, config.factor**2, real.channels, side, side)
         self.tiles = torch.zeros(shape, device=device)
         self.momentum = torch.zeros_like(self.tiles)
+        self.kept = dict(self._method.kept(self.tiles))
+        """What the method's step keeps besides."""
         self._free = torch.ones(*shape[:2], 1, 1, 1, 1, dtype=torch.bool, device=device)
         self.loss = torch.zeros((), device=device)
         """Summed over classes and over the iterations since `begin`."""
@@ -90,13 +95,26 @@ class TileUpdate:
         self._begun: tuple[MlsState, bool]
         self._move: Callable[[], None]
 
-    def begin(self, tiles: Tensor, momentum: Tensor, state: MlsState, measured: bool) -> None:
-        """Take up the tiles (N, C, f², ch, s, s) of an outer loop, clamped where they are free (Eq. 10)."""
+    def begin(
+        self,
+        tiles: Tensor,
+        momentum: Tensor,
+        state: MlsState,
+        measured: bool,
+        kept: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Take up the tiles (N, C, f², ch, s, s) of an outer loop, clamped where they are free (Eq. 10).
+
+        `kept` is what the method's step keeps besides, as it was; left out: as before the first update.
+        """
         frozen = [frozen_ranks(self._config, state, label) for label in range(tiles.shape[1])]
         free = torch.arange(len(tiles))[:, None] >= torch.tensor(frozen)
         self._free.copy_(free[:, :, None, None, None, None])
         self.tiles.copy_(torch.where(self._free, tiles.clamp(0, 1), tiles))
         self.momentum.copy_(momentum)
+        before = self._method.kept(self.tiles) if kept is None else kept
+        for name, place in self.kept.items():
+            place.copy_(before[name])
         self.loss.zero_()
         self.distances.zero_()
         self._begun = state, measured
@@ -150,11 +168,12 @@ class TileUpdate:
         found = match_classes(
             config, real, self._net, self.tiles, self._places, real.prepare(self._batches), plan, measured
         )
-        moved = torch.where(self._free, config.momentum * self.momentum + found.gradient, 0.0)
+        now: Moving = {"tiles": self.tiles, "momentum": self.momentum, **self.kept}
+        moved = self._method.step(config, real.image_size, now, found.gradient, self._free)
         loss = found.loss.sum()
         # All that takes memory is done: from here on an iteration happens as a whole.
-        self.momentum.copy_(moved)
-        self.tiles.sub_(moved, alpha=config.tile_lr(real.image_size))
+        for name, place in now.items():
+            place.copy_(moved[name])
         self.loss += loss
         if found.distances is not None:
             self.distances += found.distances
@@ -208,11 +227,9 @@ def match_classes(
         begun += len(batch)
         batch = augment.apply(draws.params.rows(labels.repeat_interleave(chunk.real_batch)), batch)
         batch = batch.view(chunk.classes, chunk.real_batch, *batch.shape[1:])
-        if draws.sample is None:
-            matches.append(match(net, by_class[span], batch, labels, chunk.cuts, config.metric))
-        else:
-            sample = draws.sample[span]
-            matches.append(_match_sample(net, by_class[span], batch, labels, sample, config.metric))
+        sample = None if draws.sample is None else draws.sample[span]
+        match = METHODS[config.method].match
+        matches.append(match(config, net, by_class[span], batch, labels, chunk.cuts, sample))
     slopes = torch.cat([found.image_gradient for found in matches]).transpose(0, 1)
     return Matched(
         gradient=torch.autograd.grad(images, leaf, slopes)[0],
@@ -251,7 +268,7 @@ def loss_weights(config: CondenseConfig, selected: int) -> dict[int, float]:
     if config.uses_mls:
         weights[selected] = 1.0
     elif config.subset_loss == "all":
-        given = config.subset_weights or (1.0,) * (config.ipc - 1)
+        given = config.subset_weights or METHODS[config.method].subset_weights(config.ipc)
         weights |= {n: w for n, w in enumerate(given, start=1) if w}
     return weights
 
@@ -265,19 +282,6 @@ def _cuts(config: CondenseConfig, state: MlsState, label: int, measured: bool) -
     weights = loss_weights(config, state.of_class(label).selected)
     extra = range(1, config.ipc) if measured and config.subset_metric == "gradient" else ()
     return Cuts(tuple(weights.items()), frozen_ranks(config, state, label), tuple(extra))
-
-
-def _match_sample(
-    net: Network, images: Tensor, batch: Tensor, labels: Tensor, sample: Tensor, metric: str
-) -> Match:
-    """Match a random part of each class's tiles (`batch_syn_max`, without subset loss): the others have no gradient."""
-    tiles = images.flatten(1, 2)
-    rows = torch.arange(len(images), device=images.device)[:, None]
-    part = tiles[rows, sample].unsqueeze(2)  # every tile as a rank of its own: (K, m, 1, ch, H, H)
-    found = match(net, part, batch, labels, Cuts(((sample.shape[1], 1.0),)), metric)
-    gradient = torch.zeros_like(tiles)
-    gradient[rows, sample] = found.image_gradient.squeeze(2)
-    return Match(found.loss, gradient.view_as(images), found.feature_distances, found.gradient_distances)
 
 
 def _subset_distances(config: CondenseConfig, matches: Sequence[Match]) -> Tensor:

@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from mdc_core.config import CondenseConfig
 from mdc_core.errors import ConfigError
 from mdc_core.networks import Network
 from mdc_core.networks.convolution import weight_gradient
@@ -120,6 +121,30 @@ def match(
         ),
         gradient_distances={end: distances[:, r] for r, end in enumerate(ends)},
     )
+
+
+def match_gradients(
+    config: CondenseConfig,
+    net: Network,
+    images: Tensor,
+    real_images: Tensor,
+    labels: Tensor,
+    cuts: Cuts,
+    sample: Tensor | None,
+) -> Match:
+    """Match the gradients of K classes, or of the tiles `sample` (K, m) of each alone, without subset loss then.
+
+    The tiles that `batch_syn_max` leaves out have no gradient.
+    """
+    if sample is None:
+        return match(net, images, real_images, labels, cuts, config.metric)
+    tiles = images.flatten(1, 2)
+    rows = torch.arange(len(images), device=images.device)[:, None]
+    part = tiles[rows, sample].unsqueeze(2)  # every tile as a rank of its own: (K, m, 1, ch, H, H)
+    found = match(net, part, real_images, labels, Cuts(((sample.shape[1], 1.0),)), config.metric)
+    gradient = torch.zeros_like(tiles)
+    gradient[rows, sample] = found.image_gradient.squeeze(2)
+    return Match(found.loss, gradient.view_as(images), found.feature_distances, found.gradient_distances)
 
 
 def _refuse_batch_statistics(net: Network) -> None:

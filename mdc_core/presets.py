@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mdc_core.config import CondenseConfig, DataFacts, EvaluateConfig
+from mdc_core.config import UNUSED, CondenseConfig, DataFacts, EvaluateConfig
 from mdc_core.errors import ConfigError
 
 
@@ -31,6 +31,8 @@ class Preset:
 
     condense: Mapping[str, Any] = field(default_factory=dict)
     evaluate: Mapping[str, Any] = field(default_factory=dict)
+    schedules: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """By method, what differs from its schedule in `SCHEDULES`."""
     exceptions: tuple[Exceptional, ...] = ()
     """Over `condense` and `evaluate`."""
     epochs: tuple[tuple[float, int], ...] = ()
@@ -43,6 +45,18 @@ class Preset:
     """Channel standard deviations; None: measured."""
 
 
+SCHEDULES: Mapping[str, Mapping[str, Any]] = {
+    "feature": {
+        "subset_loss": "all",
+        "mls_period": 3,
+        "outer_loops": 30,
+        "inner_iterations": 10,
+        "lr_base": 0.01,
+        "pool": 5,
+        "pool_samples": 100_000,
+    }
+}
+"""Of methods that do not go by the published table: over `Preset.condense`."""
 _SMALL_COLOUR = {"augment": ("color", "crop", "scale", "rotate")}
 _IMAGENET_NET = {"name": "resnet_ap", "width": 64}
 _IMAGENET_EPOCHS = ((1, 3000), (10, 2000), (50, 1500), (200, 1000), (500, 500), (math.inf, 300))
@@ -127,6 +141,7 @@ PRESETS: dict[str, Preset] = {
             "augment": ("color", "crop"),
             "cutmix": 0.0,
         },
+        schedules={"feature": {"outer_loops": 15, "pool": 3, "pool_samples": 4000}},
         evaluate={
             "network": _DIGITS_NET,
             "augment": ("color", "crop", "scale", "rotate"),
@@ -212,7 +227,8 @@ def condense_config(preset: str, overrides: Mapping[str, Any]) -> CondenseConfig
     What the metric `accuracy` trains with is the preset's evaluation.
     """
     chosen = _named(preset)
-    asked = CondenseConfig.model_validate(merge(chosen.condense, overrides))
+    schedule = _schedule(chosen, overrides.get("method"))
+    asked = CondenseConfig.model_validate(merge({**chosen.condense, **schedule}, overrides))
     own = dict(chosen.condense)
     if asked.subset_loss == "none" or asked.ipc == 1:
         own["metric"] = chosen.metric_alone
@@ -222,7 +238,7 @@ def condense_config(preset: str, overrides: Mapping[str, Any]) -> CondenseConfig
     judged = evaluate_config(preset, {}, ipc=asked.ipc, factor=asked.factor)
     for name in ("epochs", "augment", "cutmix"):
         own[f"accuracy_{name}"] = getattr(judged, name)
-    return CondenseConfig.model_validate(merge(own, overrides))
+    return CondenseConfig.model_validate(merge({**own, **schedule}, overrides))
 
 
 def evaluate_config(preset: str, overrides: Mapping[str, Any], *, ipc: int, factor: int) -> EvaluateConfig:
@@ -238,6 +254,13 @@ def evaluate_config(preset: str, overrides: Mapping[str, Any], *, ipc: int, fact
         if exception.holds(ipc, factor):
             own |= exception.evaluate
     return EvaluateConfig.model_validate(merge(own, overrides))
+
+
+def _schedule(preset: Preset, method: object) -> dict[str, Any]:
+    """What goes over a preset for that method, if it has a schedule of its own; what it makes no use of is off."""
+    if not isinstance(method, str) or method not in SCHEDULES:
+        return {}
+    return {**UNUSED[method], **SCHEDULES[method], **preset.schedules.get(method, {})}
 
 
 def merge(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from mdc_core.networks import build_network
 from mdc_core.recorder import Recorder
 from mdc_core.streams import stream
 from mdc_core.synthetic import initial_tiles
-from tests.core.toys import toy_config, toy_real
+from tests.core.toys import FEATURE, toy_config, toy_real
 
 
 def run(real: RealSet, **changes: object) -> list[Step]:
@@ -32,6 +32,8 @@ def same(left: Step, right: Step) -> bool:
     return (
         torch.equal(left.state.tiles, right.state.tiles)
         and torch.equal(left.state.momentum, right.state.momentum)
+        and left.state.kept.keys() == right.state.kept.keys()
+        and all(torch.equal(left.state.kept[name], right.state.kept[name]) for name in left.state.kept)
         and left.state.mls == right.state.mls
         and left.loss == right.loss
     )
@@ -46,7 +48,15 @@ def test_a_run_repeats_itself_whatever_the_global_seed(real: RealSet) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"class_wise": True}, {"freeze": "cumulative"}, {"early": 1}, {"pool": 2, "pool_samples": 16}],
+    [
+        {},
+        {"class_wise": True},
+        {"freeze": "cumulative"},
+        {"early": 1},
+        {"pool": 2, "pool_samples": 16},
+        FEATURE,
+        FEATURE | {"subset_loss": "mls", "class_wise": True},
+    ],
 )
 def test_resuming_from_any_checkpoint_is_the_same_run(real: RealSet, changes: dict[str, object]) -> None:
     config = toy_config(**changes)

@@ -29,6 +29,22 @@ from mdc_core.presets import NAMED, PRESETS, condense_config, evaluate_config, p
         ({"lr_base": float("inf")}, "finite"),
         ({"cutmix": 1.5}, "less than or equal to 1"),
         ({"lr_base": 0}, "greater than 0"),
+        ({"method": "feature"}, "takes its networks from a pool: set pool to 1 or more"),
+        ({"method": "feature", "pool": 1, "subset_metric": "gradient"}, "no gradients to compare"),
+        (
+            {"method": "feature", "pool": 1, "metric": "l1"},
+            "metric is 'l1', but method 'feature' makes no use",
+        ),
+        ({"method": "feature", "pool": 1, "n_data": 5}, "n_data is 5, but method 'feature'"),
+        ({"method": "feature", "pool": 1, "momentum": 0.9}, "momentum is 0.9, but method 'feature'"),
+        ({"method": "feature", "pool": 1, "early": 1}, "early is 1, but method 'feature'"),
+        ({"method": "feature", "pool": 1, "pool_noise": 2}, "pool_noise is 2.0, but method 'feature'"),
+        ({"method": "feature", "pool": 1, "lr_image_size": 28}, "lr_image_size is 28, but method 'feature'"),
+        (
+            {"method": "feature", "pool": 1, "subset_loss": "none", "batch_syn_max": 5},
+            "batch_syn_max is 5, but method 'feature'",
+        ),
+        ({"calibration": 0.2}, "calibration is 0.2, but method 'idc' makes no use of it: leave it out"),
     ],
 )
 def test_nonsense_is_refused_with_value_and_limit(settings: dict[str, object], message: str) -> None:
@@ -165,6 +181,34 @@ def test_imagenet_epochs_go_by_the_tiles_of_the_whole_set(ipc: int, factor: int,
 
 def test_a_partial_network_keeps_the_presets_other_values() -> None:
     assert condense_config("digits", {"network": {"width": 16}}).network == NetworkConfig(depth=2, width=16)
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_a_method_brings_its_own_schedule(preset: str) -> None:
+    """What is of the data stays the preset's; what the method makes no use of is off; own values go before both."""
+    published = condense_config(preset, {})
+    config = condense_config(preset, {"method": "feature"})
+    for name in ("network", "factor", "augment", "cutmix", "batch_real", "accuracy_epochs"):
+        assert getattr(config, name) == getattr(published, name)
+    schedule = config.outer_loops, config.inner_iterations, config.pool, config.pool_samples
+    assert schedule == ((15, 10, 3, 4000) if preset == "digits" else (30, 10, 5, 100_000))
+    assert (config.subset_loss, config.lr_base, config.calibration) == ("all", 0.01, 0.1)
+    assert (config.n_data, config.early, config.pool_noise, config.metric) == (0, 0, 0.0, "mse")
+    config.check_data(NAMED[preset])
+    assert CondenseConfig.model_validate_json(config.model_dump_json()) == config
+    own = condense_config(preset, {"method": "feature", "pool": 2, "subset_loss": "none", "ipc": 1})
+    assert (own.pool, own.subset_loss, own.metric) == (2, "none", "mse")
+
+
+def test_a_setting_without_use_is_refused_in_a_preset_too() -> None:
+    with pytest.raises(ValidationError, match="n_data is 500, but method 'feature'"):
+        condense_config("svhn", {"method": "feature", "n_data": 500})
+
+
+@pytest.mark.parametrize("method", ["mtt", ["feature"], None])
+def test_an_unknown_method_is_refused(method: object) -> None:
+    with pytest.raises(ValidationError, match="'idc' or 'feature'"):
+        condense_config("digits", {"method": method})
 
 
 def test_unknown_preset_lists_the_known() -> None:

@@ -15,12 +15,13 @@ from mdc_core.config import EvaluateConfig
 from mdc_core.data import DataSet, RealSet
 from mdc_core.evaluate import evaluate
 from mdc_core.iteration import TileUpdate
-from mdc_core.network_phase import NetworkPhase
+from mdc_core.methods import METHODS
 from mdc_core.networks.convolution import Conv2d, weight_gradient
 from mdc_core.networks.layers import InstanceNorm
+from mdc_core.pool import MemoryPools
 from mdc_core.recorder import Recorder, _tell
 from tests.core.test_recorder import VARIANTS
-from tests.core.toys import TOY_NETWORK, toy_config, toy_real
+from tests.core.toys import FEATURE, TOY_NETWORK, toy_config, toy_real
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
@@ -40,19 +41,18 @@ def waiting_is_an_error() -> Iterator[None]:
 def test_recorded_iterations_do_not_wait_for_the_gpu(changes: dict[str, object]) -> None:
     config, real = toy_config(**changes), toy_real(side=16).to("cuda")
     recorder = Recorder(real.device)
-    phase = NetworkPhase(config, real, recorder)
-    update = TileUpdate(config, real, phase.net, recorder)
+    networks = METHODS[config.method].networks(config, real, recorder, MemoryPools())
+    update = TileUpdate(config, real, networks.net, recorder)
     state = start_state(config, real)
-    phase.fresh(1)
     update.begin(state.tiles, state.momentum, state.mls, measured=config.uses_mls)
-    for inner in range(1, 6):  # until all is recorded
+    for inner in range(1, 9):  # until all is recorded, and every network of a pool has been there
+        networks.ready(1, inner)
         update.run(1, inner)
-        phase.train(config.n_data, inner)
     assert recorder.refusal is None
     with waiting_is_an_error():
-        for inner in range(6, 9):
+        for inner in range(9, 12):
+            networks.ready(1, inner)
             update.run(1, inner)
-            phase.train(config.n_data, inner)
 
 
 @pytest.mark.parametrize("waits", [False, True])
@@ -69,7 +69,7 @@ def test_every_call_takes_effect_also_where_recording_fails(waits: bool) -> None
     assert (recorder.refusal is not None) == waits
 
 
-@pytest.mark.parametrize("changes", [{}, {"class_wise": True}, {"subset_loss": "all"}])
+@pytest.mark.parametrize("changes", [{}, {"class_wise": True}, {"subset_loss": "all"}, FEATURE])
 def test_a_recorded_run_equals_one_on_the_cpu(
     real: RealSet, changes: dict[str, object], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -20,9 +20,11 @@ from mdc_core.condense import start_state
 from mdc_core.config import CondenseConfig
 from mdc_core.data import RealSet
 from mdc_core.iteration import TileUpdate, chunks, draw_iteration
+from mdc_core.methods import METHODS
 from mdc_core.mls import MlsState, Track
 from mdc_core.network_phase import fresh_network
 from mdc_core.networks import stacked
+from mdc_core.pool import MemoryPools
 from mdc_core.recorder import to_device
 from mdc_core.streams import stream
 from mdc_core.train import Steps, Trainer, draw_steps, joined
@@ -65,7 +67,8 @@ def test_an_iteration_stays_on_its_device(
     state = MlsState((Track((1, 2)),) * (2 if config.class_wise else 1))  # with a frozen rank
     start = start_state(config, real)
     monkeypatch.setattr("mdc_core.iteration.classes_at_once", lambda config, real: 2)
-    update = TileUpdate(config, there(real), fresh_network(config, real, 1).to(THERE), Eager(THERE))
+    networks = METHODS[config.method].networks(config, real, Eager(real.device), MemoryPools())
+    update = TileUpdate(config, there(real), networks.net.to(THERE), Eager(THERE))
     update.begin(start.tiles.to(THERE), start.momentum.to(THERE), state, measured)
     update._places = draw_iteration(config, real, 1, 1).to(THERE)
     with OneDevice():

@@ -16,10 +16,11 @@ from mdc_core.condense import condense, start_state
 from mdc_core.config import CondenseConfig
 from mdc_core.data import RealSet
 from mdc_core.iteration import TileUpdate
-from mdc_core.network_phase import NetworkPhase
+from mdc_core.methods import METHODS
+from mdc_core.pool import MemoryPools
 from mdc_core.recorder import Recorder, _tell, fill
 from tests.core.replay import draws, waits
-from tests.core.toys import toy_config, toy_real
+from tests.core.toys import FEATURE, toy_config, toy_real
 
 VARIANTS: list[dict[str, object]] = [
     {},
@@ -28,6 +29,8 @@ VARIANTS: list[dict[str, object]] = [
     {"subset_metric": "gradient", "class_wise": True, "metric": "l1"},
     {"augment": ("flip", "color", "crop", "scale", "rotate", "cutout")},
     {"network": {"name": "resnet_ap", "width": 4}, "augment": ("jitter", "resized_crop", "lighting")},
+    FEATURE,
+    FEATURE | {"subset_loss": "mls", "network": {"name": "resnet_ap", "width": 4}},
 ]
 
 
@@ -67,14 +70,13 @@ def test_nothing_that_is_recorded_waits_for_the_device(changes: dict[str, object
     config, real = toy_config(**changes), toy_real(side=16)
     measured = measured and config.uses_mls
     recorder = Strict()
-    phase = NetworkPhase(config, real, recorder)
-    update = TileUpdate(config, real, phase.net, recorder)
+    networks = METHODS[config.method].networks(config, real, recorder, MemoryPools())
+    update = TileUpdate(config, real, networks.net, recorder)
     state = start_state(config, real)
-    phase.fresh(1)
     update.begin(state.tiles, state.momentum, state.mls, measured)
     for inner in (1, 2, 3):
+        networks.ready(1, inner)
         update.run(1, inner)
-        phase.train(config.n_data, inner)
     assert recorder.checked > 3
     assert not torch.equal(update.tiles, state.tiles)
 

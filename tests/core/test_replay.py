@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mdc_core import matching
 from mdc_core.calibrate import calibrate
 from mdc_core.condense import Step, condense, result, start_state
 from mdc_core.config import CondenseConfig, EvaluateConfig
@@ -19,7 +20,7 @@ from mdc_core.network_phase import fresh_network
 from mdc_core.presets import condense_config, evaluate_config
 from mdc_core.recorder import WARM_UP, Recorder, to_device
 from tests.core.replay import Eager, Replaying, emulated, pinned, pinned_memory
-from tests.core.toys import toy_config, toy_real
+from tests.core.toys import FEATURE, toy_config, toy_real
 
 __all__ = ["pinned_memory"]
 CPU = torch.device("cpu")
@@ -42,6 +43,14 @@ RUNS: dict[str, dict[str, object]] = {
     "tf32": {"precision": "tf32"},
     "bf16": {"precision": "bf16"},
     "resnet": {"network": {"name": "resnet_ap", "width": 4}, "augment": ("flip", "color", "scale", "rotate")},
+    "features": FEATURE,
+    "features, mls": FEATURE | {"subset_loss": "mls"},
+    "features, class-wise": FEATURE | {"subset_loss": "mls", "class_wise": True},
+    "features, none": FEATURE | {"subset_loss": "none", "calibration": 0.0},
+    "features, accuracy metric": FEATURE
+    | {"subset_loss": "mls", "subset_metric": "accuracy", "accuracy_epochs": 2},
+    "features, bf16": FEATURE | {"precision": "bf16"},
+    "features, resnet": FEATURE | {"network": {"name": "resnet_ap", "width": 4}},
 }
 PRESETS: dict[str, tuple[int, dict[str, object]]] = {
     # Image side, and what makes the schedule small.
@@ -63,6 +72,8 @@ def assert_same(found: list[Step], expected: list[Step]) -> None:
     for one, other in zip(found, expected, strict=True):
         assert torch.equal(one.state.tiles, other.state.tiles)
         assert torch.equal(one.state.momentum, other.state.momentum)
+        assert one.state.kept.keys() == other.state.kept.keys()
+        assert all(torch.equal(one.state.kept[name], other.state.kept[name]) for name in one.state.kept)
         assert (one.loss, one.distances, one.selected()) == (other.loss, other.distances, other.selected())
 
 
@@ -245,19 +256,17 @@ def test_a_run_warms_up_each_shape_once() -> None:
 def test_fewer_classes_are_matched_where_memory_runs_out(
     kind: type[Recorder], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from mdc_core import iteration
-
     config, real = toy_config(outer_loops=1), toy_real()
     emulated(monkeypatch, kind)
     expected = steps(config, real)
-    fits, match = 1, iteration.match
+    fits, match = 1, matching.match
 
     def matched(net: object, images: Tensor, *rest: object) -> object:
         if len(images) > fits:
             raise torch.OutOfMemoryError("no room")
         return match(net, images, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(iteration, "match", matched)
+    monkeypatch.setattr(matching, "match", matched)
     (found,) = steps(config, real)
     torch.testing.assert_close(found.state.tiles, expected[0].state.tiles, atol=1e-5, rtol=0)
     assert found.loss == pytest.approx(expected[0].loss, rel=1e-5)

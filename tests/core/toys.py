@@ -9,6 +9,15 @@ from mdc_core.config import CondenseConfig, NetworkConfig
 from mdc_core.data import RealSet
 
 TOY_NETWORK = NetworkConfig(depth=2, width=8)
+FEATURE: dict[str, object] = {
+    "method": "feature",
+    "subset_loss": "all",
+    "pool": 2,
+    "pool_samples": 24,
+    "n_data": 0,
+    "lr_base": 0.01,
+}
+"""Changes to `toy_config` for feature matching."""
 TOY_NORMALISATION = Normalisation((0.5,) * 3, (0.25,) * 3)
 
 
