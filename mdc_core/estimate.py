@@ -8,11 +8,11 @@ of the phases, which follow one another.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mdc_core.config import CondenseConfig, DataFacts, EvaluateConfig, NetworkConfig, resnet_stem
+from mdc_core.config import UNUSED, CondenseConfig, DataFacts, EvaluateConfig, NetworkConfig, resnet_stem
 from mdc_core.cost import FLOAT_BYTES, Cost, convnet_cost
 
 BASE_BYTES = 720_000_000
@@ -31,12 +31,20 @@ _SECOND_TRAFFIC = 2.5
 """Memory traffic of an image's second derivative, in trainings of the image; fitted to measurements."""
 _MATCHING_STARTS, _CLASS_STARTS = 5.0, 0.8
 """Training steps that take as long to start as the matching of some classes at once, and each of these; measured."""
+_FEATURE_STARTS, _CLASS_FEATURE_STARTS = 6.0, 0.15
+"""The same for matching features, which for many classes is one pass over all their images."""
+_TILE_VIEWS, _REAL_VIEWS = 20, 8
+"""Times that a tile's or a real image's pixels are gone over while it is augmented, and back; fitted likewise."""
 _SECOND_ACTIVATIONS = 6.5
 """Activations that live during the second derivative, in those that a training keeps; fitted likewise."""
 _GROUP_COPIES = 6
 """Tensors of the size of a group's gradients that live while they are compared, at the most."""
 _FIRST_ACTIVATIONS = 2.0
 """The same for a first derivative: what is kept, and what the backward pass adds."""
+_FORWARD_ACTIVATIONS = 1.3
+"""And without a derivative: some of the widest that a training would keep."""
+_FORWARD_TRAFFIC = 1 / 4
+"""Memory traffic of an image's forward pass, in trainings of the image."""
 _TEST_SHARE = 1 / 6
 """Share of test images where only the training images are known of."""
 
@@ -82,6 +90,8 @@ class Estimate:
     """Peak of the process."""
     flops: float
     """Operations of all outer loops and of the evaluation."""
+    seconds_pool: float | None
+    """Of training the networks of a pool, of which none is there yet; 0 without one."""
     seconds_per_outer_loop: float | None
     """Of one that measures no subset distances."""
     seconds_evaluation: float | None
@@ -109,8 +119,8 @@ def estimate(
     """
     free = _gpu_free(config, facts, memory_limit) if gpu else None
     loop = outer_loop_work(config, facts, free)
-    ahead = _training(network_cost(config.network, facts), config.pool_samples, config.batch_network)
-    condensing = loop * config.outer_loops + measuring_work(config, facts) + ahead * config.pool
+    pool = pool_work(config, facts)
+    condensing = loop * config.outer_loops + measuring_work(config, facts) + pool
     judging = Work() if recipe is None else evaluation_work(recipe, config, facts)
     total = condensing + judging
     return Estimate(
@@ -120,6 +130,7 @@ def estimate(
             else _gpu_memory(config, facts, recipe, memory_limit, free)
         ),
         flops=total.flops,
+        seconds_pool=_seconds(pool, speed),
         seconds_per_outer_loop=_seconds(loop, speed),
         seconds_evaluation=_seconds(judging, speed),
         seconds_total=_seconds(total, speed),
@@ -127,26 +138,61 @@ def estimate(
 
 
 def outer_loop_work(config: CondenseConfig, facts: DataFacts, gpu_free: float | None = None) -> Work:
-    """One outer loop: E times the matching of every class, and E - 1 times the network's training.
+    """One outer loop: E times the matching of every class, and with `idc` E - 1 times the network's training.
 
     `gpu_free`: see `together`; what is matched together is started as one.
     """
     net = network_cost(config.network, facts)
-    first, head = _ends(config.network, facts)
-    # The gradients of the matched weights leave out the head's; see the table in docs/performance.md.
-    gradient = net.flops_per_image - head
-    forward = (net.flops_per_image + first) / 3
-    second = 4 * (forward - head) - first + 2 * head
-    tiles, real = config.tile_batch(), config.batch_real
-    classes = len(facts.classes)
-    matching = Work(
-        (real + tiles) * gradient + tiles * second,
-        (real + tiles + tiles * _SECOND_TRAFFIC) * net.activation_bytes,
-        _MATCHING_STARTS / classes_at_once(config, facts, gpu_free) + _CLASS_STARTS,
-    )
+    matching = _MATCHING[config.method](config, facts, classes_at_once(config, facts, gpu_free))
+    updates = matching * (len(facts.classes) * config.inner_iterations)
+    if "n_data" in UNUSED[config.method]:
+        return updates
     early = _training(net, config.early * _train_images(facts), config.batch_network)
     training = _training(net, config.n_data, config.batch_network)
-    return matching * (classes * config.inner_iterations) + early + training * (config.inner_iterations - 1)
+    return updates + early + training * (config.inner_iterations - 1)
+
+
+def pool_work(config: CondenseConfig, facts: DataFacts) -> Work:
+    """Training every network of the pool, once."""
+    net = network_cost(config.network, facts)
+    return _training(net, config.pool_samples, config.batch_network) * config.pool
+
+
+def _gradient_matching(config: CondenseConfig, facts: DataFacts, at_once: int) -> Work:
+    """Matching the gradients of one class, of so many that are matched at once."""
+    net = network_cost(config.network, facts)
+    forward, first, head = _forward(config.network, facts)
+    # The gradients of the matched weights leave out the head's; see the table in docs/performance.md.
+    gradient = net.flops_per_image - head
+    second = 4 * (forward - head) - first + 2 * head
+    tiles, real = config.tile_batch(), config.batch_real
+    return Work(
+        (real + tiles) * gradient + tiles * second,
+        (real + tiles + tiles * _SECOND_TRAFFIC) * net.activation_bytes,
+        _MATCHING_STARTS / at_once + _CLASS_STARTS,
+    )
+
+
+def _feature_matching(config: CondenseConfig, facts: DataFacts, at_once: int) -> Work:
+    """Matching the features of one class, of so many that are matched at once: forward, and back to the images."""
+    net = network_cost(config.network, facts)
+    forward, _, head = _forward(config.network, facts)
+    tiles, real = config.tile_batch(), config.batch_real
+    passes = 2 if config.calibration else 1
+    pixels = FLOAT_BYTES * facts.channels * facts.image_size**2
+    return Work(
+        (real + 2 * tiles) * (forward - head) + (2 * tiles * forward if config.calibration else 0),
+        (real * _FORWARD_TRAFFIC + tiles * passes) * net.activation_bytes
+        + (real * _REAL_VIEWS + tiles * _TILE_VIEWS) * pixels,
+        _FEATURE_STARTS / at_once + _CLASS_FEATURE_STARTS,
+    )
+
+
+_MATCHING: Mapping[str, Callable[[CondenseConfig, DataFacts, int], Work]] = {
+    "idc": _gradient_matching,
+    "feature": _feature_matching,
+}
+"""By method: of one class, in one inner iteration."""
 
 
 def measuring_work(config: CondenseConfig, facts: DataFacts) -> Work:
@@ -209,21 +255,28 @@ def classes_at_once(config: CondenseConfig, facts: DataFacts, gpu_free: float | 
 
 
 def matching_bytes(config: CondenseConfig, facts: DataFacts) -> float:
-    """Bytes that matching one class keeps: activations of its larger phase, and the gradients of its groups."""
+    """Bytes that matching one class keeps: activations of its larger phase, and with `idc` its groups' gradients."""
     return max(_matching_phases(config, facts).values()) + _groups_bytes(config, facts)
 
 
 def _matching_phases(config: CondenseConfig, facts: DataFacts) -> Mapping[str, float]:
     """Bytes of activations of one class, by the setting that decides them: of its tiles, and of its real images."""
     kept = network_cost(config.network, facts).activation_bytes
-    return {
-        "ipc": _SECOND_ACTIVATIONS * kept * config.tile_batch(),
-        "batch_real": _FIRST_ACTIVATIONS * kept * config.batch_real,
-    }
+    of_tiles, of_real = _ACTIVATIONS[config.method]
+    return {"ipc": of_tiles * kept * config.tile_batch(), "batch_real": of_real * kept * config.batch_real}
+
+
+_ACTIVATIONS: Mapping[str, tuple[float, float]] = {
+    "idc": (_SECOND_ACTIVATIONS, _FIRST_ACTIVATIONS),
+    "feature": (_FIRST_ACTIVATIONS, _FORWARD_ACTIVATIONS),
+}
+"""By method: activations that live, of a tile and of a real image, in those that a training keeps."""
 
 
 def _groups_bytes(config: CondenseConfig, facts: DataFacts) -> float:
-    """The gradients of every group of a class's ranks, with what is made of them."""
+    """The gradients of every group of a class's ranks, with what is made of them; only with `idc`."""
+    if "metric" in UNUSED[config.method]:  # no gradients are compared
+        return 0.0
     every = config.subset_loss == "all" or (config.uses_mls and config.subset_metric == "gradient")
     groups = config.ipc if every else 2
     return _GROUP_COPIES * groups * network_cost(config.network, facts).parameters * FLOAT_BYTES
@@ -291,8 +344,13 @@ def _held_data(facts: DataFacts, limit: int | None) -> int:
 
 
 def _weight_bytes(config: CondenseConfig, facts: DataFacts) -> float:
-    """Weights, their gradients, momentum, and what is made of these in a step."""
-    return 6 * network_cost(config.network, facts).parameters * FLOAT_BYTES
+    """Weights, their gradients, momentum, and what is made of these in a step; and the networks of a pool."""
+    copies = 6 + _POOL_COPIES[config.method] * config.pool
+    return copies * network_cost(config.network, facts).parameters * FLOAT_BYTES
+
+
+_POOL_COPIES: Mapping[str, int] = {"idc": 1, "feature": 2}
+"""By method: a network's trained weights, and its first ones where they are used too."""
 
 
 def _condense_phases(config: CondenseConfig, facts: DataFacts) -> Mapping[str, float]:
@@ -315,7 +373,7 @@ def _view_bytes(config: CondenseConfig, facts: DataFacts) -> float:
 
 def _evaluation_bytes(recipe: EvaluateConfig, config: CondenseConfig, facts: DataFacts) -> float:
     """Bytes of what lives in the largest training, or in a test, which holds some of the widest activations."""
-    test = 1.3 * network_cost(recipe.network, facts).activation_bytes * TEST_BATCH
+    test = _FORWARD_ACTIVATIONS * network_cost(recipe.network, facts).activation_bytes * TEST_BATCH
     lane = lane_bytes(recipe, facts, _largest_training(recipe, config, facts))
     return max(lane, AT_ONCE_BYTES, test)
 
@@ -332,7 +390,8 @@ def _training(net: Cost, images: int, batch: int) -> Work:
 
 def _test(net: Cost, images: float) -> Work:
     """Forward passes."""
-    return Work(net.flops_per_image / 3, net.activation_bytes / 4, 1 / TEST_BATCH) * images
+    traffic = net.activation_bytes * _FORWARD_TRAFFIC
+    return Work(net.flops_per_image / 3, traffic, 1 / TEST_BATCH) * images
 
 
 def _train_images(facts: DataFacts) -> int:
@@ -341,6 +400,12 @@ def _train_images(facts: DataFacts) -> int:
 
 def _test_images(facts: DataFacts) -> float:
     return _train_images(facts) * _TEST_SHARE / (1 - _TEST_SHARE)
+
+
+def _forward(network: NetworkConfig, facts: DataFacts) -> tuple[float, int, int]:
+    """Operations of a forward pass per image: of all layers, of the first convolution, and of the head."""
+    first, head = _ends(network, facts)
+    return (network_cost(network, facts).flops_per_image + first) / 3, first, head
 
 
 def _ends(network: NetworkConfig, facts: DataFacts) -> tuple[int, int]:

@@ -49,10 +49,10 @@ def match_features(
     """
     leaf = images[:, cuts.frozen :].detach().requires_grad_()
     constant = images[:, : cuts.frozen].detach()
-    features = _by_rank(net, leaf)
-    with torch.no_grad():
+    with torch.no_grad():  # before there is a graph, which takes memory
         real_features = _by_class(net.block_outputs(real_images.flatten(0, 1)), *real_images.shape[:2])
         held = _by_rank(net, constant) if cuts.frozen else []
+    features = _by_rank(net, leaf)
     if held:
         features = [torch.cat(pair, dim=1) for pair in zip(held, features, strict=True)]
     loss = _distance(features, real_features, cuts)

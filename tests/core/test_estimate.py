@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mdc_core import iteration
 from mdc_core.calibrate import calibrate
-from mdc_core.condense import condense
+from mdc_core.condense import condense, prepare
 from mdc_core.config import CondenseConfig, DataFacts, EvaluateConfig, NetworkConfig
 from mdc_core.data import DataSet, RealSet
 from mdc_core.estimate import (
@@ -25,15 +25,18 @@ from mdc_core.estimate import (
     evaluation_work,
     matching_bytes,
     network_cost,
+    outer_loop_work,
+    pool_work,
     what_to_lower,
 )
 from mdc_core.evaluate import evaluate
 from mdc_core.networks import build_network
 from mdc_core.networks.cost import measure_cost
+from mdc_core.pool import MemoryPools
 from mdc_core.presets import NAMED, condense_config, evaluate_config
 from mdc_core.streams import stream
 from mdc_core.synthetic import SyntheticSet, initial_tiles
-from tests.core.toys import toy_config, toy_real
+from tests.core.toys import FEATURE, toy_config, toy_real
 
 NETWORKS = [NetworkConfig(depth=2, width=16), NetworkConfig(name="resnet_ap", width=8)]
 
@@ -59,6 +62,26 @@ def test_an_outer_loop_has_the_predicted_operations(
     with FlopCounterMode(display=False) as counter:
         next(condense(config, real))
     assert estimate(config, real.facts("toy")).flops == pytest.approx(counter.get_total_flops(), rel=0.001)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("changes", [{}, {"calibration": 0.0}, {"subset_loss": "mls"}])
+def test_feature_matching_has_the_predicted_operations(
+    network: NetworkConfig, changes: dict[str, object], plain_pooling: None
+) -> None:
+    """With the pool, whose networks are trained in it; whole batches."""
+    real = toy_real(side=16)
+    config = toy_config(**FEATURE | {"network": network, "outer_loops": 1, "inner_iterations": 6, **changes})
+    pools = MemoryPools()
+    with FlopCounterMode(display=False) as ahead:
+        list(prepare(config, real, pools=pools))
+    with FlopCounterMode(display=False) as counter:
+        next(condense(config, real, pools=pools))
+    facts = real.facts("toy")
+    assert pool_work(config, facts).flops == pytest.approx(ahead.get_total_flops(), rel=0.001)
+    assert outer_loop_work(config, facts).flops == pytest.approx(counter.get_total_flops(), rel=0.001)
+    total = ahead.get_total_flops() + counter.get_total_flops()
+    assert estimate(config, facts).flops == pytest.approx(total, rel=0.001)
 
 
 def test_measuring_accuracies_is_counted(real: RealSet, plain_pooling: None) -> None:
@@ -168,6 +191,43 @@ def test_predicted_memory_is_near_the_measured_peak() -> None:
     ).memory_bytes
     # A build of torch without CUDA takes a few hundred megabytes less.
     assert int(ran.stdout) / 1.5 < predicted < 3 * int(ran.stdout)
+
+
+FEATURE_MEASURED = MEASURED.replace(
+    '"inner_iterations": 2,', '"inner_iterations": 2, "method": "feature", "pool": 1, "pool_samples": 64,'
+)
+
+
+def test_feature_matching_needs_less_memory_and_about_what_is_predicted() -> None:
+    assert FEATURE_MEASURED != MEASURED
+    changes = {"network": {"width": 256}, "pool": 1}
+    found, other = (
+        estimate(condense_config("digits", {"method": method, **changes}), NAMED["digits"]).memory_bytes
+        for method in ("feature", "idc")
+    )
+    ran = subprocess.run([sys.executable, "-c", FEATURE_MEASURED], check=True, capture_output=True, text=True)
+    assert int(ran.stdout) / 1.5 < found < 3 * int(ran.stdout)
+    assert found < other
+
+
+def test_features_of_more_classes_are_matched_at_once() -> None:
+    """There are no second derivatives to hold, and no groups."""
+    facts, room = NAMED["cifar100"], 4e9
+    feature, idc = (condense_config("cifar100", {"method": method}) for method in ("feature", "idc"))
+    assert classes_at_once(feature, facts, room) > 2 * classes_at_once(idc, facts, room)
+    found = estimate(feature, facts, memory_limit=12 * 10**9, gpu=True).memory_bytes
+    assert GPU_BASE_BYTES < found < 12 * 10**9
+
+
+def test_the_pool_takes_its_own_seconds() -> None:
+    config, facts = toy_config(**FEATURE), toy_real().facts("toy")
+    found = estimate(config, facts, speed=Speed(1e9, 1e8, 2e-3))
+    twice = estimate(config.model_copy(update={"pool": 4}), facts, speed=Speed(1e9, 1e8, 2e-3))
+    assert found.seconds_pool is not None
+    assert found.seconds_per_outer_loop is not None
+    assert twice.seconds_pool == pytest.approx(2 * found.seconds_pool)
+    assert twice.seconds_per_outer_loop == found.seconds_per_outer_loop
+    assert found.seconds_total == pytest.approx(found.seconds_pool + 6 * found.seconds_per_outer_loop)
 
 
 def test_a_pool_is_counted_once() -> None:
