@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from mdc_cli import files
 from mdc_cli.output import accuracy, duration, people, print_json, progress_bar, table
+from mdc_cli.pools import FolderPools
 from mdc_core import rankmajor
 from mdc_core.config import CondenseConfig, EvaluateConfig
 from mdc_core.errors import ConfigError, MdcError
@@ -23,6 +24,8 @@ from mdc_core.memory import total_bytes
 from mdc_core.presets import NAMED, PRESETS, condense_config, evaluate_config, merge, preset_for
 
 if TYPE_CHECKING:  # torch is loaded by the commands that need it, so that --help is quick
+    from rich.progress import Progress
+
     from mdc_core.condense import CondenseState
     from mdc_core.data import DataSet
     from mdc_core.evaluate import Row, Trial
@@ -100,7 +103,8 @@ def condense(
         print_json(expected.to_dict()) if as_json else people.print(_in_words(expected, config.outer_loops))
         return
     path = files.check_target(out or Path(f"{data.name}-ipc{config.ipc}{files.SET_SUFFIX}"))
-    state = _iterate(config, data, _chosen(device), path, resume, expected)
+    pools = FolderPools(data_root.parent / "pools")
+    state = _iterate(config, data, _chosen(device), path, resume, expected, pools)
     synthetic = result(state, data.train)
     packed = rankmajor.pack(synthetic.quantised().cpu().numpy(), synthetic.info(data.train))
     files.write(path, packed)
@@ -243,18 +247,28 @@ def _expected(config: CondenseConfig, data: DataSet, device: str) -> Estimate:
 
 
 def _in_words(expected: Estimate, loops: int) -> str:
-    """Time and memory for `loops` outer loops."""
+    """Time and memory for `loops` outer loops, and for the networks of a pool, of which none is there yet."""
     per_loop = expected.seconds_per_outer_loop or 0.0
+    pool = f"{duration(expected.seconds_pool)} for its networks, " if expected.seconds_pool else ""
     return (
-        f"About {duration(per_loop * loops)} for {loops} outer loops ({duration(per_loop)} each), "
+        f"About {duration(per_loop * loops)} for {loops} outer loops ({duration(per_loop)} each), {pool}"
         f"{expected.memory_bytes / 1e9:.1f} GB of memory."
     )
 
 
 def _iterate(
-    config: CondenseConfig, data: DataSet, device: str, path: Path, resume: bool, expected: Estimate
+    config: CondenseConfig,
+    data: DataSet,
+    device: str,
+    path: Path,
+    resume: bool,
+    expected: Estimate,
+    pools: FolderPools,
 ) -> CondenseState:
-    """Run the loops under a progress bar; a checkpoint every minute, at the end, and when interrupted."""
+    """Train the networks of a pool, then run the loops, under a progress bar.
+
+    A checkpoint every minute, at the end, and when interrupted.
+    """
     from mdc_core import checkpoint
     from mdc_core.condense import condense as steps
 
@@ -271,11 +285,12 @@ def _iterate(
     people.print(_in_words(expected, config.outer_loops - (state.outer if state else 0)))
     try:
         with progress_bar() as bar:
+            _train_networks(config, data, device, pools, bar)
             task = bar.add_task("condensing", total=config.outer_loops, detail="")
             if state is not None:
                 bar.update(task, completed=state.outer)
             kept = time.monotonic()
-            for step in steps(config, data.train, device, resume=state):
+            for step in steps(config, data.train, device, resume=state, pools=pools):
                 state = step.state
                 if step.outer == step.total or time.monotonic() - kept > CHECKPOINT_SECONDS:
                     files.write(saved, checkpoint.to_bytes(state, config))
@@ -294,6 +309,19 @@ def _iterate(
         raise
     assert state is not None
     return state
+
+
+def _train_networks(
+    config: CondenseConfig, data: DataSet, device: str, pools: FolderPools, bar: Progress
+) -> None:
+    """Those of a pool, where the run takes one, as far as they are not there yet."""
+    from mdc_core.condense import prepare
+
+    if not config.pool:
+        return
+    task = bar.add_task("training networks", total=config.pool, detail="")
+    for member in prepare(config, data.train, device, pools=pools):
+        bar.update(task, completed=member.number)
 
 
 def _open_set(path: Path, data: DataSet) -> SyntheticSet:

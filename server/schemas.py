@@ -73,7 +73,7 @@ class JobRequest(Body):
     """Seconds that the job may run, all attempts together; left out: the operator's limit, if there is one."""
 
 
-Phase = Literal["queued", "loading", "condensing", "evaluating", "publishing"]
+Phase = Literal["queued", "loading", "preparing", "condensing", "evaluating", "publishing"]
 
 
 class Progress(Shown):
@@ -81,7 +81,7 @@ class Progress(Shown):
 
     phase: Phase = "queued"
     step: int = 0
-    """Steps done in this phase (condensing: outer loops)."""
+    """Steps done in this phase (preparing: networks of the pool; condensing: outer loops)."""
     total: int | None = None
     """Steps of this phase."""
     eta_s: float | None = None

@@ -21,7 +21,7 @@ import torch
 from pydantic import TypeAdapter
 
 from mdc_core import checkpoint
-from mdc_core.condense import CondenseState, Step, condense, result
+from mdc_core.condense import CondenseState, Step, condense, prepare, result
 from mdc_core.config import CondenseConfig, EvaluateConfig
 from mdc_core.data import DataSet
 from mdc_core.errors import MdcError
@@ -36,6 +36,7 @@ from server.store.objects import ObjectStore, open_objects
 from server.store.tables import Job
 from worker.data import load_job_data
 from worker.exits import DONE, IO_ERROR, STOPPED, UNAVAILABLE
+from worker.pools import ObjectPools
 from worker.publish import publish
 from worker.stopping import Stopping, StopRequestedError
 
@@ -158,12 +159,15 @@ def _condense(attempt: Attempt, data: DataSet) -> CondenseState:
     state = _resumed(attempt)
     total = attempt.config.outer_loops
     saved = state.outer if state else 0
+    pools = ObjectPools(attempt.objects)
+    if saved < total:
+        _prepare(attempt, data, pools)
     attempt.report("condensing", saved, total)
     attempt.saved_at = time.monotonic()
     durations: list[float] = []
     try:
         for step in attempt.stopping.between(
-            condense(attempt.config, data.train, attempt.device, resume=state)
+            condense(attempt.config, data.train, attempt.device, resume=state, pools=pools)
         ):
             state = step.state
             durations.append(step.seconds)
@@ -178,6 +182,20 @@ def _condense(attempt: Attempt, data: DataSet) -> CondenseState:
         raise
     assert state is not None  # there is at least one loop, or a checkpoint
     return state
+
+
+def _prepare(attempt: Attempt, data: DataSet, pools: ObjectPools) -> None:
+    """Train the networks of a pool, where the run takes one; those that an earlier attempt or job trained are there."""
+    total = attempt.config.pool
+    if not total:
+        return
+    attempt.report("preparing", 0, total)
+    begun = time.monotonic()
+    # A stop may hit the middle of a write to the object store, which leaves the whole object or none.
+    members = prepare(attempt.config, data.train, attempt.device, pools=pools)
+    for member in attempt.stopping.between(members):
+        pace = (time.monotonic() - begun) / member.number
+        attempt.report("preparing", member.number, total, pace * (total - member.number))
 
 
 def _resumed(attempt: Attempt) -> CondenseState | None:

@@ -19,6 +19,8 @@ from server.store.tables import CondensedSet, Dataset, Job, utcnow
 BATCH = 500
 """Objects that are looked up by one query."""
 
+POOL_SECONDS = 30 * 24 * 3600.0
+"""Trained networks that no job has used for so long are deleted; using one writes it again."""
 # What is written below these folders, and the column that refers to it. Nothing else in the store is touched.
 _REFERRING: dict[str, InstrumentedAttribute[str]] = {
     "datasets": Dataset.object_key,
@@ -38,16 +40,20 @@ def sweep(
     """Delete, or with `dry_run` only find, objects that nothing refers to and that are older than `age_seconds`.
 
     These are: what was written below `jobs/` for a job that has ended, or that the database does not know; uploads
-    without a data set; sets and masters without a published version (a withdrawn one keeps its own). Ends early
-    when `stop` is set.
+    without a data set; sets and masters without a published version (a withdrawn one keeps its own); and networks
+    below `pools/` that have not been used for `POOL_SECONDS` either, to which nothing ever refers: a job that finds
+    none trains it. Ends early when `stop` is set.
     """
-    before = utcnow() - timedelta(seconds=age_seconds)
+    now = utcnow()
+    before = now - timedelta(seconds=age_seconds)
+    unused = now - timedelta(seconds=max(age_seconds, POOL_SECONDS))
     if not dry_run:
         objects.delete_unfinished(before)
         with database.begin() as session:
             holds.delete_expired(session)
-    for folder in ("jobs", *_REFERRING):
-        old = (stored for stored in objects.list(folder) if stored.modified < before)
+    for folder in ("jobs", "pools", *_REFERRING):
+        limit = unused if folder == "pools" else before
+        old = (stored for stored in objects.list(folder) if stored.modified < limit)
         while batch := list(islice(old, BATCH)):
             with database.read() as session:
                 needed = _needed(session, folder, {stored.key for stored in batch})
@@ -71,6 +77,8 @@ def _delete(database: Database, objects: ObjectStore, folder: str, key: str) -> 
 
 def _needed(session: Session, folder: str, keys: Collection[str]) -> set[str]:
     """Those of the keys that a row refers to, or whose job has not ended."""
+    if folder == "pools":
+        return set()
     if folder == "jobs":
         job_ids = {key: key.split("/")[1] for key in keys}
         query = select(Job.id).where(Job.id.in_(set(job_ids.values())), Job.state.not_in(ENDED))

@@ -107,6 +107,45 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(
     assert not path.with_name("s.checkpoint").exists()
 
 
+def test_networks_of_a_pool_are_kept_beside_the_data_root(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole files only; the next run trains none; a folder that cannot be written costs time alone."""
+    torch.set_num_threads(1)
+    pool = [
+        "--set",
+        "method=feature",
+        "--set",
+        "pool=2",
+        "--set",
+        "pool_samples=64",
+        "--set",
+        "network.width=4",
+    ]
+    schedule = ["--ipc", "2", "--outer-loops", "2", "--set", "inner_iterations=1", "--set", "batch_real=8"]
+
+    def made(name: str, root: Path) -> bytes:
+        out = tmp_path / f"{name}.safetensors"
+        result = run("condense", "digits", "--out", out, "--data-root", root / "datasets", *pool, *schedule)
+        assert result.exit_code == 0, result.output
+        assert re.search(r"each\), .+\sfor\sits\snetworks,\s", result.output)
+        return out.read_bytes()
+
+    first = made("first", tmp_path)
+    kept = sorted((tmp_path / "pools").iterdir())
+    assert [len(path.name) for path in kept] == [64, 64]
+    with monkeypatch.context() as patch:
+        patch.setattr("mdc_core.pool.Pool._train", lambda *_: pytest.fail("a network was trained again"))
+        assert made("second", tmp_path) == first
+    (tmp_path / "shut").mkdir()
+    (tmp_path / "shut/pools").write_text("in the way of a folder")
+    assert made("third", tmp_path / "shut") == first
+    kept[0].write_bytes(b"damaged")
+    assert made("fourth", tmp_path) == first
+    assert kept[0].read_bytes() != b"damaged"
+    assert sorted((tmp_path / "pools").iterdir()) == kept
+
+
 def test_evaluate_prints_a_table_and_draws_a_plot(made: Path) -> None:
     result = run("evaluate", made, "--epochs", "2", "--repeats", "2", "--json")
     assert result.exit_code == 0, result.output

@@ -34,7 +34,7 @@ def objects(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
 def keys(objects: ObjectStore) -> set[str]:
     return {
         stored.key
-        for folder in ("jobs", "datasets", "sets", "masters", "other")
+        for folder in ("jobs", "pools", "datasets", "sets", "masters", "other")
         for stored in objects.list(folder)
     }
 
@@ -101,6 +101,18 @@ def test_what_nothing_refers_to_is_deleted(db: Database, owner: str, objects: Ob
     assert {swept.key for swept in sweep(db, objects, -DAY)} == garbage
     assert keys(objects) == needed
     assert list(sweep(db, objects, -DAY)) == []
+
+
+def test_networks_are_kept_for_as_long_as_they_are_used(
+    db: Database, objects: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By an age of their own, since no row refers to them; a longer age of all holds for them too."""
+    objects.put("pools/0a1b", b"x")
+    assert list(sweep(db, objects, -DAY)) == []
+    monkeypatch.setattr("server.store.sweep.POOL_SECONDS", -DAY)
+    assert list(sweep(db, objects, DAY)) == []
+    assert [swept.key for swept in sweep(db, objects, -DAY)] == ["pools/0a1b"]
+    assert keys(objects) == set()
 
 
 def test_a_sweep_that_is_stopped_deletes_no_more(db: Database, owner: str, objects: ObjectStore) -> None:

@@ -15,6 +15,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -154,6 +155,36 @@ def test_a_disturbed_job_publishes_the_same_bytes(
         ("succeeded", 2),
     ]
     assert not children()
+
+
+def test_a_killed_job_finds_the_networks_that_it_has_trained(stores: Stores) -> None:
+    """The next attempt goes on with the next network."""
+    pool = {
+        "method": "feature",
+        "subset_loss": "all",
+        "n_data": 0,
+        "outer_loops": 2,
+        "pool": 10,
+        "pool_samples": 4000,
+    }
+    disturbed = stores.submit(**pool)
+
+    def trained() -> dict[str, datetime]:
+        return {stored.key: stored.modified for stored in stores.objects.list("pools")}
+
+    with draining(stores) as thread:
+        preparing = stores.wait_for(disturbed, lambda job: (job.progress or {}).get("step", 0) >= 2)
+        assert preparing.progress is not None
+        assert (preparing.progress["phase"], preparing.progress["total"]) == ("preparing", 10)
+        kill(stores, thread)
+        stores.wait_for(disturbed, lambda job: job.attempt == 2)
+        found = trained()
+        assert 2 <= len(found) < 10
+    job = stores.job(disturbed)
+    assert (job.state, job.attempt) == (JobState.SUCCEEDED, 2), job.error_detail
+    after = trained()
+    assert len(after) == 10
+    assert all(after[key] > found[key] for key in found), "their time does not say that they were used"
 
 
 def test_a_canceled_job_stops(stores: Stores) -> None:

@@ -1,0 +1,35 @@
+"""Trained networks in the object store, for further jobs on the same data and for the next attempt."""
+
+from __future__ import annotations
+
+from mdc_core.pool import MemoryPools
+from server.store.objects import ObjectStore
+
+FOLDER = "pools"
+
+
+class ObjectPools(MemoryPools):
+    """A `mdc_core.pool.PoolStore` that reads each network once.
+
+    What is found is written again, so that its time says when it was used last: the sweep goes by that.
+    """
+
+    def __init__(self, objects: ObjectStore) -> None:
+        super().__init__()
+        self._objects = objects
+
+    def get(self, key: str) -> bytes | None:
+        """See `PoolStore.get`."""
+        data = super().get(key)
+        if data is None:
+            try:
+                data = self._objects.get(f"{FOLDER}/{key}")
+            except FileNotFoundError:
+                return None
+            self.put(key, data)
+        return data
+
+    def put(self, key: str, data: bytes) -> None:
+        """See `PoolStore.put`."""
+        self._objects.put(f"{FOLDER}/{key}", data)
+        super().put(key, data)
