@@ -45,6 +45,12 @@ def test_frozen_ranks_stay_bit_equal(real: RealSet) -> None:
     assert frozen_seen >= 2, "this seed never froze anything: the test would prove nothing"
 
 
+def test_moments_last_from_loop_to_loop(real: RealSet) -> None:
+    for step in run(real, outer_loops=3, inner_iterations=2):
+        assert torch.equal(step.state.kept["updates"], torch.full((3, 2, 1, 1, 1, 1), 2.0 * step.outer))
+        assert step.state.kept["second_moment"].all()
+
+
 def test_tiles_stay_in_range_after_every_update(real: RealSet) -> None:
     """Also those of the last one, which no later loop would clamp."""
     last = run(real, lr_base=0.3, outer_loops=1)[-1].state.tiles

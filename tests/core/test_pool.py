@@ -38,7 +38,14 @@ def tiles(real: RealSet, pools: MemoryPools | None = None, config: CondenseConfi
     return last.state.tiles
 
 
-@pytest.mark.parametrize("changes", [{}, {"method": "idc", "subset_loss": "mls"}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"method": "idc", "subset_loss": "mls"},
+        {"subset_loss": "mls", "subset_metric": "accuracy", "accuracy_epochs": 1},
+    ],
+)
 def test_a_pool_is_trained_once_for_all_runs(real: RealSet, changes: dict[str, object]) -> None:
     """Trained ahead, trained by the run, or found: the same networks, bit for bit."""
     config = CondenseConfig.model_validate(CONFIG.model_dump() | changes)
