@@ -168,9 +168,9 @@ class _Engine:
 
     def __init__(self, config: CondenseConfig, real: RealSet, holdout: RealSet, pools: PoolStore) -> None:
         self.config, self.real, self.holdout = config, real, holdout
-        recorder = Recorder(real.device)
-        self.theta = METHODS[config.method].networks(config, real, recorder, pools)
-        self.update = TileUpdate(config, real, self.theta.net, recorder)
+        self.recorder = Recorder(real.device)
+        self.theta = METHODS[config.method].networks(config, real, self.recorder, pools)
+        self.update = TileUpdate(config, real, self.theta.net, self.recorder)
 
     def outer_loop(self, state: CondenseState, outer: int) -> tuple[CondenseState, float, Distances | None]:
         """Match for E iterations, then do the MLS bookkeeping."""

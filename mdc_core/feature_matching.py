@@ -21,7 +21,7 @@ from mdc_core.matching import Cuts, Match, constants, feature_distances, prefix_
 from mdc_core.networks import Network
 
 _LEAST_VARIANCE = 1e-6
-"""Of the features, in units of their squared mean: real images that are all alike have none to divide by."""
+"""Of a feature, per 1 + its squared mean: real images that are all alike have none to divide by."""
 
 
 def match_features(
@@ -95,7 +95,7 @@ def _distance(features: list[Tensor], real_features: list[Tensor], cuts: Cuts) -
         mean = real.mean(1, keepdim=True)
         # One real image has no variance, and its sum of squares is not divided by zero.
         spread = real.var(1, correction=min(1, real.shape[1] - 1)).sum(1)
-        floor = _LEAST_VARIANCE * mean.square().sum((1, 2)) + torch.finfo(real.dtype).tiny
+        floor = _LEAST_VARIANCE * (1 + mean.square()).sum((1, 2))
         distances = (prefix_means(feature) - mean).square().sum(2)  # (K, N)
         loss = loss + (distances * shares).sum(1) / torch.maximum(spread, floor)
     return loss

@@ -142,6 +142,24 @@ def test_real_images_without_variance_give_finite_numbers(alike: int) -> None:
     assert slopes.any()
 
 
+def test_real_images_without_features_give_numbers_of_a_usual_size() -> None:
+    """Norms make nothing of an image of one colour; rounding is no unit."""
+    case = Setup(TOY_NETWORK)
+    images = torch.rand(1, N, 1, 3, SIDE, SIDE, generator=stream(0, "images"))
+    found = match_features(
+        case.net.float(),
+        case.trained.float(),
+        images,
+        torch.zeros(1, 4, 3, SIDE, SIDE),
+        torch.tensor([0]),
+        Cuts(((N, 1.0),)),
+        calibration=0.0,
+        decay=1.0,
+    )
+    assert 0 < float(found.loss) < 1e7
+    assert found.image_gradient.isfinite().all()
+
+
 def test_parameters_are_left_alone() -> None:
     case = Setup(TOY_NETWORK)
     before = [parameter.clone() for net in (case.net, case.trained) for parameter in net.parameters()]

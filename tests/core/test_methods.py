@@ -1,4 +1,4 @@
-"""Whole runs of feature matching: what stands still, what is learned, and that old checkpoints are read."""
+"""Whole runs by method: IDC as it was, and of feature matching what stands still and what is learned."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ from mdc_core.condense import Step, condense, result
 from mdc_core.data import RealSet, load
 from mdc_core.errors import FormatError
 from mdc_core.evaluate import evaluate, summarise
-from mdc_core.iteration import loss_weights
+from mdc_core.iteration import chunks, draw_iteration, loss_weights, match_classes
+from mdc_core.mls import start
+from mdc_core.network_phase import NetworkPhase
 from mdc_core.presets import condense_config, evaluate_config
+from mdc_core.recorder import Recorder
 from mdc_core.synthetic import initial_tiles
 from tests.core.toys import FEATURE, toy_config
 
@@ -29,6 +32,29 @@ def test_loss_weights_fall_with_the_size() -> None:
     assert loss_weights(toy_config(**FEATURE | {"subset_weights": (2.0, 0.0)}), 2) == {1: 2.0, 3: 1.0}
     assert loss_weights(toy_config(**FEATURE | {"subset_loss": "mls"}), 2) == {2: 1.0, 3: 1.0}
     assert loss_weights(toy_config(**FEATURE | {"subset_loss": "none"}), 2) == {3: 1.0}
+
+
+def test_idc_is_its_own_loop_bit_for_bit(real: RealSet) -> None:
+    """Written out: a network that is fresh and then trained, one momentum, and steps of SGD."""
+    config = toy_config(outer_loops=3, inner_iterations=3, mls_period=100)
+    phase = NetworkPhase(config, real, Recorder(real.device))
+    tiles = initial_tiles(config, real)
+    momentum = torch.zeros_like(tiles)
+    plan = chunks(config, real, start(config, 2), False, at_once=2)
+    for step in condense(config, real):
+        phase.fresh(step.outer)
+        tiles.clamp_(0, 1)
+        for inner in (1, 2, 3):
+            draws = draw_iteration(config, real, step.outer, inner)
+            batches = real.prepare(real.take(draws.real))
+            found = match_classes(config, real, phase.net, tiles, draws, batches, plan, False)
+            momentum = config.momentum * momentum + found.gradient
+            tiles.sub_(momentum, alpha=config.tile_lr(8))
+            if inner < 3:
+                phase.train(config.n_data, inner)
+        assert torch.equal(step.state.tiles, tiles)
+        assert torch.equal(step.state.momentum, momentum)
+        assert step.state.kept == {}
 
 
 def test_frozen_ranks_stay_bit_equal(real: RealSet) -> None:
