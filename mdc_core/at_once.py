@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import torch
 
 from mdc_core.estimate import together
@@ -16,6 +18,7 @@ def gpu_free(device: torch.device) -> int | None:
     """Free bytes of a GPU, with those that torch keeps for later; None for other devices."""
     if device.type != "cuda":
         return None
+    gc.collect()  # what an error or a generator has left may hold a whole pool
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info(device)
     return free
