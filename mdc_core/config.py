@@ -42,6 +42,14 @@ class DataFacts(Frozen):
     """Real training images in the class that has the fewest."""
     images: int | None = Field(default=None, ge=1)
     """Training images of all classes; null: not counted."""
+    test_images: int | None = Field(default=None, ge=1)
+    """Test images of all classes; null: not counted."""
+    held_out: bool = False
+    """Whether the test images were taken out of the training images, as there was no test split."""
+    ignored: int = Field(default=0, ge=0)
+    """Files and folders that were passed over: hidden ones, and what lies beside train and test."""
+    own_side: int | None = Field(default=None, ge=4)
+    """Median of the short sides of the images before they are resized; null: they are not resized."""
 
 
 class NetworkConfig(Frozen):
