@@ -197,7 +197,9 @@ def _show(bar: Progress, phases: dict[str, TaskID], progress: dict[str, Any]) ->
     if progress["phase"] not in phases:
         for earlier in phases.values():
             bar.update(earlier, completed=bar.tasks[earlier].total, detail="")
-        phases[progress["phase"]] = bar.add_task(progress["phase"], total=progress["total"], detail="")
+        phases[progress["phase"]] = bar.add_task(
+            progress["phase"], total=progress["total"], completed=progress["step"], detail=""
+        )
     detail = "" if progress["loss"] is None else f"loss {progress['loss']:.4g}, MLS {progress['mls']}"
     bar.update(phases[progress["phase"]], completed=progress["step"], total=progress["total"], detail=detail)
 
