@@ -24,7 +24,7 @@ from mdc_core.malloc import keep_freed_memory
 from mdc_core.memory import total_bytes
 from mdc_core.presets import NAMED, PRESETS, condense_config, evaluate_config, merge, preset_for
 from mdc_core.rankmajor import SetInfo
-from mdc_core.shorter import Shorter, shorter
+from mdc_core.shorter import Run, Shorter
 
 if TYPE_CHECKING:  # torch is loaded by the commands that need it, so that --help is quick
     from mdc_core.condense import CondenseState
@@ -330,7 +330,7 @@ def _outlook(
     else:
         people.print(outlook.words(), soft_wrap=True)
     if outlook.is_long:
-        less = shorter(config, facts, None, speed=speed, seconds=HOUR)
+        less = Run(planned.preset, config, facts, None, speed).shorter(HOUR)
         ask(warning(outlook, _options(less), less.seconds), go_on)
     return outlook
 
@@ -339,7 +339,7 @@ def _options(less: Shorter) -> str:
     """The options of `condense` that make the run shorter."""
     changes = dict(less.condense)
     loops = [f"--outer-loops {changes.pop('outer_loops')}"] if "outer_loops" in changes else []
-    side = [] if less.image_size is None else [f"--image-size {less.image_size}"]
+    side = [] if less.image_size is None else [f"--image-size {less.image_size}", f"--preset {less.preset}"]
     return " ".join([*loops, *side, *as_options(changes)])
 
 

@@ -10,9 +10,10 @@ from typing import Any
 
 import typer
 
-from mdc_cli.output import duration, people
+from mdc_cli.output import people
 from mdc_core.config import CondenseConfig, DataFacts
 from mdc_core.errors import MdcError
+from mdc_core.shorter import duration
 
 DAY = 86_400.0
 HOUR = 3600.0
@@ -40,7 +41,9 @@ class Outlook:
         config = f"Preset {self.preset}, {self.condense.network.label()}, ipc {self.condense.ipc}"
         memory = f"{self.memory_bytes / 1e9:.1f} GB of memory"
         if self.seconds is None or self.seconds_per_loop is None:
-            return f"{config}: {self.loops} outer loops, {memory}; no worker is there to tell the time by"
+            return (
+                f"{config}: {self.loops} outer loops, {memory}; how long is not known, as no worker is there"
+            )
         judging = f" and {duration(self.seconds_evaluation)} of evaluation" if self.seconds_evaluation else ""
         return (
             f"{config}: about {duration(self.seconds)} for {self.loops} outer loops "

@@ -21,6 +21,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from mdc_core.shorter import duration
+
 people = Console(stderr=True, highlight=False, markup=False)
 LINE_SECONDS = 30
 """Between two lines of progress where no terminal shows a bar."""
@@ -98,19 +100,6 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     for row in rows:
         drawn.add_row(*map(Text, row))
     tables.print(drawn)
-
-
-def duration(seconds: float) -> str:
-    """To two digits, in the unit that suits: `3.2 s`, `12 min`, `15 h`, `4 days`."""
-    for unit, length, limit in (
-        ("s", 1, 90),
-        ("min", 60, 5400),
-        ("h", 3600, 172_800),
-        ("days", 86_400, None),
-    ):
-        if limit is None or seconds < limit:
-            return f"{float(f'{seconds / length:.2g}'):g} {unit}"
-    raise AssertionError("the last unit has no limit")
 
 
 def accuracy(mean: float | None, std: float | None) -> str:

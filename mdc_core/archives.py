@@ -24,14 +24,12 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from mdc_core.config import DataFacts
+from mdc_core.config import MAX_SIDE, MIN_SIDE, DataFacts
 from mdc_core.errors import ConfigError, DataError
 from mdc_core.memory import room
 from mdc_core.own_data import (
     FORMATS,
     MAX_PIXELS,
-    MAX_SIDE,
-    MIN_SIDE,
     Found,
     Header,
     check_pixels,

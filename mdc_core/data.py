@@ -22,11 +22,11 @@ from torch import Tensor
 
 from mdc_core.archives import is_npz, read_folder, read_zip, survey_folder, survey_zip
 from mdc_core.arrays import read_npz, survey_npz
-from mdc_core.config import DataFacts
-from mdc_core.errors import ConfigError, DataError
+from mdc_core.config import MAX_SIDE, MIN_SIDE, DataFacts, check_fixed_size
+from mdc_core.errors import DataError
 from mdc_core.estimate import DATA_SHARE
 from mdc_core.named import read_named
-from mdc_core.own_data import MAX_SIDE, MIN_SIDE, check_classes
+from mdc_core.own_data import check_classes
 from mdc_core.presets import NAMED, PRESETS
 from mdc_core.recorder import to_device
 from mdc_core.splits import Splits
@@ -229,7 +229,7 @@ def survey(source: str, *, image_size: int | None = None, preset: str | None = N
     if kind == "zip":
         return survey_zip(path, image_size, preset)
     facts = NAMED[source] if kind == "named" else _npz_facts(path)
-    _check_fixed_size(source, facts.image_size, image_size)
+    check_fixed_size(source, facts.image_size, image_size)
     return facts
 
 
@@ -256,10 +256,10 @@ def load(
     if kind == "zip":
         return load_zip(path, image_size, preset)
     if kind == "named":
-        _check_fixed_size(source, NAMED[source].image_size, image_size)
+        check_fixed_size(source, NAMED[source].image_size, image_size)
         return load_named(source, root, download)
     data = load_npz(path)
-    _check_fixed_size(source, data.train.image_size, image_size)
+    check_fixed_size(source, data.train.image_size, image_size)
     return data
 
 
@@ -342,14 +342,6 @@ def _data_set(
         except DataError as error:
             raise DataError(f"{name!r}, {split} split: {error}") from error
     return DataSet(name, *parts)
-
-
-def _check_fixed_size(source: str, actual: int, wanted: int | None) -> None:
-    if wanted not in (None, actual):
-        raise ConfigError(
-            f"image_size is {wanted}, but the images of {source!r} are {actual} pixels and are not resized: "
-            f"leave it out (it applies to folders and zips)"
-        )
 
 
 def _check_images(images: Tensor) -> None:

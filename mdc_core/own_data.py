@@ -9,7 +9,7 @@ from typing import IO
 
 from PIL import Image
 
-from mdc_core.config import DataFacts
+from mdc_core.config import MIN_SIDE, DataFacts
 from mdc_core.errors import DataError
 from mdc_core.presets import default_side
 
@@ -17,8 +17,6 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 """Decoders that a user's file may reach."""
 MAX_PIXELS = 64_000_000
 """Largest image that is decoded; below Pillow's own limit, so that its warning is always an error here."""
-MIN_SIDE, MAX_SIDE = 4, 1024
-"""Sides that a data set may have."""
 HOLD_OUT = 0.1
 """Share of every class that becomes the test split when a user's data have none."""
 

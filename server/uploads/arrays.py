@@ -9,9 +9,9 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from mdc_core.config import DataFacts
+from mdc_core.config import MAX_SIDE, MIN_SIDE, DataFacts
 from mdc_core.errors import DataError
-from mdc_core.own_data import MAX_SIDE, MIN_SIDE, after_hold_out
+from mdc_core.own_data import after_hold_out
 from server.uploads.images import MAX_CLASSES
 from server.uploads.members import UNREADABLE
 

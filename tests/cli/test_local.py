@@ -20,7 +20,7 @@ import mdc_core.calibrate
 import mdc_core.condense
 import mdc_core.data
 from mdc_cli.main import app
-from mdc_cli.output import duration, progress_bar
+from mdc_cli.output import progress_bar
 from mdc_core import rankmajor
 from mdc_core.condense import Step
 from mdc_core.estimate import Speed
@@ -233,14 +233,6 @@ def test_progress_without_a_terminal_is_plain_lines(monkeypatch: pytest.MonkeyPa
             bar.update(task, completed=step)
             now[0] += 60
     assert lines == ["condensing 3/6, 60 s", "condensing 4/6, 2 min, left 2 min"]
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.0321, "0.032 s"), (89, "89 s"), (725, "12 min"), (54_000, "15 h"), (4e5, "4.6 days")],
-)
-def test_durations_have_two_digits(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
 
 
 def test_an_interrupted_run_goes_on_to_the_same_bytes(

@@ -7,7 +7,7 @@ import pytest
 from mdc_core.config import CondenseConfig, DataFacts, EvaluateConfig
 from mdc_core.estimate import Speed, estimate
 from mdc_core.presets import condense_config, evaluate_config, merge
-from mdc_core.shorter import WANTED_LOOPS, shorter
+from mdc_core.shorter import WANTED_LOOPS, Run, duration
 
 SPEED = Speed(2e11, 2.5e9, 1e-3)
 """One core."""
@@ -28,7 +28,7 @@ def test_it_takes_what_it_says_and_no_more_than_was_wanted(
 ) -> None:
     facts, config = pictures(side), condense_config(preset, {})
     recipe = evaluate_config(preset, {"network": config.network.model_dump()}) if judged else None
-    less = shorter(config, facts, recipe, speed=SPEED, seconds=seconds)
+    less = Run(preset, config, facts, recipe, SPEED).shorter(seconds)
     changed = CondenseConfig.model_validate(merge(config.model_dump(), less.condense))
     if less.image_size is not None:
         facts = facts.model_copy(update={"image_size": less.image_size})
@@ -51,20 +51,29 @@ def test_loops_go_first_and_cheaper_ones_come_when_few_are_left() -> None:
     config, facts = condense_config("cifar10", {}), pictures(32)
     loop = estimate(config, facts, speed=SPEED).seconds_per_outer_loop
     assert loop is not None
-    enough = shorter(config, facts, None, speed=SPEED, seconds=30.5 * loop)
+    enough = Run("cifar10", config, facts, None, SPEED).shorter(30.5 * loop)
     assert enough.condense == {"outer_loops": 30, "mls_period": 3}
-    few = shorter(config, facts, None, speed=SPEED, seconds=10.5 * loop)
+    few = Run("cifar10", config, facts, None, SPEED).shorter(10.5 * loop)
     assert few.condense["network"] == {"width": 64}
     assert few.condense["outer_loops"] >= WANTED_LOOPS
-    unchanged = shorter(config, facts, None, speed=SPEED, seconds=2001 * loop)
+    unchanged = Run("cifar10", config, facts, None, SPEED).shorter(2001 * loop)
     assert (unchanged.condense, unchanged.image_size) == ({}, None)
 
 
 def test_images_are_made_smaller_last_and_only_where_they_are_resized() -> None:
     config = condense_config("imagenet-10", {})
-    assert shorter(config, pictures(224), None, speed=SPEED, seconds=HOUR).image_size == 32
-    fixed = shorter(config, pictures(224, own=None), None, speed=SPEED, seconds=HOUR)
-    assert fixed.image_size is None
+    small = Run("mine", config, pictures(224), None, SPEED).shorter(HOUR)
+    assert (small.image_size, small.preset) == (32, "mine")
+    fixed = Run("mine", config, pictures(224, own=None), None, SPEED).shorter(HOUR)
+    assert (fixed.image_size, fixed.preset) == (None, None)
     assert fixed.condense["inner_iterations"] == 20
     deep = condense_config("photos", {"network": {"depth": 6}})  # 32 pixels cannot be halved six times
-    assert shorter(deep, pictures(128), None, speed=SPEED, seconds=60).image_size is None
+    assert Run("mine", deep, pictures(128), None, SPEED).shorter(60).image_size is None
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.0321, "0.032 s"), (89, "89 s"), (725, "12 min"), (54_000, "15 h"), (4e5, "4.6 days")],
+)
+def test_durations_have_two_digits(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
