@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import typer
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
 from mdc_cli import files
-from mdc_cli.outlook import HOUR, Outlook, as_options, ask, warning
+from mdc_cli.condensing import iterate, plan, saved_state, tell, write
+from mdc_cli.given import chosen_device, configured, parsed, portable
 from mdc_cli.output import accuracy, people, print_json, progress_bar, table
 from mdc_core import rankmajor
-from mdc_core.config import CondenseConfig, DataFacts, EvaluateConfig, check_network
-from mdc_core.errors import ConfigError, MdcError
-from mdc_core.estimate import estimate
-from mdc_core.malloc import keep_freed_memory
-from mdc_core.memory import total_bytes
-from mdc_core.presets import NAMED, PRESETS, condense_config, evaluate_config, merge, preset_for
+from mdc_core.config import DataFacts, EvaluateConfig, check_network
+from mdc_core.errors import MdcError
+from mdc_core.presets import NAMED, PRESETS, evaluate_config, merge, preset_for
 from mdc_core.rankmajor import SetInfo
-from mdc_core.shorter import Run, Shorter
 
 if TYPE_CHECKING:  # torch is loaded by the commands that need it, so that --help is quick
-    from mdc_core.condense import CondenseState
     from mdc_core.data import DataSet
     from mdc_core.evaluate import Row, Trial
     from mdc_core.synthetic import SyntheticSet
@@ -55,7 +48,6 @@ Download = Annotated[bool, typer.Option("--download", help="Download a named dat
 Device = Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda, cuda:1, …")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 DEFAULT_ROOT = Path("mdc-data/datasets")
-CHECKPOINT_SECONDS = 60
 
 
 def register(app: typer.Typer) -> None:
@@ -99,18 +91,18 @@ def condense(
     """
     given = {"ipc": ipc, "outer_loops": outer_loops, "subset_loss": subset_loss, "seed": seed}
     overrides = merge({name: value for name, value in given.items() if value is not None}, parsed(settings))
-    planned = _planned(dataset, image_size, preset, overrides)
+    planned = plan(dataset, image_size, preset, overrides)
     path = None if dry_run else files.check_target(out or planned.default_path())
-    state = None if path is None else _resumed(path, planned, resume)
-    chosen = _chosen(device)
+    state = None if path is None else saved_state(path, planned, resume)
+    chosen = chosen_device(device)
     # Named sets can be missing, which is to be said before anything is measured; headers of others have been read.
     data = planned.load(data_root, download) if planned.is_named and not dry_run else None
-    outlook = _outlook(planned, chosen, state, yes or dry_run, as_json and dry_run)
+    outlook = tell(planned, chosen, state, yes or dry_run, as_json and dry_run)
     if path is None:
         return
     data = data or planned.load(data_root, download)
-    state = _iterate(planned.config, data, chosen, path, state)
-    summary = _written(path, state, data, planned)
+    state = iterate(planned.config, data, chosen, path, state)
+    summary = write(path, state, data, planned)
     if as_json:
         print_json({**summary, **outlook.document()})
     else:
@@ -155,7 +147,7 @@ def evaluate(
     )
     recipe.sizes_of(info.ipc)
     check_network(recipe.network, info.image_size)
-    chosen = _chosen(device)
+    chosen = chosen_device(device)
     loaded = load(source, data_root, image_size=facts.image_size, download=download)
     synthetic = _delivered(path, info, tiles, loaded)
     done: list[Trial] = []
@@ -213,193 +205,8 @@ def import_released(
         )
     synthetic = SyntheticSet(tiles, loaded.train.image_size)
     files.write(out, rankmajor.pack(synthetic.quantised().numpy(), synthetic.info(loaded.train)))
-    files.write_run(out, {"data": _portable(data)})
+    files.write_run(out, {"data": portable(data)})
     people.print(f"Wrote {out}. Next: mdc evaluate {out}")
-
-
-def parsed(settings: list[str] | None) -> dict[str, Any]:
-    """`NAME=VALUE` pairs as a mapping; values are JSON where they can be, else text; dots reach into the network."""
-    values: dict[str, Any] = {}
-    for setting in settings or ():
-        name, equals, text = setting.partition("=")
-        if not equals:
-            raise ConfigError(
-                f"--set {setting!r} has no '=': write it as NAME=VALUE, such as class_wise=true"
-            )
-        try:
-            value = json.loads(text)
-        except ValueError:
-            value = text
-        outer, dot, inner = name.partition(".")
-        values = merge(values, {outer: {inner: value}} if dot else {name: value})
-    return values
-
-
-def configured(make: Any, preset: str, overrides: dict[str, Any]) -> Any:
-    """A configuration; pydantic's findings become one `ConfigError` that names every field."""
-    try:
-        return make(preset, overrides)
-    except ValidationError as error:
-        found = (
-            "{}: {}".format(".".join(map(str, item["loc"])) or "settings", item["msg"])
-            for item in error.errors()
-        )
-        raise ConfigError("; ".join(found)) from error
-
-
-@dataclasses.dataclass(frozen=True)
-class _Planned:
-    """A condensation whose settings suit its data, of which no pixel has been read."""
-
-    dataset: str
-    facts: DataFacts
-    preset: str
-    config: CondenseConfig
-
-    @property
-    def is_named(self) -> bool:
-        """Whether the data are one of the named sets."""
-        return self.dataset in NAMED
-
-    def default_path(self) -> Path:
-        """File to write when none is named."""
-        return Path(f"{self.facts.name}-ipc{self.config.ipc}{files.SET_SUFFIX}")
-
-    def load(self, root: Path, download: bool) -> DataSet:
-        """The data, at the side that was planned with."""
-        from mdc_core.data import load
-
-        return load(self.dataset, root, image_size=self.facts.image_size, download=download)
-
-
-def _planned(dataset: str, image_size: int | None, preset: str | None, overrides: dict[str, Any]) -> _Planned:
-    """Settings and data against each other, by names and headers alone."""
-    from mdc_core.data import survey
-
-    facts = survey(dataset, image_size=image_size, preset=preset)
-    chosen = preset or preset_for(facts)
-    config = configured(condense_config, chosen, overrides)
-    config.check_data(facts)
-    return _Planned(dataset, facts, chosen, config)
-
-
-def _resumed(path: Path, planned: _Planned, resume: bool) -> CondenseState | None:
-    """The state to go on from; `MdcError` when there is one and it is not asked for, or when it is another run's."""
-    from mdc_core import checkpoint
-
-    saved = files.checkpoint_path(path)
-    if not resume:
-        if saved.exists():
-            raise MdcError(
-                f"{saved} is from an unfinished run: add --resume to go on, or delete it to start again"
-            )
-        return None
-    state = checkpoint.resume(files.read(saved), planned.config)
-    side, ours = state.tiles.shape[-1], planned.config.tile_side(planned.facts.image_size)
-    if side != ours:
-        raise MdcError(
-            f"{saved} has tiles of {side} pixels, but images of {planned.facts.image_size} are made of tiles of "
-            f"{ours}: give the --image-size that it was begun with (about {side * planned.config.factor})"
-        )
-    return state
-
-
-def _outlook(
-    planned: _Planned, device: str, state: CondenseState | None, go_on: bool, as_json: bool
-) -> Outlook:
-    """Measure this machine for a moment, tell what the run will take, and ask where that is long."""
-    from mdc_core.calibrate import calibrate
-
-    config, facts = planned.config, planned.facts
-    left = config.outer_loops - (state.outer if state else 0)
-    remaining = config.model_copy(update={"outer_loops": left})
-    speed = calibrate(config, facts, device)
-    expected = estimate(remaining, facts, speed=speed, memory_limit=total_bytes())
-    outlook = Outlook(
-        facts=facts,
-        preset=planned.preset,
-        condense=config,
-        loops=left,
-        seconds=expected.seconds_total,
-        seconds_per_loop=expected.seconds_per_outer_loop,
-        seconds_evaluation=None,
-        memory_bytes=expected.memory_bytes,
-    )
-    if as_json:
-        print_json(outlook.document())
-    else:
-        people.print(outlook.words(), soft_wrap=True)
-    if outlook.is_long:
-        less = Run(planned.preset, config, facts, None, speed).shorter(HOUR)
-        ask(warning(outlook, _options(less), less.seconds), go_on)
-    return outlook
-
-
-def _options(less: Shorter) -> str:
-    """The options of `condense` that make the run shorter."""
-    changes = dict(less.condense)
-    loops = [f"--outer-loops {changes.pop('outer_loops')}"] if "outer_loops" in changes else []
-    side = [] if less.image_size is None else [f"--image-size {less.image_size}", f"--preset {less.preset}"]
-    return " ".join([*loops, *side, *as_options(changes)])
-
-
-def _iterate(
-    config: CondenseConfig, data: DataSet, device: str, path: Path, state: CondenseState | None
-) -> CondenseState:
-    """Run the loops under a progress bar; a checkpoint every minute, at the end, and when interrupted."""
-    from mdc_core import checkpoint
-    from mdc_core.condense import condense as steps
-
-    saved = files.checkpoint_path(path)
-    if state is not None and state.outer >= config.outer_loops:
-        return state
-    try:
-        with progress_bar() as bar:
-            done = 0 if state is None else state.outer
-            task = bar.add_task("condensing", total=config.outer_loops, completed=done, detail="")
-            kept = time.monotonic()
-            for step in steps(config, data.train, device, resume=state):
-                state = step.state
-                if step.outer == step.total or time.monotonic() - kept > CHECKPOINT_SECONDS:
-                    files.write(saved, checkpoint.to_bytes(state, config))
-                    kept = time.monotonic()
-                mls = f", MLS {','.join(map(str, step.selected()))}" if config.uses_mls else ""
-                bar.update(task, completed=step.outer, detail=f"loss {step.loss:.4g}{mls}")
-    except KeyboardInterrupt:
-        if state is None:
-            people.print("Stopped before the first outer loop was done: nothing to save.")
-        else:
-            files.write(saved, checkpoint.to_bytes(state, config))
-            people.print(
-                f"Stopped after outer loop {state.outer} of {config.outer_loops}; saved {saved}. "
-                "Run the same command with --resume to go on."
-            )
-        raise
-    assert state is not None
-    return state
-
-
-def _written(path: Path, state: CondenseState, data: DataSet, planned: _Planned) -> dict[str, Any]:
-    """Write the set and what it was made from, and remove the checkpoint; what was written."""
-    from mdc_core.condense import result
-
-    synthetic = result(state, data.train)
-    packed = rankmajor.pack(synthetic.quantised().cpu().numpy(), synthetic.info(data.train))
-    files.write(path, packed)
-    run = {
-        "data": _portable(planned.dataset),
-        "image_size": planned.facts.image_size,
-        "preset": planned.preset,
-        "condense": planned.config.model_dump(mode="json"),
-    }
-    files.write_run(path, run)
-    files.checkpoint_path(path).unlink(missing_ok=True)
-    return {
-        "set": str(path),
-        "bytes": len(packed),
-        "sha256": rankmajor.sha256(packed),
-        "ipc": planned.config.ipc,
-    }
 
 
 def _facts_at(source: str, image_size: int) -> DataFacts:
@@ -466,23 +273,3 @@ def _print_rows(rows: list[Row], recipe: EvaluateConfig) -> None:
             if row.source == "condensed"
         ],
     )
-
-
-def _chosen(device: str) -> str:
-    """The device by name, and this process made ready to compute; `ConfigError` when torch does not know it."""
-    import torch
-
-    keep_freed_memory()
-
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.zeros((), device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
-    return device
-
-
-def _portable(dataset: str) -> str:
-    """A named data set as it is, a path made absolute."""
-    return dataset if dataset in NAMED else str(Path(dataset).resolve())

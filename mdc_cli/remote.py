@@ -11,7 +11,8 @@ import typer
 from rich.progress import Progress, TaskID
 
 from mdc_cli.client import DEFAULT_URL, Service, UnreachableError
-from mdc_cli.local import ImageSize, Json, Yes, parsed
+from mdc_cli.given import parsed
+from mdc_cli.local import ImageSize, Json, Yes
 from mdc_cli.outlook import Outlook, as_options, ask, warning
 from mdc_cli.output import people, percent, print_json, progress_bar, table
 from mdc_core.config import CondenseConfig, DataFacts

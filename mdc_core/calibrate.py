@@ -16,8 +16,8 @@ from mdc_core.recorder import Recorder
 from mdc_core.streams import stream
 from mdc_core.train import Trainer, draw_steps
 
-_TRIES, _STEPS = 5, 2
-"""Enough for a GPU to record the step and to repeat it."""
+_TRIES, _GPU_STEPS = 5, 2
+"""Enough for a GPU to record the step and to repeat it; a CPU has nothing to record, and takes one step a try."""
 _FEW, _LEAST = 2, 4
 """Images of the small step, and of the large one at least. A single image takes other, slower convolutions on a CPU."""
 _CPU_SECONDS = 0.6
@@ -42,10 +42,11 @@ def calibrate(config: CondenseConfig, facts: DataFacts, device: torch.device | s
         batch = min(batch, int(_CPU_BYTES / (2 * network_cost(config.network, facts).activation_bytes)))
     batch = max(batch, _LEAST)
     cost = network_cost(config.network, facts)
+    steps = 1 if device.type == "cpu" else _GPU_STEPS
     with products(config.precision):
         flops = _convolution(config.network.width, max(4, facts.image_size // 2), batch, device)
         few, taken = (
-            _best(_training(config, facts, device, images), device) / _STEPS for images in (_FEW, batch)
+            _best(_training(config, facts, device, images, steps), device) / steps for images in (_FEW, batch)
         )
     start = max(few - _FEW * max(0.0, taken - few) / (batch - _FEW), 0.1 * few)
     rest = max(taken - start - cost.flops_per_image * batch / flops, 0.1 * taken)
@@ -62,20 +63,20 @@ def _convolution(width: int, side: int, batch: int, device: torch.device) -> flo
 
 
 def _training(
-    config: CondenseConfig, facts: DataFacts, device: torch.device, images: int
+    config: CondenseConfig, facts: DataFacts, device: torch.device, images: int, count: int
 ) -> Callable[[], None]:
-    """Some training steps on so many random images."""
+    """So many training steps on so many random images."""
     draws, shape = stream(0, "calibrate"), {"channels": facts.channels, "image_size": facts.image_size}
     net = build_network(config.network, classes=len(facts.classes), generator=draws, **shape).to(device)
     pixels = torch.randn(images, facts.channels, *2 * [facts.image_size], generator=draws).to(device)
     labels = torch.zeros(images, dtype=torch.int64, device=device)
     trainer = Trainer(net, pixels, labels, Recorder(device), bf16=config.precision == "bf16")
     steps = draw_steps(
-        [torch.arange(images)] * _STEPS,
+        [torch.arange(images)] * count,
         images,
         ops=config.network_augment(),
         cutmix=config.cutmix,
-        lr=torch.full((_STEPS,), config.lr_network),
+        lr=torch.full((count,), config.lr_network),
         generator=draws,
         **shape,
     )

@@ -122,10 +122,8 @@ def test_a_calibration_tells_what_starting_takes_from_what_an_image_takes(
     machine = Speed(2e11, 3e9, 0.004)
     image = cost.flops_per_image / machine.flops + cost.activation_bytes / machine.bandwidth
     monkeypatch.setattr(calibration, "_convolution", lambda *_: machine.flops)
-    monkeypatch.setattr(calibration, "_training", lambda _config, _facts, _device, images: images)
-    monkeypatch.setattr(
-        calibration, "_best", lambda images, _: calibration._STEPS * (machine.start + image * images)
-    )
+    monkeypatch.setattr(calibration, "_training", lambda _config, _facts, _device, images, _steps: images)
+    monkeypatch.setattr(calibration, "_best", lambda images, _: machine.start + image * images)
     assert dataclasses.astuple(calibrate(config, facts, "cpu")) == pytest.approx(dataclasses.astuple(machine))
 
 
