@@ -7,11 +7,20 @@ import gc
 import torch
 
 from mdc_core.estimate import together
+from mdc_core.memory import total_bytes
 
 
 def how_many(size: float, device: torch.device) -> int:
     """How many items that hold `size` bytes each are computed as one on a device; see `estimate.together`."""
     return together(size, gpu_free(device))
+
+
+def device_bytes(device: torch.device) -> int:
+    """Memory of a GPU, or what this process may use of the machine's."""
+    if device.type != "cuda":
+        return total_bytes()
+    memory: int = torch.cuda.get_device_properties(device).total_memory
+    return memory
 
 
 def gpu_free(device: torch.device) -> int | None:
