@@ -74,7 +74,9 @@ def submit(
         return
     job = service.call("POST", "/v1/jobs", json=body)
     if not as_json:
-        people.print(f"Job {job['id']}, set {job['name']}. Look at it with: mdc watch {job['id']}")
+        people.print(
+            f"Job {job['id']}, set {job['name']}. Look at it with: mdc watch {job['id']}", soft_wrap=True
+        )
     if follow:
         _watch_to_the_end(service, job["id"], as_json)
     elif as_json:
