@@ -50,7 +50,7 @@ class Recorder:
         self._aside = torch.cuda.Stream(device) if self.records else None
         self._warm: set[Hashable] = set()
         self._kept: list[object] = []
-        """Every graph, also those that failed: with one go workspaces of others, and with the last one the pool."""
+        """Every graph, also failed ones: destroying one may free workspaces of others, the last one takes the pool."""
 
     def recorded(
         self, run: Callable[..., None], shapes: Collection[Hashable], *args: object
@@ -106,7 +106,9 @@ class Recorder:
                 return self._capture(run)
         except RuntimeError as error:
             reason = str(error).partition("\n")[0]
-            if not isinstance(error, torch.OutOfMemoryError):  # others need less memory, or differ in nothing
+            if not isinstance(
+                error, torch.OutOfMemoryError
+            ):  # then functions that take less may still be recorded
                 self.refusal = reason
             _tell(reason)
             return None
