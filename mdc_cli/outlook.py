@@ -114,13 +114,13 @@ def _read(facts: DataFacts) -> str:
     images = "" if facts.images is None else f", {facts.images} training images"
     tests = ""
     if facts.test_images is not None:
-        held = " held out of them" if facts.held_out else " test images"
-        tests = f" and {facts.test_images}{held}"
+        held = " (held out, as there is no test split)" if facts.held_out else ""
+        tests = f" and {facts.test_images} test images{held}"
     own = ""
     if facts.own_side is not None and facts.own_side != facts.image_size:
         own = f" (of {facts.own_side})"
     colours = "grey" if facts.channels == 1 else "colour"
-    ignored = f", {facts.ignored} files or folders ignored" if facts.ignored else ""
+    ignored = f", files or folders ignored: {facts.ignored}" if facts.ignored else ""
     return (
         f"{facts.name}: {len(facts.classes)} classes{images}{tests}, "
         f"{facts.image_size} pixels{own}, {colours}{ignored}"

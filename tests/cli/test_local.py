@@ -99,8 +99,8 @@ def test_own_pictures_from_the_side_to_the_evaluation(tmp_path: Path) -> None:
     folder, out = pictures(tmp_path / "pictures"), tmp_path / "s.safetensors"
     told = run("condense", folder, "--dry-run", *TOY)
     assert told.stderr.startswith(
-        "pictures: 2 classes, 36 training images and 4 held out of them, 64 pixels (of 80), colour, "
-        "1 files or folders ignored. Preset photos, convnet-d4-w4, ipc 2: about "
+        "pictures: 2 classes, 36 training images and 4 test images (held out, as there is no test split), "
+        "64 pixels (of 80), colour, files or folders ignored: 1. Preset photos, convnet-d4-w4, ipc 2: about "
     ), told.stderr
     side = ["--image-size", "12", "--set", "network.depth=2"]
     made = run("condense", folder, "--out", out, *TOY, *side, "--json")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -11,8 +13,10 @@ import pytest
 from mdc_core.config import CondenseConfig, EvaluateConfig
 from mdc_core.estimate import Speed, estimate
 from mdc_core.presets import NAMED, merge
+from server.schemas import JobRequest
 from server.store import datasets, workers
 from server.store.db import Database
+from server.submission import _digest
 from tests.server.archives import arrays, image, zipped
 from tests.server.conftest import Api
 from tests.server.test_api_jobs import submit
@@ -204,6 +208,12 @@ def test_an_upload_of_an_earlier_release_gets_the_new_side(api: Api) -> None:
         }
     facts = planned(api, dataset=dataset, **PICTURES)["facts"]
     assert (facts["image_size"], facts["own_side"], facts["test_images"]) == (64, 224, None)
+
+
+def test_a_request_that_an_earlier_release_knew_has_the_digest_that_it_had() -> None:
+    body = {"dataset": "digits", "name": "mine", "preset": None, "condense": {"ipc": 5}, "evaluate": {}}
+    before = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    assert _digest(JobRequest.model_validate(body)) == before
 
 
 def test_the_side_makes_another_request(api: Api) -> None:
