@@ -207,9 +207,11 @@ def first_order(net: Network, images: Tensor, at_once: int, *, graph: bool) -> N
 class Unrecorded(Recorder):
     """Starts every kernel by itself: a graph hides its operators. They are the same kernels."""
 
-    def recorded(self, run: Callable[[], None], shapes: Collection[Hashable]) -> Callable[[], None]:
+    def recorded(
+        self, run: Callable[..., None], shapes: Collection[Hashable], *args: object
+    ) -> Callable[[], None]:
         """`run` itself."""
-        return run
+        return lambda: run(*args)
 
 
 def operators(
@@ -242,7 +244,7 @@ def profiled(call: Callable[[int], None], inner: int, device: torch.device) -> d
     with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]) as profiler:
         call(inner)
         if gpu:
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(device)
     taken = {
         event.key: (event.self_device_time_total if gpu else event.self_cpu_time_total) / 1000
         for event in profiler.key_averages()
@@ -258,10 +260,10 @@ def timed(run: Callable[[int], object], inner: int, device: torch.device) -> flo
         begun = time.process_time()
         run(inner)
         return time.process_time() - begun
-    torch.cuda.synchronize()
+    torch.cuda.synchronize(device)
     begun = time.perf_counter()
     run(inner)
-    torch.cuda.synchronize()
+    torch.cuda.synchronize(device)
     return time.perf_counter() - begun
 
 
@@ -280,7 +282,8 @@ def report(
         "second derivative and the rest of matching": parts["engine"] - parts["real"] - parts["synthetic"],
         "network": parts["network"],
     }
-    where = torch.cuda.get_device_name() if args.device.startswith("cuda") else platform.machine()
+    gpu = args.device.startswith("cuda")
+    where = torch.cuda.get_device_name(args.device) if gpu else platform.machine()
     return {
         "what": "inner iteration, engine against the literal per-class update",
         "sizes": {name: getattr(args, name) for name in ("ipc", "width", "selected", "batch_real", "n_data")},

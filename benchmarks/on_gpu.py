@@ -89,7 +89,7 @@ def steps(args: argparse.Namespace) -> dict[str, list[str]]:
         # The folder's own conftest.py alone: those above it want the servers' packages.
         "tests": [
             *["-m", "pytest", "tests/core/test_gpu.py", "tests/core/test_recorder.py"],
-            *["--confcutdir=tests/core", "-rs"],
+            *["--confcutdir=tests/core", "-rs", "-W", "default"],
         ],
         "largest-subset-tf32": [*iteration, "--selected", most, "--precision", "tf32"],
         "smallest-subset-tf32": [*iteration, "--selected", "1", "--precision", "tf32"],
@@ -132,7 +132,7 @@ def table(found: dict[str, str]) -> str:
     """Markdown: an iteration's milliseconds and ratios, its operators, and the evaluation's ratio."""
     measured = {name: json.loads(text) for name, text in found.items() if name != "tests"}
     tests = found.get("tests", "not run").strip()
-    rows = [tests if "failed" in tests else f"Tests: {tests.splitlines()[-1]}", ""]
+    rows = [tests if "failed" in tests else f"Tests: {(tests.splitlines() or ['no output'])[-1]}", ""]
     rows += ["| | ms | matching | training | iteration | unrecorded | machine |", "|-|-|-|-|-|-|-|"]
     iterations = {name: one for name, one in measured.items() if "operators" in one}
     for name, one in iterations.items():

@@ -129,8 +129,14 @@ class Run:
             "outer_loops": [outer, self.config.outer_loops],
             "trainings": [len(self.trials), trials_planned(self.recipe, self.config.ipc)],
             "seconds": self.seconds,
-            "gpu_bytes": torch.cuda.max_memory_reserved() if torch.cuda.is_available() else None,
+            "gpu_bytes": self._gpu_bytes(),
         }
+
+    def _gpu_bytes(self) -> int | None:
+        """Most that was reserved in this call, for the comparison with the estimate."""
+        assert self.state is not None
+        device = self.state.tiles.device
+        return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None
 
     def _keep(self, phase: str, begun: float) -> None:
         self.seconds[phase] += time.perf_counter() - begun

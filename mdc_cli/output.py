@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from typing import Any, NoReturn
 
 from rich.console import Console
@@ -11,6 +12,8 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    Task,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -18,7 +21,11 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from mdc_core.shorter import duration
+
 people = Console(stderr=True, highlight=False, markup=False)
+LINE_SECONDS = 30
+"""Between two lines of progress where no terminal shows a bar."""
 tables = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 160)
 
 
@@ -33,9 +40,29 @@ def print_json(document: Any) -> None:
     print(json.dumps(document, indent=2, ensure_ascii=False))
 
 
+class _Progress(Progress):
+    """A bar on a terminal; elsewhere plain lines: one every 30 s, and one at a task's end."""
+
+    _told: float | None = None
+    """When the last line was printed, or the first update came, by the monotonic clock."""
+
+    def update(self, task_id: TaskID, **changes: Any) -> None:
+        """As `Progress.update`."""
+        was_finished = self._tasks[task_id].finished
+        super().update(task_id, **changes)
+        if not self.disable:
+            return
+        task, now = self._tasks[task_id], self.get_time()
+        if self._told is None:
+            self._told = now
+        if now - self._told >= LINE_SECONDS or (task.finished and not was_finished):
+            self._told = now
+            people.print(_line(task), soft_wrap=True)
+
+
 def progress_bar() -> Progress:
     """A bar with count, time left, and a `detail` field; plain lines do without when nobody watches."""
-    return Progress(
+    return _Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
@@ -45,7 +72,22 @@ def progress_bar() -> Progress:
         TextColumn("{task.fields[detail]}", markup=False),
         console=people,
         disable=not people.is_terminal,
+        speed_estimate_period=86_400,  # a loop may take longer than the 30 s that are usual
+        get_time=time.monotonic,
     )
+
+
+def _line(task: Task) -> str:
+    """Where a task is: `condensing 12/100, 40 s, left 5 min, loss 0.1`."""
+    of = "" if task.total is None else f"/{task.total:.0f}"
+    left = None if task.finished else task.time_remaining
+    told = [
+        f"{task.description} {task.completed:.0f}{of}",
+        duration(task.elapsed or 0),
+        *([] if left is None else [f"left {duration(left)}"]),
+        *filter(None, [task.fields["detail"]]),
+    ]
+    return ", ".join(told)
 
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
@@ -58,19 +100,6 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     for row in rows:
         drawn.add_row(*map(Text, row))
     tables.print(drawn)
-
-
-def duration(seconds: float) -> str:
-    """To two digits, in the unit that suits: `3.2 s`, `12 min`, `15 h`, `4 days`."""
-    for unit, length, limit in (
-        ("s", 1, 90),
-        ("min", 60, 5400),
-        ("h", 3600, 172_800),
-        ("days", 86_400, None),
-    ):
-        if limit is None or seconds < limit:
-            return f"{float(f'{seconds / length:.2g}'):g} {unit}"
-    raise AssertionError("the last unit has no limit")
 
 
 def accuracy(mean: float | None, std: float | None) -> str:

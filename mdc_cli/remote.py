@@ -11,8 +11,11 @@ import typer
 from rich.progress import Progress, TaskID
 
 from mdc_cli.client import DEFAULT_URL, Service, UnreachableError
-from mdc_cli.local import Json, parsed
+from mdc_cli.given import parsed
+from mdc_cli.local import ImageSize, Json, Yes
+from mdc_cli.outlook import Outlook, as_options, ask, warning
 from mdc_cli.output import people, percent, print_json, progress_bar, table
+from mdc_core.config import CondenseConfig, DataFacts
 from mdc_core.errors import MdcError
 from mdc_core.presets import NAMED
 
@@ -48,21 +51,32 @@ def submit(
         list[str] | None,
         typer.Option("--evaluate", metavar="NAME=VALUE", help="A setting of the evaluation."),
     ] = None,
+    image_size: ImageSize = None,
     follow: Annotated[bool, typer.Option("--watch", help="Show its progress until it ends.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only tell what was read, and what the job would take.")
+    ] = False,
+    yes: Yes = False,
     url: Url = DEFAULT_URL,
     key: Key = None,
     as_json: Json = False,
 ) -> None:
-    """Submit a condensation job."""
+    """Submit a condensation job, once the service has told what it will take."""
     service = Service(url, key)
     if dataset not in NAMED and Path(dataset).exists():
         dataset = _upload(service, Path(dataset))
     settings = parsed(condense) | ({} if ipc is None else {"ipc": ipc})
+    given: dict[str, Any] = {"name": name, "preset": preset, "image_size": image_size}
     body = {"dataset": dataset, "condense": settings, "evaluate": parsed(evaluate)}
-    body |= {field: value for field, value in (("name", name), ("preset", preset)) if value is not None}
+    body |= {field: value for field, value in given.items() if value is not None}
+    _tell_and_ask(service.call("POST", "/v1/jobs", json={**body, "dry_run": True}), dry_run, yes, as_json)
+    if dry_run:
+        return
     job = service.call("POST", "/v1/jobs", json=body)
     if not as_json:
-        people.print(f"Job {job['id']}, set {job['name']}. Look at it with: mdc watch {job['id']}")
+        people.print(
+            f"Job {job['id']}, set {job['name']}. Look at it with: mdc watch {job['id']}", soft_wrap=True
+        )
     if follow:
         _watch_to_the_end(service, job["id"], as_json)
     elif as_json:
@@ -121,6 +135,32 @@ def sets(
     table("", columns, [_summary(one) for one in found])
 
 
+def _tell_and_ask(plan: dict[str, Any], dry_run: bool, yes: bool, as_json: bool) -> None:
+    """Say what the service has read and expects, and ask where that is long; a dry run only tells."""
+    estimate, less = plan["estimate"], plan["shorter"]
+    config = CondenseConfig.model_validate(plan["condense"])
+    outlook = Outlook(
+        facts=DataFacts.model_validate(plan["facts"]),
+        preset=plan["preset"],
+        condense=config,
+        loops=config.outer_loops,
+        seconds=estimate["seconds"],
+        seconds_pool=estimate["seconds_pool"],
+        seconds_per_loop=estimate["seconds_per_outer_loop"],
+        seconds_evaluation=estimate["seconds_evaluation"],
+        memory_bytes=estimate["memory_bytes"],
+    )
+    if dry_run and as_json:
+        print_json(plan)
+    else:
+        people.print(outlook.words(), soft_wrap=True)
+    if outlook.is_long and less is not None:
+        given = [("--image-size", less["image_size"]), ("--preset", less["preset"])]
+        options = [f"{option} {value}" for option, value in given if value is not None]
+        options += [*as_options(less["condense"]), *as_options(less["evaluate"], "--evaluate")]
+        ask(warning(outlook, " ".join(options), less["seconds"]), yes or dry_run)
+
+
 def _upload(service: Service, path: Path) -> str:
     """Upload a data set; its id."""
     if path.is_dir():
@@ -129,12 +169,12 @@ def _upload(service: Service, path: Path) -> str:
         )
     name = re.sub(r"[^a-z0-9]+", "-", path.stem.lower()).strip("-")[:63] or "data"
     media = "application/x-npz" if path.suffix == ".npz" else "application/zip"
-    people.print(f"Uploading {path} ({path.stat().st_size} bytes)")
+    people.print(f"Uploading {path} ({path.stat().st_size} bytes)", soft_wrap=True)
     with path.open("rb") as file:
         dataset = service.call(
             "POST", "/v1/datasets", params={"name": name}, content=file, headers={"Content-Type": media}
         )
-    people.print(f"Data set {dataset['id']}: {len(dataset['facts']['classes'])} classes")
+    people.print(f"Data set {dataset['id']}")
     identifier: str = dataset["id"]
     return identifier
 
@@ -197,7 +237,9 @@ def _show(bar: Progress, phases: dict[str, TaskID], progress: dict[str, Any]) ->
     if progress["phase"] not in phases:
         for earlier in phases.values():
             bar.update(earlier, completed=bar.tasks[earlier].total, detail="")
-        phases[progress["phase"]] = bar.add_task(progress["phase"], total=progress["total"], detail="")
+        phases[progress["phase"]] = bar.add_task(
+            progress["phase"], total=progress["total"], completed=progress["step"], detail=""
+        )
     detail = "" if progress["loss"] is None else f"loss {progress['loss']:.4g}, MLS {progress['mls']}"
     bar.update(phases[progress["phase"]], completed=progress["step"], total=progress["total"], detail=detail)
 

@@ -2,7 +2,7 @@
 
 Layout: `train/<class>/*` and, optionally, `test/<class>/*`; deeper folders belong to the class above them. In
 a zip all of it may lie in one more folder. What lies beside train and test, hidden files and `__MACOSX` are
-ignored. Class names in sorted order are the labels 0..C-1.
+ignored. Class names in sorted order are the labels 0..C-1. A survey reads names and headers, and decodes nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import IO, TypeVar
 
 import numpy as np
 import torch
@@ -24,20 +24,25 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from mdc_core.config import MAX_SIDE, MIN_SIDE, DataFacts
 from mdc_core.errors import ConfigError, DataError
 from mdc_core.memory import room
+from mdc_core.own_data import (
+    FORMATS,
+    MAX_PIXELS,
+    Found,
+    Header,
+    check_pixels,
+    is_grey,
+    own_side,
+    passed_over,
+    read_header,
+)
+from mdc_core.presets import default_side
 from mdc_core.splits import Splits, hold_out
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
-"""Decoders that a user's file may reach."""
-MAX_PIXELS = 64_000_000
-"""Largest image that is decoded; below Pillow's own limit, so that its warning is always an error here."""
 MAX_FILE_BYTES = 128 * 2**20
 """Largest image file that is read."""
-DEFAULT_SIDE = 224
-"""Largest side that is chosen when the caller names none."""
-MIN_SIDE, MAX_SIDE = 4, 1024
-"""Sides that a data set may have."""
 _DECODED_AHEAD = 256
 
 T = TypeVar("T")
@@ -46,34 +51,49 @@ Pixels = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Member:
-    """One image file: its name as the user knows it, and how to get its bytes."""
+    """One image file: its name as the user knows it, and how to open it."""
 
     name: str
-    read: Callable[[], bytes]
+    open: Callable[[], IO[bytes]]
 
 
-Tree = dict[str, dict[str, list[Member]]]
-"""Image files by split and class; an empty class is kept, so that it can be named."""
+@dataclass(frozen=True)
+class Tree:
+    """Image files by split and class; an empty class is kept, so that it can be named."""
+
+    splits: dict[str, dict[str, list[Member]]]
+    ignored: int
+    """Files and folders that were passed over."""
 
 
-def read_folder(path: Path, image_size: int | None = None, test: str = "test") -> Splits:
+def survey_folder(path: Path, image_size: int | None = None, preset: str | None = None) -> DataFacts:
+    """What `read_folder` would read, from the files' names and headers; takes and raises the same."""
+    return _surveyed(_folder_tree(path, "test"), path, path.resolve().name, image_size, preset)
+
+
+def survey_zip(path: Path, image_size: int | None = None, preset: str | None = None) -> DataFacts:
+    """The same as `survey_folder`, of a zip."""
+    with open_zip(path) as archive:
+        return _surveyed(_zip_tree(archive, path), path, path.stem, image_size, preset)
+
+
+def read_folder(
+    path: Path, image_size: int | None = None, preset: str | None = None, *, test: str = "test"
+) -> Splits:
     """Images of `path`/train and `path`/`test` (layout: see above), square, of side `image_size`.
 
     Without a test folder a tenth of every class is held out (see `hold_out`). Without `image_size` the side
-    is the short side of the first image, at most 224. Class folders may be links.
+    is the median of the images' short sides, at most 64, or as large as `preset` is made for (see
+    `presets.default_side`). Class folders may be links.
 
     Raises:
         DataError: a file or a class cannot be used; the message names it.
         ConfigError: `image_size` is out of range.
     """
-    try:
-        tree = {split: _classes_of(path / split) for split in ("train", test) if (path / split).is_dir()}
-    except OSError as error:
-        raise DataError(f"{path} cannot be listed ({error}): check that it can be read") from error
-    return _decode_tree(tree, image_size, path, test)
+    return _decoded(_folder_tree(path, test), path, image_size, preset, test)
 
 
-def read_zip(path: Path, image_size: int | None = None) -> Splits:
+def read_zip(path: Path, image_size: int | None = None, preset: str | None = None) -> Splits:
     """The same as `read_folder`, of a zip; members are read one by one and nothing is written to disk.
 
     Raises:
@@ -82,7 +102,7 @@ def read_zip(path: Path, image_size: int | None = None) -> Splits:
         ConfigError: `image_size` is out of range.
     """
     with open_zip(path) as archive:
-        return _decode_tree(_zip_tree(archive, path), image_size, path, "test")
+        return _decoded(_zip_tree(archive, path), path, image_size, preset, "test")
 
 
 def open_zip(path: Path) -> zipfile.ZipFile:
@@ -99,41 +119,59 @@ def is_npz(path: Path) -> bool:
         return any(name.endswith(".npy") for name in archive.namelist())
 
 
-def _hidden(parts: Sequence[str]) -> bool:
-    return any(part.startswith(".") or part == "__MACOSX" for part in parts)
+def _folder_tree(path: Path, test: str) -> Tree:
+    """Members of both splits, if they are there."""
+    try:
+        beside = [entry for entry in path.iterdir() if entry.name not in ("train", test)]
+        trees = {split: _classes_of(path / split) for split in ("train", test) if (path / split).is_dir()}
+    except OSError as error:
+        raise DataError(f"{path} cannot be listed ({error}): check that it can be read") from error
+    ignored = len(beside) + sum(tree[1] for tree in trees.values())
+    return Tree({split: tree[0] for split, tree in trees.items()}, ignored)
 
 
-def _classes_of(folder: Path) -> dict[str, list[Member]]:
-    """Members of each class folder. Links to folders are followed at the class, not below it: no cycles."""
+def _classes_of(folder: Path) -> tuple[dict[str, list[Member]], int]:
+    """Members of each class folder, and how many files and folders were passed over.
+
+    Links to folders are followed at the class, not below it: no cycles.
+    """
     classes: dict[str, list[Member]] = {}
+    ignored: set[tuple[str, ...]] = set()
     for entry in sorted(folder.iterdir()):
-        if _hidden([entry.name]):
+        if passed_over([entry.name]):
+            ignored.add((entry.name,))
             continue
         if not entry.is_dir():
             raise _unlabelled(str(entry))
-        files = [Path(base, name) for base, _, names in os.walk(entry) for name in names]
-        visible = sorted(file for file in files if not _hidden(file.relative_to(entry).parts))
-        classes[entry.name] = [Member(str(file), partial(_read_file, file)) for file in visible]
-    return classes
+        members = classes.setdefault(entry.name, [])
+        files = sorted(Path(base, name) for base, _, names in os.walk(entry) for name in names)
+        for file in files:
+            if skipped := passed_over(file.relative_to(entry).parts):
+                ignored.add((entry.name, *skipped))
+            else:
+                members.append(Member(str(file), partial(_open_file, file)))
+    return classes, len(ignored)
 
 
-def _read_file(path: Path) -> bytes:
+def _open_file(path: Path) -> IO[bytes]:
     _check_bytes(path.stat().st_size)
-    return path.read_bytes()
+    return path.open("rb")
 
 
 def _zip_tree(archive: zipfile.ZipFile, path: Path) -> Tree:
     """Members by split and class, after every member's name and kind has been checked."""
     entries = [(_safe_parts(info, path), info) for info in archive.infolist()]
-    entries = [(parts, info) for parts, info in entries if parts and not _hidden(parts)]
+    ignored = {skipped for parts, _ in entries if (skipped := passed_over(parts))}
+    entries = [(parts, info) for parts, info in entries if parts and not passed_over(parts)]
     tops = {parts[0] for parts, _ in entries}
     if len(tops) == 1 and not tops & {"train", "test"}:
         entries = [(parts[1:], info) for parts, info in entries if len(parts) > 1]
-    tree: Tree = {}
+    splits: dict[str, dict[str, list[Member]]] = {}
     for parts, info in entries:
         if parts[0] not in ("train", "test"):
+            ignored.add((parts[0],))
             continue
-        classes = tree.setdefault(parts[0], {})
+        classes = splits.setdefault(parts[0], {})
         name = f"{path}: {info.filename}"
         if info.is_dir():
             if len(parts) > 1:
@@ -141,11 +179,11 @@ def _zip_tree(archive: zipfile.ZipFile, path: Path) -> Tree:
         elif len(parts) < 3:
             raise _unlabelled(name)
         else:
-            classes.setdefault(parts[1], []).append(Member(name, partial(_read_member, archive, info)))
-    for classes in tree.values():
+            classes.setdefault(parts[1], []).append(Member(name, partial(_open_member, archive, info)))
+    for classes in splits.values():
         for members in classes.values():
             members.sort(key=lambda member: member.name)
-    return tree
+    return Tree(splits, len(ignored))
 
 
 def _safe_parts(info: zipfile.ZipInfo, path: Path) -> list[str]:
@@ -165,9 +203,9 @@ def _safe_parts(info: zipfile.ZipInfo, path: Path) -> list[str]:
     raise DataError(f"{path}: member {info.filename!r} {fault}: zip plain files, without a password")
 
 
-def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+def _open_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> IO[bytes]:
     _check_bytes(info.file_size)  # reading never yields more than this, whatever the compressed data say
-    return archive.read(info)
+    return archive.open(info)
 
 
 def _check_bytes(size: int) -> None:
@@ -179,27 +217,49 @@ def _unlabelled(name: str) -> DataError:
     return DataError(f"{name} is in no class: images belong into train/<class>/ and test/<class>/")
 
 
-def _decode_tree(tree: Tree, image_size: int | None, path: Path, test: str) -> Splits:
+def _surveyed(tree: Tree, path: Path, name: str, image_size: int | None, preset: str | None) -> DataFacts:
+    """The facts of the data set, after its classes, and the header of every image, have been checked."""
+    _check_side(image_size)
+    classes = _checked_classes(tree, path)
+    counts = {split: tuple(len(found[label]) for label in classes) for split, found in tree.splits.items()}
+    found = Found(classes, counts["train"], counts.get("test"), tree.ignored)
+    return found.facts(name, _headers(tree), image_size, preset)
+
+
+def _decoded(tree: Tree, path: Path, image_size: int | None, preset: str | None, test: str) -> Splits:
     """Check the classes, divide the files into two splits, decode all into one tensor, and cut it."""
-    if not tree.get("train"):
+    _check_side(image_size)
+    classes = _checked_classes(tree, path)
+    train, labels = _flat(tree.splits["train"], classes)
+    if test in tree.splits:
+        held, held_labels = _flat(tree.splits[test], classes)
+    else:
+        kept_at, held_at = hold_out(labels, classes)
+        held, held_labels = [train[i] for i in held_at.tolist()], labels[held_at]
+        train, labels = [train[i] for i in kept_at.tolist()], labels[kept_at]
+    side = image_size if image_size is not None else default_side(own_side(_headers(tree)), preset)
+    images = _decode_all([*train, *held], side)
+    return Splits(classes, (images[: len(train)], labels), (images[len(train) :], held_labels))
+
+
+def _checked_classes(tree: Tree, path: Path) -> tuple[str, ...]:
+    """The class names in the order of their labels, all of them in both splits."""
+    if not tree.splits.get("train"):
         raise DataError(f"{path} has no train/<class>/ folder: the layout is train/<class>/*, test/<class>/*")
-    classes = tuple(sorted(tree["train"]))
-    for split, found in tree.items():
+    classes = tuple(sorted(tree.splits["train"]))
+    for split, found in tree.splits.items():
         if unknown := sorted(set(found) - set(classes)):
             raise DataError(f"{path}: class {unknown[0]!r} is in {split}, but not in train: remove or add it")
         if empty := [name for name in classes if not found.get(name)]:
             raise DataError(
                 f"{path}: class {empty[0]!r} has no image in {split}: add some, or remove the class"
             )
-    train, labels = _flat(tree["train"], classes)
-    if test in tree:
-        held, held_labels = _flat(tree[test], classes)
-    else:
-        kept_at, held_at = hold_out(labels, classes)
-        held, held_labels = [train[i] for i in held_at.tolist()], labels[held_at]
-        train, labels = [train[i] for i in kept_at.tolist()], labels[kept_at]
-    images = _decode_all([*train, *held], image_size)
-    return Splits(classes, (images[: len(train)], labels), (images[len(train) :], held_labels))
+    return classes
+
+
+def _check_side(image_size: int | None) -> None:
+    if image_size is not None and not MIN_SIDE <= image_size <= MAX_SIDE:
+        raise ConfigError(f"image_size is {image_size}: it must be {MIN_SIDE}..{MAX_SIDE} pixels")
 
 
 def _flat(found: dict[str, list[Member]], classes: tuple[str, ...]) -> tuple[list[Member], Tensor]:
@@ -210,11 +270,14 @@ def _flat(found: dict[str, list[Member]], classes: tuple[str, ...]) -> tuple[lis
     ).repeat_interleave(counts)
 
 
-def _decode_all(members: Sequence[Member], image_size: int | None) -> Tensor:
+def _headers(tree: Tree) -> list[Header]:
+    """The header of every image."""
+    every = (member for found in tree.splits.values() for members in found.values() for member in members)
+    return [_opened(member, read_header) for member in every]
+
+
+def _decode_all(members: Sequence[Member], side: int) -> Tensor:
     """All images as one tensor (M, ch, side, side), uint8: ch is 1 only when every image is grey."""
-    side = image_size if image_size is not None else _opened(members[0], _default_side)
-    if not MIN_SIDE <= side <= MAX_SIDE:
-        raise ConfigError(f"image_size is {side}: it must be {MIN_SIDE}..{MAX_SIDE} pixels")
     images = room((len(members), 1, side, side))
     decode = partial(_opened, use=partial(_pixels, side=side))
     # Threads, because Pillow decodes without the interpreter lock; chunks, because map() would decode
@@ -237,28 +300,22 @@ def _coloured(grey: Pixels, filled: int, channels: int) -> Pixels:
     return images
 
 
-def _default_side(image: Image.Image) -> int:
-    if min(image.size) < MIN_SIDE:
-        raise ValueError(f"{image.width}×{image.height} pixels: at least {MIN_SIDE}, or set image_size")
-    return min(*image.size, DEFAULT_SIDE)
-
-
-def _opened(member: Member, use: Callable[[Image.Image], T]) -> T:
-    """What `use` makes of the opened image; whatever goes wrong, the error names the file."""
+def _opened(member: Member, use: Callable[[IO[bytes]], T]) -> T:
+    """What `use` makes of the opened file; whatever goes wrong, the error names it."""
     try:
-        with Image.open(io.BytesIO(member.read()), formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ValueError(f"{image.width}×{image.height} pixels, more than the limit of {MAX_PIXELS}")
-            return use(image)
+        with member.open() as file:
+            return use(file)
     except UnidentifiedImageError as error:
         raise DataError(f"{member.name} is no PNG, JPEG, WebP or BMP image: replace or remove it") from error
     except Exception as error:  # decoders fail on hostile bytes in many ways, all of them the file's fault
         raise DataError(f"{member.name} cannot be read ({error}): replace or remove it") from error
 
 
-def _pixels(image: Image.Image, side: int) -> Pixels:
+def _pixels(file: IO[bytes], side: int) -> Pixels:
     """The centre square (1 or 3, side, side) after the short side has been resized with antialiasing."""
-    image = _grey_or_rgb(image)
+    with Image.open(io.BytesIO(file.read()), formats=FORMATS) as opened:
+        check_pixels(opened)
+        image = _grey_or_rgb(opened)
     short, long = min(image.size), max(image.size)
     if short != side:
         long = int(side * long / short)
@@ -279,4 +336,4 @@ def _grey_or_rgb(image: Image.Image) -> Image.Image:
     """Mode L or RGB; transparency is dropped."""
     if image.mode.startswith("I"):  # 16 bits per pixel, which Pillow would clip at 255 instead of scaling
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    return image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
+    return image.convert("L" if is_grey(image.mode) else "RGB")

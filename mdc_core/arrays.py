@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +17,8 @@ from torch import Tensor
 from mdc_core.errors import DataError
 from mdc_core.memory import room
 from mdc_core.splits import Splits, hold_out
+
+T = TypeVar("T")
 
 _SMALL = ("y_train", "y_test", "classes")
 _PIECE_BYTES = 2**24
@@ -31,6 +33,29 @@ def read_npz(path: Path) -> Splits:
     Raises:
         DataError: an array is missing or cannot be used; the message names it.
     """
+    return _with_arrays(path, lambda arrays: arrays.read())
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What an npz holds, its pixels aside."""
+
+    classes: tuple[str, ...]
+    shape: tuple[int, int, int, int]
+    """Of the training images that are not held out: M, ch, H, W."""
+    labels: Tensor
+    """(M,), int64."""
+    test_images: int
+    held_out: bool
+
+
+def survey_npz(path: Path) -> Survey:
+    """What `read_npz` would read, without the pixels; raises the same."""
+    return _with_arrays(path, lambda arrays: arrays.survey())
+
+
+def _with_arrays(path: Path, use: Callable[[_Arrays], T]) -> T:
+    """What `use` makes of the opened arrays; whatever goes wrong is a `DataError`."""
     if not zipfile.is_zipfile(path):
         raise DataError(f"{path} is not an npz file: write it with numpy.savez")
     try:
@@ -38,7 +63,7 @@ def read_npz(path: Path) -> Splits:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {name: file[name] for name in _SMALL if name in file.files}
             stored = {name: _Stored.open(file, name) for name in ("x_train", "x_test") if name in file.files}
-            return _splits(arrays, stored, path)
+            return use(_checked(arrays, stored, path))
     except DataError:
         raise
     except Exception as error:  # numpy reports damaged arrays by half a dozen kinds of exception
@@ -108,23 +133,48 @@ def _header(member: Any) -> Any:
     return np.lib.format.read_array_header_2_0(member)
 
 
-def _splits(arrays: dict[str, NDArray[Any]], stored: dict[str, _Stored], path: Path) -> Splits:
-    """Both splits, after everything but the pixels has been checked."""
+@dataclass(frozen=True)
+class _Arrays:
+    """An opened npz of which everything but the pixels has been checked."""
+
+    classes: tuple[str, ...]
+    train: _Stored
+    labels: Tensor
+    """(M,), of all training images."""
+    test: _Stored | None
+    test_labels: Tensor | None
+
+    def read(self) -> Splits:
+        """Both splits."""
+        if self.test is not None and self.test_labels is not None:
+            (x,) = self.train.read(torch.arange(len(self.labels)))
+            (test_x,) = self.test.read(torch.arange(len(self.test_labels)))
+            return Splits(self.classes, (x, self.labels), (test_x, self.test_labels))
+        kept, held = hold_out(self.labels, self.classes)
+        x, test_x = self.train.read(kept, held)
+        return Splits(self.classes, (x, self.labels[kept]), (test_x, self.labels[held]))
+
+    def survey(self) -> Survey:
+        """Everything but the pixels."""
+        labels, tests = self.labels, self.test_labels
+        if tests is None:
+            kept, tests = hold_out(labels, self.classes)
+            labels = labels[kept]
+        height, width, channels = (*self.train.shape[1:], 1)[:3]
+        shape = (len(labels), channels, height, width)
+        return Survey(self.classes, shape, labels, len(tests), self.test is None)
+
+
+def _checked(arrays: dict[str, NDArray[Any]], stored: dict[str, _Stored], path: Path) -> _Arrays:
     if missing := [name for name in ("x_train", "y_train") if name not in {*arrays, *stored}]:
         raise DataError(f"{path} has no array {missing[0]!r}: it needs x_train and y_train")
     if ("x_test" in stored) != ("y_test" in arrays):
         raise DataError(f"{path} has only one of x_test and y_test: add the other, or leave out both")
     classes = _class_names(arrays)
     y = _labels(stored["x_train"], arrays["y_train"], "train", classes)
-    if "x_test" in stored:
-        test_y = _labels(stored["x_test"], arrays["y_test"], "test", classes)
-        (x,) = stored["x_train"].read(torch.arange(len(y)))
-        (test_x,) = stored["x_test"].read(torch.arange(len(test_y)))
-    else:
-        kept, held = hold_out(y, classes)
-        x, test_x = stored["x_train"].read(kept, held)
-        y, test_y = y[kept], y[held]
-    return Splits(classes, (x, y), (test_x, test_y))
+    test = stored.get("x_test")
+    test_y = None if test is None else _labels(test, arrays["y_test"], "test", classes)
+    return _Arrays(classes, stored["x_train"], y, test, test_y)
 
 
 def _class_names(arrays: dict[str, NDArray[Any]]) -> tuple[str, ...]:

@@ -126,8 +126,7 @@ def apply(params: AugmentParams, images: Tensor) -> Tensor:
     if params.shift is not None:
         images = _shifted(images, params.shift)
     if params.affine is not None:
-        matrices = params.affine.to(images).expand(len(images), 2, 3)
-        grid = F.affine_grid(matrices, list(images.shape), align_corners=True)
+        grid = _affine_grid(params.affine.to(images), images.shape[-1]).expand(len(images), -1, -1, -1)
         images = F.grid_sample(images, grid, align_corners=True)
     if params.cutout is not None:
         images = images * _cutout_mask(params.cutout, images.shape[-1]).to(images)
@@ -189,6 +188,17 @@ def _geometry(
         affine = torch.eye(2, 3).expand_as(drawn) if affine is None else affine
         affine = torch.where((picked == number)[:, None, None], drawn, affine)
     return shift, affine
+
+
+def _affine_grid(matrices: Tensor, side: int) -> Tensor:
+    """Where each pixel comes from, (R, H, H, 2) in [-1, 1], by matrices (R, 2, 3).
+
+    Torch's own computes a matrix product, which TF32 rounds by a part of a pixel.
+    """
+    line = torch.linspace(-1, 1, side, dtype=matrices.dtype, device=matrices.device)
+    x, y, offset = matrices[:, None, None].unbind(4)  # each (R, 1, 1, 2)
+    grid: Tensor = x * line[:, None] + y * line[:, None, None] + offset
+    return grid
 
 
 def _shifted(images: Tensor, shift: Tensor) -> Tensor:

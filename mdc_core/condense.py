@@ -198,13 +198,18 @@ class _Engine:
         """F(1..N-1), averaged over iterations and, unless class-wise, over classes."""
         by_class = self.update.distances / self.config.inner_iterations
         if self.config.subset_metric == "accuracy":
-            by_class = _subset_accuracies(self.config, self.real, self.holdout, tiles, outer)
+            by_class = _subset_accuracies(self.config, self.real, self.holdout, tiles, outer, self.recorder)
         rows = by_class if self.config.class_wise else by_class.mean(0, keepdim=True)
         return tuple(tuple(row) for row in rows.tolist())
 
 
 def _subset_accuracies(
-    config: CondenseConfig, real: RealSet, holdout: RealSet, tiles: Tensor, outer: int
+    config: CondenseConfig,
+    real: RealSet,
+    holdout: RealSet,
+    tiles: Tensor,
+    outer: int,
+    recorder: Recorder,
 ) -> Tensor:
     """Accuracy (C, N-1) per class on the training hold-out of networks trained on every subset (Table 6)."""
     recipe = EvaluateConfig(
@@ -219,7 +224,7 @@ def _subset_accuracies(
         net = fresh_network(config, real, outer)
         images = real.normalise(subset.images())
         draws = stream(config.seed, "accuracy", outer, n)
-        for _ in fit(net, images, subset.labels(), real.normalisation, recipe, draws):
+        for _ in fit(net, images, subset.labels(), real.normalisation, recipe, draws, recorder):
             pass
         columns.append(class_accuracy(net, holdout))
     return torch.stack(columns, dim=1)

@@ -31,6 +31,8 @@ UNUSED: Mapping[str, Mapping[str, Any]] = {
     },
 }
 """Settings of a condensation that a method makes no use of, and the value that says so, beside the default."""
+MIN_SIDE, MAX_SIDE = 4, 1024
+"""Sides that a data set may have."""
 RESNET_LEAST_SIDE = 16
 """Below it the last stage sees single pixels, and a norm over one pixel leaves nothing to learn from."""
 
@@ -48,7 +50,7 @@ class DataFacts(Frozen):
     """Name of the data set."""
     channels: int = Field(ge=1, le=4)
     """Colour channels, 1 or 3."""
-    image_size: int = Field(ge=4, le=1024)
+    image_size: int = Field(ge=MIN_SIDE, le=MAX_SIDE)
     """H: side of the square images in pixels."""
     classes: tuple[str, ...] = Field(min_length=2)
     """Class names; the position is the label."""
@@ -56,6 +58,14 @@ class DataFacts(Frozen):
     """Real training images in the class that has the fewest."""
     images: int | None = Field(default=None, ge=1)
     """Training images of all classes; null: not counted."""
+    test_images: int | None = Field(default=None, ge=1)
+    """Test images of all classes; null: not counted."""
+    held_out: bool = False
+    """Whether the test images were taken out of the training images, as there was no test split."""
+    ignored: int = Field(default=0, ge=0)
+    """Files and folders that were passed over: hidden ones, and what lies beside train and test."""
+    own_side: int | None = Field(default=None, ge=MIN_SIDE)
+    """Median of the short sides of the images before they are resized; null: they are not resized."""
 
 
 class NetworkConfig(Frozen):
@@ -316,4 +326,13 @@ def check_network(network: NetworkConfig, image_size: int) -> None:
         raise ConfigError(
             f"network.depth is {network.depth}, but images of {image_size} pixels can be halved "
             f"{image_size.bit_length() - 1} times: lower the depth"
+        )
+
+
+def check_fixed_size(source: str, actual: int, wanted: int | None) -> None:
+    """Raise `ConfigError` when data that are not resized are wanted at another side."""
+    if wanted not in (None, actual):
+        raise ConfigError(
+            f"image_size is {wanted}, but the images of {source!r} are {actual} pixels and are not resized: "
+            f"leave it out (it applies to folders and zips)"
         )

@@ -15,18 +15,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from mdc_core.archives import MAX_SIDE, MIN_SIDE, is_npz, read_folder, read_zip
-from mdc_core.arrays import read_npz
+from mdc_core.archives import is_npz, read_folder, read_zip, survey_folder, survey_zip
+from mdc_core.arrays import read_npz, survey_npz
 from mdc_core.at_once import gpu_free
 from mdc_core.augment import Normalisation
-from mdc_core.config import DataFacts
-from mdc_core.errors import ConfigError, DataError
+from mdc_core.config import MAX_SIDE, MIN_SIDE, DataFacts, check_fixed_size
+from mdc_core.errors import DataError
 from mdc_core.estimate import DATA_SHARE
 from mdc_core.named import read_named
+from mdc_core.own_data import check_classes
 from mdc_core.presets import NAMED, PRESETS
 from mdc_core.recorder import to_device
 from mdc_core.splits import Splits
@@ -58,7 +60,7 @@ class RealSet:
 
     def __post_init__(self) -> None:
         _check_images(self.images)
-        _check_labels(self.labels, self.images, self.classes)
+        _check_labels(self.labels, len(self.images), self.classes)
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) != self.channels or not all(math.isfinite(value) for value in values):
                 raise DataError(
@@ -188,31 +190,30 @@ class DataSet:
                 )
 
     def facts(self) -> DataFacts:
-        """What a configuration is checked against, of the training split."""
-        return self.train.facts(self.name)
+        """What a configuration is checked against."""
+        return self.train.facts(self.name).model_copy(update={"test_images": len(self.test.labels)})
 
 
-def load(source: str, root: Path, *, image_size: int | None = None, download: bool = False) -> DataSet:
-    """A named set from `root`, or the data at a path: a folder or zip of images, or an npz.
+Kind = Literal["named", "folder", "zip", "npz"]
 
-    Files are told apart by content, not by suffix. `image_size` is the side that images of a folder or zip
-    get; `download` lets torchvision fetch a named set into `root`. A folder called like a named set is reached
-    as `./name`.
+
+def kind_of(source: str) -> Kind:
+    """What `source` is: a named set, or a folder of images, a zip of images or an npz at a path.
+
+    Files are told apart by content, not by suffix. A folder called like a named set is reached as `./name`.
 
     Raises:
-        DataError: there is no such data, or it cannot be used.
-        ConfigError: `image_size` is out of range, or differs from the size of data that are not resized.
+        DataError: it is none of these.
     """
     if source in NAMED:
-        _check_fixed_size(source, NAMED[source].image_size, image_size)
-        return load_named(source, root, download)
+        return "named"
     path = Path(source)
     try:
         is_folder, is_file = path.is_dir(), path.is_file()
     except OSError:  # a name that the file system does not accept
         is_folder = is_file = False
     if is_folder:
-        return load_folder(path, image_size)
+        return "folder"
     if not is_file:
         raise DataError(
             f"{source!r} is neither a file, a folder nor a named set: the named sets are {', '.join(NAMED)}"
@@ -222,26 +223,87 @@ def load(source: str, root: Path, *, image_size: int | None = None, download: bo
             f"{source!r} is neither a zip nor an npz: give one of these, a folder, or a named set: "
             f"{', '.join(NAMED)}"
         )
-    if not is_npz(path):
-        return load_zip(path, image_size)
+    return "npz" if is_npz(path) else "zip"
+
+
+def survey(source: str, *, image_size: int | None = None, preset: str | None = None) -> DataFacts:
+    """What `load` would load, without a pixel: from names and headers, or what is known of a named set.
+
+    Takes the same, and raises the same, except that a named set may be missing.
+    """
+    kind, path = kind_of(source), Path(source)
+    if kind == "folder":
+        return survey_folder(path, image_size, preset)
+    if kind == "zip":
+        return survey_zip(path, image_size, preset)
+    facts = NAMED[source] if kind == "named" else _npz_facts(path)
+    check_fixed_size(source, facts.image_size, image_size)
+    return facts
+
+
+def load(
+    source: str,
+    root: Path,
+    *,
+    image_size: int | None = None,
+    preset: str | None = None,
+    download: bool = False,
+) -> DataSet:
+    """A named set from `root`, or the data at a path (see `kind_of`).
+
+    `image_size` is the side that images of a folder or zip get; without it it is the median of their short sides,
+    at most 64, or as large as `preset` is made for. `download` lets torchvision fetch a named set into `root`.
+
+    Raises:
+        DataError: there is no such data, or it cannot be used.
+        ConfigError: `image_size` is out of range, or differs from the size of data that are not resized.
+    """
+    kind, path = kind_of(source), Path(source)
+    if kind == "folder":
+        return load_folder(path, image_size, preset)
+    if kind == "zip":
+        return load_zip(path, image_size, preset)
+    if kind == "named":
+        check_fixed_size(source, NAMED[source].image_size, image_size)
+        return load_named(source, root, download)
     data = load_npz(path)
-    _check_fixed_size(source, data.train.image_size, image_size)
+    check_fixed_size(source, data.train.image_size, image_size)
     return data
 
 
-def load_folder(path: Path, image_size: int | None = None) -> DataSet:
+def load_folder(path: Path, image_size: int | None = None, preset: str | None = None) -> DataSet:
     """Images in `train/<class>/*` and, optionally, `test/<class>/*`; see `archives.read_folder`."""
-    return _data_set(path.resolve().name, read_folder(path, image_size))
+    return _data_set(path.resolve().name, read_folder(path, image_size, preset))
 
 
-def load_zip(path: Path, image_size: int | None = None) -> DataSet:
+def load_zip(path: Path, image_size: int | None = None, preset: str | None = None) -> DataSet:
     """The same as `load_folder`, of a zip; see `archives.read_zip`."""
-    return _data_set(path.stem, read_zip(path, image_size))
+    return _data_set(path.stem, read_zip(path, image_size, preset))
 
 
 def load_npz(path: Path) -> DataSet:
     """Arrays x_train, y_train and, optionally, x_test, y_test and classes; see `arrays.read_npz`."""
     return _data_set(path.stem, read_npz(path))
+
+
+def _npz_facts(path: Path) -> DataFacts:
+    """What an npz tells without its pixels."""
+    found = survey_npz(path)
+    try:
+        _check_shape(*found.shape)
+        _check_labels(found.labels, found.shape[0], found.classes)
+    except DataError as error:
+        raise DataError(f"{path.stem!r}, train split: {error}") from error
+    return DataFacts(
+        name=path.stem,
+        channels=found.shape[1],
+        image_size=found.shape[2],
+        classes=found.classes,
+        smallest_class=int(torch.bincount(found.labels).min()),
+        images=found.shape[0],
+        test_images=found.test_images,
+        held_out=found.held_out,
+    )
 
 
 def load_named(name: str, root: Path, download: bool = False) -> DataSet:
@@ -290,18 +352,13 @@ def _data_set(
     return DataSet(name, *parts)
 
 
-def _check_fixed_size(source: str, actual: int, wanted: int | None) -> None:
-    if wanted not in (None, actual):
-        raise ConfigError(
-            f"image_size is {wanted}, but the images of {source!r} are {actual} pixels and are not resized: "
-            f"leave it out (it applies to folders and zips)"
-        )
-
-
 def _check_images(images: Tensor) -> None:
     if images.dtype != torch.uint8 or images.dim() != 4:
         raise DataError(f"images are {images.dtype} {tuple(images.shape)}: they must be uint8 (M, ch, H, W)")
-    count, channels, height, width = images.shape
+    _check_shape(*images.shape)
+
+
+def _check_shape(count: int, channels: int, height: int, width: int) -> None:
     if count == 0:
         raise DataError("there are no images")
     if channels not in (1, 3):
@@ -312,13 +369,12 @@ def _check_images(images: Tensor) -> None:
         )
 
 
-def _check_labels(labels: Tensor, images: Tensor, classes: Sequence[str]) -> None:
-    if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
+def _check_labels(labels: Tensor, images: int, classes: Sequence[str]) -> None:
+    if labels.dtype != torch.int64 or labels.shape != (images,):
         raise DataError(
-            f"labels are {labels.dtype} {tuple(labels.shape)}: they must be int64 ({len(images)},), one per image"
+            f"labels are {labels.dtype} {tuple(labels.shape)}: they must be int64 ({images},), one per image"
         )
-    if len(classes) < 2:
-        raise DataError(f"there is {len(classes)} class ({', '.join(classes)}): it takes at least two")
+    check_classes(classes)
     if len(set(classes)) != len(classes):
         twice = next(name for name in classes if list(classes).count(name) > 1)
         raise DataError(f"the class name {twice!r} is given twice: names must differ")

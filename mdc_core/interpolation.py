@@ -7,6 +7,7 @@ w = share · first + (1 - share) · trained stands for the whole course of a tra
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -42,10 +43,11 @@ class InterpolatedNetworks:
     """A network of the pool, and a place on its way, for every inner iteration; weights stay in their places."""
 
     def __init__(self, config: CondenseConfig, real: RealSet, recorder: Recorder, pools: PoolStore) -> None:
-        self._config, self._real, self._recorder = config, real, recorder
+        self._config = config
         self.net = Interpolation(*(fresh_network(config, real, outer=0) for _ in range(2)))
-        self._pool = Pool(config, real, self.net.between, pools, self._new_training)
-        self._training: RealTraining | None = None
+        # Made when the first network has to be trained, since they may all be there.
+        training = cache(lambda: RealTraining(config, real, fresh_network(config, real, outer=0), recorder))
+        self._pool = Pool(config, real, self.net.between, pools, training)
         self._first: dict[int, list[Tensor]] = {}
 
     @torch.no_grad()
@@ -63,13 +65,6 @@ class InterpolatedNetworks:
             first_weights(self._config, self.net.between, number)
             self._first[number] = [parameter.clone() for parameter in self.net.between.parameters()]
         return self._first[number]
-
-    def _new_training(self) -> RealTraining:
-        """Made when the first network has to be trained, since they may all be there."""
-        if self._training is None:
-            net = fresh_network(self._config, self._real, outer=0)
-            self._training = RealTraining(self._config, self._real, net, self._recorder)
-        return self._training
 
 
 def _set(net: Network, weights: Iterable[Tensor]) -> None:

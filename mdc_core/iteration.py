@@ -7,7 +7,7 @@ device, up to all of them.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -146,10 +146,9 @@ class TileUpdate:
         plan = tuple(chunks(self._config, self._real, state, measured, self._at_once))
         if (plan, measured) not in self._recorded:
             # Kernels are chosen by the shapes of a chunk, whichever classes are in it.
-            shapes = {("match", chunk.classes, chunk.real_batch, chunk.cuts) for chunk in plan}
-            self._recorded[plan, measured] = self._recorder.recorded(
-                lambda: self._one(plan, measured), {*shapes, ("move", measured)}
-            )
+            shapes: set[Hashable] = {("match", chunk.classes, chunk.real_batch, chunk.cuts) for chunk in plan}
+            shapes.add(("move", measured))
+            self._recorded[plan, measured] = self._recorder.recorded(self._one, shapes, plan, measured)
         return self._recorded[plan, measured]
 
     def _moved(self) -> bool:

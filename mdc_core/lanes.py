@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, islice
@@ -120,6 +121,7 @@ def train_lanes(
         except torch.OutOfMemoryError:
             if len(present) == 1:
                 raise
+            gc.collect()  # the stack that did not fit
             at_once = -(-len(present) // 2)
             waiting = chain(present[at_once:], waiting)
             present = present[:at_once]
@@ -137,10 +139,14 @@ def fit(
     normalisation: Normalisation,
     config: EvaluateConfig,
     generator: torch.Generator,
+    recorder: Recorder | None = None,
 ) -> Iterator[int]:
-    """Train one network by an evaluation's recipe on normalised images (Q, ch, H, H); yields every epoch, 1-based."""
+    """Train one network by an evaluation's recipe on normalised images (Q, ch, H, H); yields every epoch, 1-based.
+
+    `recorder`: that of several trainings on a GPU, which then warm up once.
+    """
     lane = Lane(net, images, labels, normalisation, config, generator, range(1, config.epochs + 1))
-    for stopped in _alone(lane, Recorder(labels.device), config.precision == "bf16"):
+    for stopped in _alone(lane, recorder or Recorder(labels.device), config.precision == "bf16"):
         yield stopped.epoch
 
 

@@ -25,8 +25,8 @@ class NetworkPhase:
     ) -> None:
         self._config, self._real = config, real
         self.net = fresh_network(config, real, outer=0)
-        self._training = RealTraining(config, real, self.net, recorder)
-        self._pool = Pool(config, real, self.net, pools or MemoryPools(), lambda: self._training)
+        training = self._training = RealTraining(config, real, self.net, recorder)
+        self._pool = Pool(config, real, self.net, pools or MemoryPools(), lambda: training)
         self._outer = 0
 
     def ready(self, outer: int, inner: int) -> None:

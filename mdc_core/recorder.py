@@ -9,15 +9,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
-from functools import cache
+from functools import cache, partial
+from types import MethodType
 from typing import Any, Protocol
+from weakref import WeakMethod
 
 import torch
 from torch import Tensor
 
 WARM_UP = 3
 """Calls before recording: libraries choose their kernels and take their workspace in these."""
+_NO_MEMORY = ("unable to find an engine", "ALLOC_FAILED", "CUDA error: out of memory")
+"""What cuDNN and cuBLAS say when there is no room for their workspace, in errors of no kind of their own."""
 
 
 class Recording(Protocol):
@@ -41,16 +46,19 @@ class Recorder:
         self.fixed = device.type != "cpu"
         """Whether tensors are to keep their places and shapes from call to call."""
         self.records = device.type == "cuda"
-        self._pool = torch.cuda.graph_pool_handle() if self.records else None
+        self._pool: Any = torch.cuda.graph_pool_handle() if self.records else None
         self._aside = torch.cuda.Stream(device) if self.records else None
         self._warm: set[Hashable] = set()
-        self._kept: list[Recording] = []
-        """All of them: the pool is lost with the last graph that uses it."""
+        self._kept: list[object] = []
+        """Every graph, also failed ones: destroying one may free workspaces of others, the last one takes the pool."""
 
-    def recorded(self, run: Callable[[], None], shapes: Collection[Hashable]) -> Callable[[], None]:
-        """`run`, which takes and returns nothing and does not ask the device for values: recorded after a few calls.
+    def recorded(
+        self, run: Callable[..., None], shapes: Collection[Hashable], *args: object
+    ) -> Callable[[], None]:
+        """`run(*args)`, which returns nothing and does not ask the device for values: recorded after a few calls.
 
-        Every call takes effect, also those before it is recorded and those after recording failed.
+        Every call takes effect, also those before it is recorded and those after recording failed. A method does not
+        keep its object alive, which has to be there when it is called: so that memory is free as soon as its owner is.
 
         Args:
             shapes: what kernels are chosen by. Functions of shapes that have all been warmed up are recorded at once.
@@ -58,22 +66,25 @@ class Recorder:
         Raises:
             torch.OutOfMemoryError: by a call; the function has done nothing after the operation that did not fit.
         """
-        calls, recording = 0, None
+        calls, recording, may_record = 0, None, self.records
+        run = _unowned(run, args)
 
         def call() -> None:
-            nonlocal calls, recording
-            may_record = self.records and self.refusal is None
+            nonlocal calls, recording, may_record
+            may_record = may_record and self.refusal is None
             if recording is None and may_record and self._warm.issuperset(shapes):
                 recording = self._record(run)
-            if recording is not None:
-                recording.replay()
-            elif may_record and self.refusal is None:
-                self._beside(run)
-                calls += 1
-                if calls == WARM_UP:
-                    self._warm.update(shapes)
-            else:
-                run()
+                may_record = recording is not None
+            with _told_of_memory():
+                if recording is not None:
+                    recording.replay()
+                elif may_record:
+                    self._beside(run)
+                    calls += 1
+                    if calls == WARM_UP:
+                        self._warm.update(shapes)
+                else:
+                    run()
 
         return call
 
@@ -91,27 +102,68 @@ class Recorder:
     def _record(self, run: Callable[[], None]) -> Recording | None:
         """One call, which is not carried out; None when it cannot be recorded."""
         try:
-            recording = self._capture(run)
-        except torch.OutOfMemoryError:  # with less at once there may be room
-            raise
+            with _told_of_memory():
+                return self._capture(run)
         except RuntimeError as error:
-            self.refusal = str(error).partition("\n")[0]
-            _tell(self.refusal)
+            reason = str(error).partition("\n")[0]
+            if not isinstance(
+                error, torch.OutOfMemoryError
+            ):  # then functions that take less may still be recorded
+                self.refusal = reason
+            _tell(reason)
             return None
-        self._kept.append(recording)
-        return recording
 
     def _capture(self, run: Callable[[], None]) -> Recording:
         graph = torch.cuda.CUDAGraph()
+        self._kept.append(graph)
         # The stream belongs to our device, which need not be the current one: torch's own would record nothing there.
         with torch.cuda.device(self.device):
             here = torch.cuda.current_stream()
             try:
                 with torch.cuda.graph(graph, pool=self._pool, stream=self._aside):
                     run()
+            except RuntimeError:
+                self._end_allocation()
+                raise
             finally:  # where the end of a capture fails, torch leaves its stream the current one
                 torch.cuda.set_stream(here)
         return graph
+
+    def _end_allocation(self) -> None:
+        """Let allocations leave the pool after a capture that failed: up to torch 2.11 they go there for ever."""
+        device = torch.cuda.current_device()
+        try:
+            torch._C._cuda_endAllocateToPool(device, self._pool)
+        except RuntimeError:  # they have left it
+            return
+        torch._C._cuda_releasePool(device, self._pool)
+
+
+def _unowned(run: Callable[..., None], args: tuple[object, ...]) -> Callable[[], None]:
+    """A call of it; of a method, without holding its object, which holds what is returned."""
+    if not isinstance(run, MethodType):
+        return partial(run, *args)
+    method = WeakMethod(run)
+
+    def call() -> None:
+        found = method()
+        assert found is not None, "whoever calls this holds the object"
+        found(*args)
+
+    return call
+
+
+@contextmanager
+def _told_of_memory() -> Iterator[None]:
+    """Memory that has run out is a `torch.OutOfMemoryError`, whoever noticed."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        if any(text in str(error) for text in _NO_MEMORY):
+            raise torch.OutOfMemoryError(str(error)) from error
+        raise
 
 
 @cache  # each reason once in a process, whatever the number of recorders

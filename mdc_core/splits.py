@@ -7,11 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mdc_core.errors import DataError
+from mdc_core.own_data import HOLD_OUT, held_out_of
 from mdc_core.streams import stream
-
-HOLD_OUT = 0.1
-"""Share of every class that becomes the test split when a user's data have none."""
 
 Images = tuple[Tensor, Tensor]
 """Images (M, ch, H, W), uint8, and their labels (M,), int64."""
@@ -38,12 +35,7 @@ def hold_out(labels: Tensor, classes: tuple[str, ...], share: float = HOLD_OUT) 
     held = torch.zeros(len(labels), dtype=torch.bool)
     for label, name in enumerate(classes):
         positions = (labels == label).nonzero().flatten()
-        if len(positions) < 2:
-            raise DataError(
-                f"class {name!r} has {len(positions)} training image(s) and there is no test split, so one "
-                f"would have to be held out: add images of the class (at least 2), or a test split"
-            )
-        count = min(max(1, int(len(positions) * share + 0.5)), len(positions) - 1)
+        count = held_out_of(name, len(positions), share)
         order = torch.randperm(len(positions), generator=stream(0, "hold-out", label))
         held[positions[order[:count]]] = True
     return (~held).nonzero().flatten(), held.nonzero().flatten()

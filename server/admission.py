@@ -1,24 +1,51 @@
-"""Whether a job can run at all: what it will take, against the largest worker that is there."""
+"""Whether a job can run at all: what it takes, against the largest worker that is there and the operator's limit."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy.orm import Session
 
 from mdc_core.config import CondenseConfig, DataFacts, EvaluateConfig
-from mdc_core.estimate import Speed, estimate, what_to_lower
+from mdc_core.estimate import Estimate, Speed, estimate, what_to_lower
+from mdc_core.shorter import Run, Shorter, duration
 from server.problems import FieldError, Problem
 from server.store import workers
 
+HOUR = 3600.0
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """What a job that may run is expected to take; without seconds while no worker is known."""
+
+    estimate: Estimate
+    run: Run | None
+    """On the largest live worker, if there is one."""
+
+    def shorter(self) -> Shorter | None:
+        """What would make it take about an hour; None when it takes no longer, or when that is not known."""
+        if self.run is None or (self.estimate.seconds_total or 0) <= HOUR:
+            return None
+        return self.run.shorter(HOUR)
+
 
 def admit(
-    session: Session, condense: CondenseConfig, evaluate: EvaluateConfig, facts: DataFacts
-) -> dict[str, Any]:
-    """What the job is expected to take, as JSON; without seconds while no worker is known.
+    session: Session,
+    preset: str,
+    condense: CondenseConfig,
+    evaluate: EvaluateConfig,
+    facts: DataFacts,
+    most_seconds: float | None,
+) -> Admitted:
+    """What the job is expected to take on the largest live worker.
 
     Raises:
-        Problem: 422 `does-not-fit` when it needs more memory than the largest live worker has.
+        Problem: 422 `does-not-fit` when it needs more memory than that worker has, `takes-too-long` when it would
+            take it more than `most_seconds`.
     """
     worker = workers.largest(session)
     speed = None if worker is None else Speed(worker.flops, worker.bandwidth, worker.start)
@@ -26,19 +53,48 @@ def admit(
     gpu = worker is not None and worker.gpu
     expected = estimate(condense, facts, evaluate, speed=speed, memory_limit=limit, gpu=gpu)
     if limit is not None and expected.memory_bytes > limit:
-        lower = what_to_lower(condense, facts, evaluate, limit)
-        message = (
-            f"the job needs about {_gigabytes(expected.memory_bytes)} of memory, but the largest worker has "
-            f"{_gigabytes(limit)}: lower {lower}"
-        )
-        raise Problem(
-            422,
-            "does-not-fit",
-            message,
-            errors=[FieldError(field=lower.partition(",")[0], message=message)],
-            extra={"needed_bytes": expected.memory_bytes, "available_bytes": limit},
-        )
-    return expected.to_dict()
+        raise _does_not_fit(expected.memory_bytes, limit, what_to_lower(condense, facts, evaluate, limit))
+    run = None if speed is None else Run(preset, condense, facts, evaluate, speed)
+    seconds = expected.seconds_total or 0.0
+    if run is not None and most_seconds is not None and seconds > most_seconds:
+        raise _takes_too_long(seconds, most_seconds, run.shorter(most_seconds))
+    return Admitted(expected, run)
+
+
+def _does_not_fit(needed: int, limit: int, lower: str) -> Problem:
+    message = (
+        f"the job needs about {_gigabytes(needed)} of memory, but the largest worker has "
+        f"{_gigabytes(limit)}: lower {lower}"
+    )
+    return Problem(
+        422,
+        "does-not-fit",
+        message,
+        errors=[FieldError(field=lower.partition(",")[0], message=message)],
+        extra={"needed_bytes": needed, "available_bytes": limit},
+    )
+
+
+def _takes_too_long(seconds: float, most: float, less: Shorter) -> Problem:
+    changes: Mapping[str, Any] = {
+        "condense": less.condense,
+        "evaluate": less.evaluate,
+        "image_size": less.image_size,
+        "preset": less.preset,
+    }
+    told = ", ".join(f"{name} {json.dumps(value)}" for name, value in changes.items() if value)
+    message = (
+        f"the job would take about {duration(seconds)} on the largest worker, but at most {duration(most)} are "
+        f"accepted here; about {duration(less.seconds)} with: {told}"
+    )
+    field = "condense.outer_loops" if less.condense else "evaluate.epochs"
+    return Problem(
+        422,
+        "takes-too-long",
+        message,
+        errors=[FieldError(field=field, message=message)],
+        extra={"expected_seconds": seconds, "accepted_seconds": most},
+    )
 
 
 def _gigabytes(count: int) -> str:

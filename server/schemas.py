@@ -10,7 +10,8 @@ from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
 from mdc_core.budget import Plan
-from mdc_core.config import CondenseConfig, DataFacts, EvaluateConfig
+from mdc_core.config import MAX_SIDE, MIN_SIDE, CondenseConfig, DataFacts, EvaluateConfig
+from mdc_core.shorter import Shorter
 from server.callers import SCOPES, Scope
 from server.catalog import Version
 from server.store.states import JobState
@@ -61,6 +62,8 @@ class JobRequest(Body):
 
     dataset: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,63}$")]
     """Name of a named data set, or id of an uploaded one."""
+    image_size: Annotated[int, Field(ge=MIN_SIDE, le=MAX_SIDE)] | None = None
+    """Side that the images of a zip get; left out: the median of theirs, at most 64, or what `preset` is made for."""
     name: Slug | None = None
     """Name of the set to publish; left out: `<dataset>-ipc<N>`."""
     preset: Annotated[str, Field(max_length=63)] | None = None
@@ -71,6 +74,8 @@ class JobRequest(Body):
     """What differs from the preset's evaluation."""
     max_runtime_s: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
     """Seconds that the job may run, all attempts together; left out: the operator's limit, if there is one."""
+    dry_run: bool = False
+    """Answer with what the job would be and take (200), and queue nothing."""
 
 
 Phase = Literal["queued", "loading", "preparing", "condensing", "evaluating", "publishing"]
@@ -109,6 +114,52 @@ class JobEstimate(Shown):
     """Floating point operations of condensing and evaluating."""
     seconds: float | None
     """Wall time on the largest worker that was there, waiting aside; null when none was."""
+    seconds_pool: float | None = None
+    """Of training the networks of a pool, as if none were there, which is a part of `seconds`; null likewise."""
+    seconds_per_outer_loop: float | None
+    """Of one outer loop; null likewise."""
+    seconds_evaluation: float | None
+    """Of the evaluation, which is a part of `seconds`; null likewise."""
+
+    @classmethod
+    def of(cls, stored: dict[str, Any]) -> Self:
+        """A stored `mdc_core.estimate.Estimate` as callers see it."""
+        return cls.model_validate({**stored, "seconds": stored["seconds_total"]})
+
+
+class ShorterJob(Shown):
+    """Changes to a request with which the job would take about an hour, or as little as they can make of it."""
+
+    condense: dict[str, Any]
+    evaluate: dict[str, Any]
+    image_size: int | None
+    """Null: as it is."""
+    preset: str | None
+    """Named beside another side, which would by itself get another preset."""
+    seconds: float
+    """What it would take."""
+
+    @classmethod
+    def of(cls, less: Shorter) -> Self:
+        """The changes as callers send them."""
+        return cls.model_validate(less, from_attributes=True)
+
+
+class JobPlan(Shown):
+    """What a job would be and take; nothing was queued."""
+
+    dataset: str
+    name: str
+    preset: str
+    """The settings that it starts from."""
+    facts: DataFacts
+    """What is known of the data; `image_size` is the side that the images get."""
+    condense: CondenseConfig
+    evaluate: EvaluateConfig
+    max_runtime_s: int | None
+    estimate: JobEstimate
+    shorter: ShorterJob | None
+    """Null when it takes no more than an hour, or when no worker tells."""
 
 
 class JobError(Shown):
@@ -137,6 +188,8 @@ class JobOut(Shown):
     """Id of the key that submitted it."""
     condense: CondenseConfig
     evaluate: EvaluateConfig
+    facts: DataFacts | None
+    """What was read of the data; `image_size` is the side that the images get. Null for jobs of earlier releases."""
     max_runtime_s: int | None
     """Seconds that it may run, all attempts together; waiting in the queue does not count."""
     estimate: JobEstimate | None
@@ -175,7 +228,8 @@ class JobOut(Shown):
             owner=job.owner_id,
             condense=CondenseConfig.model_validate(job.condense),
             evaluate=EvaluateConfig.model_validate(job.evaluate),
-            estimate=job.estimate and _estimate(job.estimate),
+            facts=job.facts and DataFacts.model_validate(job.facts),
+            estimate=job.estimate and JobEstimate.of(job.estimate),
             max_runtime_s=job.max_runtime_s,
             progress=Progress.of(job.state, job.attempt, job.progress),
             attempt=job.attempt,
@@ -207,12 +261,6 @@ class JobEventOut(Shown):
     def of(cls, event: JobEvent) -> Self:
         """The event as callers see it."""
         return cls.model_validate(event, from_attributes=True)
-
-
-def _estimate(stored: dict[str, Any]) -> JobEstimate:
-    return JobEstimate(
-        memory_bytes=stored["memory_bytes"], flops=stored["flops"], seconds=stored["seconds_total"]
-    )
 
 
 class DatasetOut(Shown):

@@ -12,14 +12,22 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
-from mdc_core.config import CondenseConfig, DataFacts, EvaluateConfig, check_network
+from mdc_core.config import CondenseConfig, DataFacts, EvaluateConfig, check_fixed_size, check_network
 from mdc_core.errors import ConfigError
-from mdc_core.presets import NAMED, PRESETS, condense_config, evaluate_config, merge, preset_for
-from server.admission import admit
+from mdc_core.presets import (
+    NAMED,
+    PRESETS,
+    condense_config,
+    default_side,
+    evaluate_config,
+    merge,
+    preset_for,
+)
+from server.admission import Admitted, admit
 from server.callers import Caller
 from server.problems import FieldError, Problem, field_errors, invalid
 from server.quotas import check_jobs
-from server.schemas import JobRequest
+from server.schemas import JobEstimate, JobPlan, JobRequest, ShorterJob
 from server.settings import Settings
 from server.store import datasets, idempotency, jobs, sets
 from server.store.db import Database
@@ -34,9 +42,34 @@ class Resolved:
 
     dataset: str
     name: str
+    preset: str
     facts: DataFacts
+    """With the side that the images get."""
     condense: CondenseConfig
     evaluate: EvaluateConfig
+
+
+def plan(db: Database, caller: Caller, request: JobRequest, settings: Settings) -> JobPlan:
+    """What `submit` would queue, and what that takes.
+
+    Raises `Problem` as `submit` does, except that neither the set's name nor the number of jobs is looked at.
+    """
+    with db.read() as session:
+        resolved = resolve(session, caller, request)
+        max_runtime_s = _max_runtime(request, settings.max_runtime_seconds)
+        admitted = _admitted(session, resolved, settings)
+    less = admitted.shorter()
+    return JobPlan(
+        dataset=resolved.dataset,
+        name=resolved.name,
+        preset=resolved.preset,
+        facts=resolved.facts,
+        condense=resolved.condense,
+        evaluate=resolved.evaluate,
+        max_runtime_s=max_runtime_s,
+        estimate=JobEstimate.of(admitted.estimate.to_dict()),
+        shorter=None if less is None else ShorterJob.of(less),
+    )
 
 
 def submit(
@@ -44,11 +77,11 @@ def submit(
 ) -> Job:
     """Queue the job, or return the one that the same request with the same idempotency key has queued.
 
-    `settings` have the operator's limits: to the jobs of a key, and to a job's running time.
+    `settings` have the operator's limits: to the jobs of a key, to a job's running time, and to what is expected of it.
 
     Raises:
-        Problem: 422 for settings that are impossible or too large for every worker, 409 for a set name that is
-            another's, 429 when too many of the caller's jobs wait or run.
+        Problem: 422 for settings that are impossible, too large for every worker or expected to take too long, 409 for
+            a set name that is another's, 429 when too many of the caller's jobs wait or run.
     """
     signature = None if idempotency_key is None else (idempotency_key, _digest(request))
     # What takes time comes before the transaction that writes: others wait for it, on SQLite every one.
@@ -57,19 +90,13 @@ def submit(
         max_runtime_s = _max_runtime(request, settings.max_runtime_seconds)
         if signature is not None and (first := idempotency.find(session, caller.key_id, signature[0])):
             return _first_answer(session, first, signature[1])
-        estimate = admit(session, resolved.condense, resolved.evaluate, resolved.facts)
-    condense, evaluate = (config.model_dump(mode="json") for config in (resolved.condense, resolved.evaluate))
+        estimate = _admitted(session, resolved, settings).estimate.to_dict()
+    parts = (resolved.condense, resolved.evaluate, resolved.facts)
+    condense, evaluate, facts = (part.model_dump(mode="json") for part in parts)
     with db.begin() as session:
         if signature is not None and (first := idempotency.reserve(session, caller.key_id, *signature)):
             return _first_answer(session, first, signature[1])
-        if not sets.claim_name(session, resolved.name, caller.key_id):
-            raise Problem(
-                409,
-                "set-name-taken",
-                f"the set name {resolved.name!r} belongs to another key: choose another name",
-                errors=[FieldError(field="name", message="belongs to another key")],
-            )
-        check_jobs(session, caller.key_id, settings.key_jobs)
+        _claim(session, resolved.name, caller, settings)
         job = jobs.submit(
             session,
             owner_id=caller.key_id,
@@ -78,11 +105,29 @@ def submit(
             condense=condense,
             evaluate=evaluate,
             max_runtime_s=max_runtime_s,
+            facts=facts,
             estimate=estimate,
         )
         if signature is not None:
             idempotency.answer(session, caller.key_id, signature[0], job.id)
     return job
+
+
+def _admitted(session: Session, resolved: Resolved, settings: Settings) -> Admitted:
+    most = settings.max_expected_seconds
+    return admit(session, resolved.preset, resolved.condense, resolved.evaluate, resolved.facts, most)
+
+
+def _claim(session: Session, name: str, caller: Caller, settings: Settings) -> None:
+    """Take the name of the set, and a place among the caller's jobs. `Problem` 409 or 429."""
+    if not sets.claim_name(session, name, caller.key_id):
+        raise Problem(
+            409,
+            "set-name-taken",
+            f"the set name {name!r} belongs to another key: choose another name",
+            errors=[FieldError(field="name", message="belongs to another key")],
+        )
+    check_jobs(session, caller.key_id, settings.key_jobs)
 
 
 def _max_runtime(request: JobRequest, most: int | None) -> int | None:
@@ -96,8 +141,8 @@ def _max_runtime(request: JobRequest, most: int | None) -> int | None:
 
 def _digest(request: JobRequest) -> str:
     """What makes two requests the same; a field that older releases did not know counts when it is given."""
-    unknown = {"max_runtime_s"} if request.max_runtime_s is None else None
-    body = json.dumps(request.model_dump(mode="json", exclude=unknown), sort_keys=True)
+    later = {name for name in ("max_runtime_s", "image_size") if getattr(request, name) is None}
+    body = json.dumps(request.model_dump(mode="json", exclude={"dry_run", *later}), sort_keys=True)
     return hashlib.sha256(body.encode()).hexdigest()
 
 
@@ -115,7 +160,7 @@ def _first_answer(session: Session, first: IdempotencyKey, digest: str) -> Job:
 
 def resolve(session: Session, caller: Caller, request: JobRequest) -> Resolved:
     """Fill in what the request leaves to the preset, and check it against the data set. `Problem` 422."""
-    facts = _facts(session, caller, request.dataset)
+    facts = _facts(session, caller, request)
     preset = request.preset if request.preset is not None else preset_for(facts)
     if preset not in PRESETS:
         message = f"there is no preset {preset!r}: choose one of {', '.join(PRESETS)}"
@@ -129,19 +174,32 @@ def resolve(session: Session, caller: Caller, request: JobRequest) -> Resolved:
     _checked("evaluate.sizes", lambda: evaluate.sizes_of(condense.ipc))
     _checked("evaluate.network", lambda: check_network(evaluate.network, facts.image_size))
     name = request.name if request.name is not None else f"{facts.name[:50]}-ipc{condense.ipc}"
-    return Resolved(request.dataset, name, facts, condense, evaluate)
+    return Resolved(request.dataset, name, preset, facts, condense, evaluate)
 
 
-def _facts(session: Session, caller: Caller, dataset: str) -> DataFacts:
-    if dataset in NAMED:
-        return NAMED[dataset]
-    row = datasets.get(session, dataset, owner_id=caller.sees)
+def _facts(session: Session, caller: Caller, request: JobRequest) -> DataFacts:
+    """What is known of the data set, with the side that its images get in this job."""
+    wanted = request.image_size
+    if request.dataset in NAMED:
+        facts = NAMED[request.dataset]
+        _checked("image_size", lambda: check_fixed_size(facts.name, facts.image_size, wanted))
+        return facts
+    row = datasets.get(session, request.dataset, owner_id=caller.sees)
     if row is None:
         message = (
-            f"there is no data set {dataset!r}: use {', '.join(NAMED)}, or the id of one that you uploaded"
+            f"there is no data set {request.dataset!r}: use {', '.join(NAMED)}, or the id of one that you "
+            "uploaded"
         )
         raise invalid("unknown-dataset", [FieldError(field="dataset", message=message)])
-    return DataFacts.model_validate(row.facts)
+    facts = DataFacts.model_validate(row.facts)
+    if row.kind == "npz":
+        _checked("image_size", lambda: check_fixed_size(facts.name, facts.image_size, wanted))
+        return facts
+    own = (
+        facts.own_side or facts.image_size
+    )  # an earlier release kept the side of the first image, 224 at most
+    side = default_side(own, request.preset) if wanted is None else wanted
+    return facts.model_copy(update={"own_side": own, "image_size": side})
 
 
 def _built(build: Callable[[str, Mapping[str, Any]], T], preset: str, overrides: Mapping[str, Any]) -> T:

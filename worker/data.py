@@ -35,4 +35,5 @@ def load_job_data(job: Job, settings: Settings, database: Database, objects: Obj
         with path.open("wb") as file:
             for piece in objects.stream(upload.object_key, 0, size):
                 file.write(piece)
-        return load(str(path), settings.data_root, image_size=upload.facts["image_size"])
+        facts = upload.facts if job.facts is None else job.facts
+        return load(str(path), settings.data_root, image_size=facts["image_size"])

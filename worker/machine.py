@@ -13,10 +13,10 @@ import platform
 
 import torch
 
+from mdc_core.at_once import device_bytes
 from mdc_core.calibrate import calibrate
 from mdc_core.config import CondenseConfig, NetworkConfig
 from mdc_core.malloc import keep_freed_memory
-from mdc_core.memory import total_bytes
 from mdc_core.presets import NAMED
 from server.logs import configure_logging
 from server.settings import Settings
@@ -32,12 +32,15 @@ def main() -> None:
     if threads := Settings().threads:
         torch.set_num_threads(threads)
     gpu = torch.cuda.is_available()
-    if gpu:
-        device, memory = torch.cuda.get_device_name(), torch.cuda.get_device_properties(0).total_memory
-    else:
-        device, memory = f"{platform.machine()} CPU, {torch.get_num_threads()} threads", total_bytes()
-    speed = calibrate(SAMPLE, NAMED["cifar10"], "cuda" if gpu else "cpu")
-    print(json.dumps({"device": device, "gpu": gpu, "memory_bytes": memory, **dataclasses.asdict(speed)}))
+    device = torch.device("cuda" if gpu else "cpu")
+    cpu = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    machine: dict[str, object] = {
+        "device": torch.cuda.get_device_name() if gpu else cpu,
+        "gpu": gpu,
+        "memory_bytes": device_bytes(device),
+        **dataclasses.asdict(calibrate(SAMPLE, NAMED["cifar10"], device)),
+    }
+    print(json.dumps(machine))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ it; and it sums over the batch, where matching wants every class by itself.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from itertools import product
 from typing import Any
@@ -21,6 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_weight
+
+_LARGE_PART = 2e8
+"""Operations of a part that is a convolution of its own on a GPU. Not measured yet."""
 
 Padding = tuple[int, int]
 Parts = tuple[int, ...]
@@ -90,7 +94,7 @@ class _WeightGradient(torch.autograd.Function):
         ctx.save_for_backward(x, g)
         ctx.padding, ctx.parts = padding, parts
         found: dict[int, Tensor] = {}
-        for group in _groups(parts, x.device):
+        for group in _groups(parts, x.device, _work(size, g)):
             wide, slope = (_side_by_side(t, parts, group) for t in (x, g))
             count, shape = len(group), (len(group) * size[0], *size[1:])
             gradient = conv2d_weight(wide, shape, slope, padding=padding, groups=count)
@@ -104,7 +108,7 @@ class _WeightGradient(torch.autograd.Function):
         x, g = ctx.saved_tensors
         of_x: dict[int, Tensor] = {}
         of_g: dict[int, Tensor] = {}
-        for group in _groups(ctx.parts, x.device):
+        for group in _groups(ctx.parts, x.device, _work(grads[0].shape[1:], g)):
             count = len(group)
             weight = torch.cat([grads[0][part] for part in group])  # (count · out, in, kh, kw)
             if ctx.needs_input_grad[0]:
@@ -118,17 +122,25 @@ class _WeightGradient(torch.autograd.Function):
         return *found, None, None, None
 
 
-def _groups(parts: Parts, device: torch.device) -> Iterable[list[int]]:
-    """Numbers of the parts that are one convolution: each by itself on a CPU, all of one size on a GPU.
+def _work(weight: Sequence[int], g: Tensor) -> int:
+    """Operations per image of a convolution with a weight of that shape and an output like g."""
+    return 2 * math.prod(weight) * math.prod(g.shape[2:])
 
-    With many subsets there are hundreds of parts, and what is small leaves most of a GPU idle.
+
+def _groups(parts: Parts, device: torch.device, work: int) -> Iterable[list[int]]:
+    """Numbers of the parts that are one convolution: on a GPU those of one size that are small, else each by itself.
+
+    With many subsets there are hundreds of parts, and what is small leaves most of a GPU idle. A large part fills it,
+    and grouped convolutions are slower by themselves.
+
+    Args:
+        work: operations per image.
     """
-    if device.type == "cpu":
-        return [[part] for part in range(len(parts))]
-    by_size: dict[int, list[int]] = {}
+    groups: dict[tuple[int, int], list[int]] = {}
     for part, size in enumerate(parts):
-        by_size.setdefault(size, []).append(part)
-    return by_size.values()
+        alone = device.type == "cpu" or size * work >= _LARGE_PART
+        groups.setdefault((size, part if alone else -1), []).append(part)
+    return groups.values()
 
 
 def _side_by_side(images: Tensor, parts: Parts, group: Sequence[int]) -> Tensor:

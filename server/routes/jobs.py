@@ -5,15 +5,16 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Response
+from fastapi.responses import JSONResponse
 
 from server.auth import JobsReader, JobsWriter
 from server.deps import AfterQuery, InTurn, LimitQuery, ServicesDep, links
 from server.problems import Problem, not_found, responses
-from server.schemas import JobOut, JobRequest, Page
+from server.schemas import JobOut, JobPlan, JobRequest, Page
 from server.store import jobs
 from server.store.ids import to_cursor
 from server.store.states import JobState
-from server.submission import submit
+from server.submission import plan, submit
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], dependencies=[InTurn])
 
@@ -27,6 +28,7 @@ RETRY_SECONDS = 2
     status_code=202,
     response_model=JobOut,
     responses={
+        200: {"model": JobPlan, "description": "`dry_run`: what the job would be and take."},
         202: links(
             getJob={"job_id": "id"},
             cancelJob={"job_id": "id"},
@@ -43,8 +45,13 @@ def submit_job(
     caller: JobsWriter,
     services: ServicesDep,
     idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
-) -> JobOut:
-    """Queue a condensation. With an Idempotency-Key a repetition answers with the job of the first time."""
+) -> JobOut | Response:
+    """Queue a condensation, or tell what it would take (`dry_run`).
+
+    With an Idempotency-Key a repetition answers with the job of the first time.
+    """
+    if body.dry_run:
+        return JSONResponse(plan(services.db, caller, body, services.settings).model_dump(mode="json"))
     job = submit(services.db, caller, body, idempotency_key, services.settings)
     services.wakeup.send(job.id)
     response.headers["Location"] = f"/v1/jobs/{job.id}"

@@ -28,6 +28,7 @@ def submit(
     condense: dict[str, Any],
     evaluate: dict[str, Any],
     max_runtime_s: int | None = None,
+    facts: dict[str, Any] | None = None,
     estimate: dict[str, Any] | None = None,
 ) -> Job:
     """Add a queued job. The set name must be the owner's: see `server.store.sets.claim_name`."""
@@ -39,6 +40,7 @@ def submit(
         condense=condense,
         evaluate=evaluate,
         max_runtime_s=max_runtime_s,
+        facts=facts,
         estimate=estimate,
         state=JobState.QUEUED,
         attempt=0,

@@ -160,6 +160,8 @@ class Job(Base):
     error_code: Mapped[str | None] = mapped_column(String(63))
     error_detail: Mapped[str | None] = mapped_column(Text)
     set_version: Mapped[int | None]
+    facts: Mapped[dict[str, Any] | None]
+    """A `DataFacts` with the side that the job's images get; None: submitted to an earlier release."""
     estimate: Mapped[dict[str, Any] | None]
     """A `mdc_core.estimate.Estimate`, made when it was submitted."""
     created_at: Mapped[datetime] = mapped_column(default=utcnow)

@@ -9,16 +9,16 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from mdc_core.config import DataFacts
+from mdc_core.config import MAX_SIDE, MIN_SIDE, DataFacts
 from mdc_core.errors import DataError
-from server.uploads.images import MAX_CLASSES, SMALLEST_SIDE, after_hold_out
+from mdc_core.own_data import after_hold_out
+from server.uploads.images import MAX_CLASSES
 from server.uploads.members import UNREADABLE
 
 MEMBERS = ("x_train.npy", "y_train.npy", "x_test.npy", "y_test.npy", "classes.npy")
 MAX_PIXEL_BYTES = 16 * 2**30
 """Bytes of all images of a split; they are kept in memory while a set is condensed."""
 MAX_LABEL_BYTES = 2**28
-MAX_NPZ_SIDE = 1024
 _MAX_HEADER = 10_000
 
 Shape = tuple[int, ...]
@@ -51,15 +51,19 @@ def inspect_arrays(archive: zipfile.ZipFile, name: str) -> DataFacts:
                 f"array 'x_test.npy' has images of side {tested[0]} with {tested[1]} channels, x_train.npy "
                 f"of side {image_size} with {channels}: make them alike"
             )
-        _class_counts(archive, "test", len(counts))
-    kept = after_hold_out(counts, classes, has_test=has_test)
+        tests = sum(_class_counts(archive, "test", len(counts)))
+    else:
+        kept = after_hold_out(counts, classes)
+        tests, counts = sum(counts) - sum(kept), kept
     return DataFacts(
         name=name,
         channels=channels,
         image_size=image_size,
         classes=classes,
-        smallest_class=min(kept),
-        images=sum(kept),
+        smallest_class=min(counts),
+        images=sum(counts),
+        test_images=tests,
+        held_out=not has_test,
     )
 
 
@@ -77,10 +81,10 @@ def _image_shape(archive: zipfile.ZipFile, split: str) -> tuple[int, int]:
         raise DataError(f"array {member!r} has the shape {shape}: (M, H, H) or (M, H, H, ch) with ch 1 or 3")
     if shape[0] < 1:
         raise DataError(f"array {member!r} holds no image")
-    if shape[1] != shape[2] or not SMALLEST_SIDE <= shape[1] <= MAX_NPZ_SIDE:
+    if shape[1] != shape[2] or not MIN_SIDE <= shape[1] <= MAX_SIDE:
         raise DataError(
             f"array {member!r} has images of {shape[1]}×{shape[2]} pixels: squares of side "
-            f"{SMALLEST_SIDE}..{MAX_NPZ_SIDE} are needed"
+            f"{MIN_SIDE}..{MAX_SIDE} are needed"
         )
     if (size := math.prod(shape)) > MAX_PIXEL_BYTES:
         raise DataError(f"array {member!r} has {size} bytes: at most {MAX_PIXEL_BYTES}")

@@ -8,16 +8,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+import mdc_cli.outlook
+import mdc_cli.output
+import mdc_core.calibrate
 import mdc_core.condense
+import mdc_core.data
 from mdc_cli.main import app
-from mdc_cli.output import duration
+from mdc_cli.output import progress_bar
 from mdc_core import rankmajor
 from mdc_core.condense import Step
+from mdc_core.estimate import Speed
+from mdc_core.presets import NAMED
 
 TOY = [
     "--set", "inner_iterations=1", "--set", "n_data=64", "--set", "batch_real=8", "--set", "mls_period=2",
@@ -62,35 +69,178 @@ def test_a_dry_run_tells_memory_and_time_and_writes_nothing(tmp_path: Path) -> N
     out = tmp_path / "s.safetensors"
     told = condense(out, "--dry-run")
     assert told.exit_code == 0, told.output
-    assert re.search(r"About .+ for 6 outer loops \(.+ each\), \d\.\d GB of memory", told.output)
+    assert told.stderr.startswith(
+        "digits: 10 classes, 1438 training images and 359 test images, 8 pixels, grey. "
+        "Preset digits, convnet-d2-w4, ipc 2: about "
+    )
+    assert re.search(r"about .+ for 6 outer loops \(.+ each\), \d\.\d GB of memory\.\n$", told.stderr)
     expected = json.loads(condense(out, "--dry-run", "--json").stdout)
-    assert expected["seconds_per_outer_loop"] * 6 == pytest.approx(expected["seconds_total"])
+    assert expected["seconds_per_outer_loop"] * 6 == pytest.approx(expected["seconds"])
     assert expected["memory_bytes"] > 10**8
+    assert expected["facts"] == NAMED["digits"].model_dump(mode="json")
+    assert (expected["preset"], expected["network"]) == ("digits", "convnet-d2-w4")
     assert list(tmp_path.iterdir()) == []
 
 
+def pictures(base: Path) -> Path:
+    """Two classes of 20 pictures of 80 x 100 pixels, and a file beside them."""
+    drawn = np.random.default_rng(0)
+    for label, level in (("dark", 60), ("light", 190)):
+        (base / "train" / label).mkdir(parents=True)
+        for number in range(20):
+            pixels = np.clip(drawn.normal(level, 30, (80, 100, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(base / f"train/{label}/{number}.png")
+    (base / "README.txt").write_text("mine")
+    return base
+
+
+def test_own_pictures_from_the_side_to_the_evaluation(tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    folder, out = pictures(tmp_path / "pictures"), tmp_path / "s.safetensors"
+    told = run("condense", folder, "--dry-run", *TOY)
+    assert told.stderr.startswith(
+        "pictures: 2 classes, 36 training images and 4 test images (held out, as there is no test split), "
+        "64 pixels (of 80), colour, files or folders ignored: 1. Preset photos, convnet-d4-w4, ipc 2: about "
+    ), told.stderr
+    side = ["--image-size", "12", "--set", "network.depth=2"]
+    made = run("condense", folder, "--out", out, *TOY, *side, "--json")
+    assert made.exit_code == 0, made.output
+    summary = json.loads(made.stdout)
+    assert (summary["facts"]["image_size"], summary["facts"]["own_side"], summary["ipc"]) == (12, 80, 2)
+    assert summary["seconds"] > 0
+    assert rankmajor.read(out.read_bytes())[0].image_size == 12
+    recorded = json.loads(out.with_name("s.json").read_text())
+    assert (recorded["image_size"], recorded["preset"]) == (12, "digits")
+    judged = run("evaluate", out, "--epochs", "1", "--repeats", "1", "--k", "2", "--json")
+    assert judged.exit_code == 0, judged.output
+
+
+def test_a_run_is_not_resumed_at_another_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, out = pictures(tmp_path / "pictures"), tmp_path / "s.safetensors"
+    interrupt_after(monkeypatch, 2)
+    small = ["--set", "network.depth=2", "--preset", "cifar10"]
+    assert run("condense", folder, "--out", out, *TOY, *small, "--image-size", "12").exit_code == 130
+    monkeypatch.undo()
+    measured_nothing(monkeypatch)
+    refused = run("condense", folder, "--out", out, *TOY, *small, "--resume")
+    assert refused.exit_code == 1
+    assert "give the --image-size that it was begun with (about 12)" in refused.output
+
+
+def interrupt_after(monkeypatch: pytest.MonkeyPatch, loops: int) -> None:
+    """As if Ctrl-C had been pressed after so many outer loops."""
+    whole = mdc_core.condense.condense
+
+    def interrupted(*arguments: Any, **options: Any) -> Iterator[Step]:
+        for step in whole(*arguments, **options):
+            yield step
+            if step.outer == loops:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(mdc_core.condense, "condense", interrupted)
+
+
+def measured_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make a measurement, and the decoding of pictures, an error."""
+
+    def refused(*_: Any, **__: Any) -> None:
+        raise AssertionError("too late to refuse")
+
+    monkeypatch.setattr(mdc_core.calibrate, "calibrate", refused)
+    monkeypatch.setattr(mdc_core.data, "load", refused)
+
+
 @pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.0321, "0.032 s"), (89, "89 s"), (725, "12 min"), (54_000, "15 h"), (4e5, "4.6 days")],
+    ("arguments", "message"),
+    [
+        (["--ipc", "9"], "takes (start_index + 1)·ipc·factor² = 36 of each class, but 'pictures' has"),
+        (["--set", "speed=9"], "speed: Extra inputs"),
+        (["--set", "network.depth=7"], "lower the depth"),
+        (["--preset", "mine"], "there is no preset 'mine'"),
+        (["--image-size", "3"], "image_size is 3: it must be 4..1024"),
+        (["--out", "set.json"], "end it in .safetensors"),
+        (["--out", "old.safetensors"], "add --resume to go on"),
+        (["--resume", "--out", "old.safetensors"], "not a checkpoint"),
+        (["--resume", "--out", "none.safetensors"], "cannot read none.checkpoint"),
+        (["--device", "tpu9"], "device 'tpu9' cannot be used"),
+    ],
 )
-def test_durations_have_two_digits(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
+def test_what_can_be_refused_is_before_anything_is_measured_or_decoded(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    pictures(Path("pictures"))
+    Path("old.checkpoint").write_bytes(b"x")
+    measured_nothing(monkeypatch)
+    refused = run("condense", "pictures", "--ipc", "2", *arguments)
+    assert refused.exit_code == 1
+    assert message in refused.output
+    assert refused.output.startswith("Error:"), refused.output
+
+
+LONG = ["--outer-loops", "60"]
+
+
+def slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that takes half an hour for an outer loop of the toy, or believes so."""
+    monkeypatch.setattr(mdc_core.calibrate, "calibrate", lambda *_: Speed(3025920 / 1790, 1e12, 1e-6))
+
+
+def test_more_than_a_day_needs_a_yes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow(monkeypatch)
+    refused = condense(tmp_path / "s.safetensors", *LONG)
+    assert refused.exit_code == 1
+    assert "To start it as it is, add --yes" in refused.stderr
+    assert not (tmp_path / "s.safetensors").exists()
+    found = re.search(r"takes about 60 min with: (--.*)\n", refused.stderr)
+    assert found, refused.stderr
+    assert found[1].split() == ["--outer-loops", "2", "--set", "mls_period=1"]
+    again = condense(tmp_path / "s.safetensors", "--dry-run", "--json", *LONG, *found[1].split())
+    assert json.loads(again.stdout)["seconds"] == pytest.approx(3580, abs=1)
+    told = condense(tmp_path / "s.safetensors", "--dry-run", *LONG)
+    assert (told.exit_code, "What shortens it" in told.stderr) == (0, True)
+    assert condense(tmp_path / "s.safetensors", "--yes", *LONG).exit_code == 0
+
+
+@pytest.mark.parametrize("answer", ["y", "n"])
+def test_on_a_terminal_it_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str) -> None:
+    slow(monkeypatch)
+    monkeypatch.setattr(mdc_cli.outlook, "on_terminal", lambda: True)
+    command = ["condense", "digits", "--out", str(tmp_path / "s.safetensors"), *TOY, *LONG]
+    asked = CliRunner().invoke(app, command, input=f"{answer}\n")
+    assert "Start it as it is?" in asked.output
+    assert asked.exit_code == (0 if answer == "y" else 1), asked.output
+    assert (tmp_path / "s.safetensors").exists() == (answer == "y")
+
+
+def test_progress_without_a_terminal_is_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(mdc_cli.output.time, "monotonic", lambda: now[0])
+    lines: list[str] = []
+    monkeypatch.setattr(mdc_cli.output.people, "print", lambda line, **_: lines.append(line))
+    with progress_bar() as bar:
+        task = bar.add_task("condensing", total=100, detail="")
+        for step in range(1, 101):
+            now[0] += 1
+            bar.update(task, completed=step, detail=f"loss {step}")
+        bar.update(task, detail="")
+    assert [line.split(",")[0] for line in lines] == [f"condensing {step}/100" for step in (31, 61, 91, 100)]
+    assert lines[0].endswith("loss 31")
+    lines.clear()
+    with progress_bar() as bar:  # every step takes longer than a line waits
+        task = bar.add_task("condensing", total=6, completed=2, detail="")
+        for step in (2, 3, 4):
+            bar.update(task, completed=step)
+            now[0] += 60
+    assert lines == ["condensing 3/6, 60 s", "condensing 4/6, 2 min, left 2 min"]
 
 
 def test_an_interrupted_run_goes_on_to_the_same_bytes(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "s.safetensors"
-    whole = mdc_core.condense.condense
-
-    def interrupted(*arguments: Any, **options: Any) -> Iterator[Step]:
-        for step in whole(*arguments, **options):
-            yield step
-            if step.outer == 3:
-                raise KeyboardInterrupt
-
     with monkeypatch.context() as patch:
-        patch.setattr(mdc_core.condense, "condense", interrupted)
+        interrupt_after(patch, 3)
         result = condense(path)
     assert result.exit_code == 130
     assert "Stopped after outer loop 3 of 6" in result.output
@@ -128,7 +278,7 @@ def test_networks_of_a_pool_are_kept_beside_the_data_root(
         out = tmp_path / f"{name}.safetensors"
         result = run("condense", "digits", "--out", out, "--data-root", root / "datasets", *pool, *schedule)
         assert result.exit_code == 0, result.output
-        assert re.search(r"each\), .+\sfor\sits\snetworks,\s", result.output)
+        assert re.search(r"each\), .+ of networks for a pool, \d\.\d GB", result.stderr)
         return out.read_bytes()
 
     first = made("first", tmp_path)

@@ -51,13 +51,14 @@ class Replaying(Eager):
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
         self.records = True
-        self.warmed, self.replays = 0, 0
+        self.warmed, self.recordings, self.replays = 0, 0, 0
 
     def _beside(self, run: Callable[[], None]) -> None:
         self.warmed += 1
         run()
 
     def _capture(self, run: Callable[[], None]) -> Recording:
+        self.recordings += 1
         return _Replay(run, self)
 
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms.v2 import functional as tv
 
-from mdc_core.archives import read_folder, read_zip
+from mdc_core.archives import read_folder, read_zip, survey_folder, survey_zip
 from mdc_core.errors import ConfigError, DataError
 from mdc_core.splits import Splits
 from tests.core.image_files import encoded, pixels, small_set, write_folder, write_zip
@@ -125,12 +125,61 @@ def test_resize_and_crop_equal_torchvision(tmp_path: Path, height: int, width: i
     np.testing.assert_array_equal(splits.train[0][0].numpy(), np.asarray(resized).transpose(2, 0, 1))
 
 
-@pytest.mark.parametrize(("size", "side"), [((12, 20), 12), ((230, 300), 224)])
-def test_side_is_the_first_images_short_side_up_to_224(
-    tmp_path: Path, size: tuple[int, int], side: int
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_the_side_is_the_median_of_the_short_sides_whatever_image_comes_first(
+    tmp_path: Path, kind: str
 ) -> None:
-    files = small_set() | {"train/cat/0.png": encoded(pixels(0, *size))}
-    assert read_folder(write_folder(tmp_path, files)).train[0].shape == (6, 3, side, side)
+    sides = [300, 20, 22, 12, 21, 300, 5, 20]  # sorted: 5 12 20 20 | 21 22 300 300
+    files = {
+        name: encoded(pixels(seed, side, side + seed))
+        for seed, (name, side) in enumerate(zip(small_set(), sides, strict=True))
+    }
+    splits = _read(kind, tmp_path, files)
+    assert splits.train[0].shape == (6, 3, 20, 20)
+    assert splits.test[0].shape == (2, 3, 20, 20)
+
+
+@pytest.mark.parametrize(("preset", "side"), [(None, 64), ("photos", 64), ("imagenet-10", 224)])
+def test_large_images_get_64_pixels_unless_the_preset_is_made_for_more(
+    tmp_path: Path, preset: str | None, side: int
+) -> None:
+    files = {name: encoded(pixels(seed, 230, 240)) for seed, name in enumerate(small_set())}
+    write_folder(tmp_path, files)
+    assert survey_folder(tmp_path, preset=preset).image_size == side
+    assert survey_folder(tmp_path, preset=preset).own_side == 230
+    assert read_folder(tmp_path, preset=preset).train[0].shape[2:] == (side, side)
+    assert survey_folder(tmp_path, 48, preset).image_size == 48
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_a_survey_counts_what_is_passed_over(tmp_path: Path, kind: str) -> None:
+    litter = {
+        "__MACOSX/train/cat/._0.png": b"junk",  # one folder, whatever is in it
+        "__MACOSX/train/cat/._1.png": b"junk",
+        "train/.DS_Store": b"junk",
+        "train/cat/.hidden/x.png": b"junk",
+        "train/cat/.hidden/y.png": b"junk",
+        "README.txt": b"hello",
+        "validation/cat/0.png": b"junk",
+        "validation/cat/1.png": b"junk",
+    }
+    files = small_set() | litter
+    if kind == "folder":
+        facts = survey_folder(write_folder(tmp_path, files))
+    else:
+        facts = survey_zip(write_zip(tmp_path / "a.zip", files))
+    assert (facts.ignored, facts.images, facts.test_images) == (5, 6, 2)
+
+
+def test_a_survey_decodes_nothing_and_still_names_a_file_without_a_header(tmp_path: Path) -> None:
+    cut = encoded(pixels(0, 40, 40))[:200]
+    write_folder(tmp_path / "cut", small_set() | {"train/dog/1.png": cut})
+    assert survey_folder(tmp_path / "cut").own_side == 8
+    with pytest.raises(DataError, match=r"train/dog/1\.png cannot be read"):
+        read_folder(tmp_path / "cut")
+    write_folder(tmp_path / "junk", small_set() | {"train/dog/1.png": b"junk"})
+    with pytest.raises(DataError, match=r"train/dog/1\.png is no PNG, JPEG"):
+        survey_folder(tmp_path / "junk")
 
 
 @pytest.mark.parametrize("kind", ["folder", "zip"])

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from itertools import permutations, product
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms import RandomResizedCrop
 
 from mdc_core import augment
@@ -156,6 +158,27 @@ def test_one_geometric_op_is_picked_for_each_batch() -> None:
         seen.add("rotate" if turned else "scale" if scaled else "crop")
         assert not (scaled and shift.any())
     assert seen == {"crop", "scale", "rotate"}
+
+
+class NoProduct(TorchDispatchMode):
+    """Refuses matrix products, whose factors a GPU may round."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func.overloadpacket.__name__ not in ("mm", "bmm", "addmm", "baddbmm"), func
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_nothing_is_rounded_on_the_way(op: AugmentOp) -> None:
+    params = drawn(op, rows=6)
+    with NoProduct():
+        augment.apply(params, images())
+
+
+def test_affine_grids_equal_torchs() -> None:
+    matrices = torch.randn(3, 2, 3, dtype=torch.float64)
+    expected = F.affine_grid(matrices, [3, 1, 5, 5], align_corners=True)
+    torch.testing.assert_close(augment._affine_grid(matrices, 5), expected)
 
 
 def test_identity_grid_leaves_images_alone() -> None:

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from mdc_core.config import CondenseConfig, DataFacts, EvaluateConfig, NetworkConfig
 from mdc_core.errors import ConfigError
-from mdc_core.presets import NAMED, PRESETS, condense_config, evaluate_config, preset_for
+from mdc_core.presets import NAMED, condense_config, default_side, evaluate_config, preset_for
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_tile_lr_table(preset: str, image_size: int, ipc: int, expected: float) 
     assert condense_config(preset, {"ipc": ipc}).tile_lr(image_size) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("preset", sorted(PRESETS))
+@pytest.mark.parametrize("preset", sorted(NAMED))
 def test_every_preset_is_valid_on_its_own_data(preset: str) -> None:
     config = condense_config(preset, {})
     config.check_data(NAMED[preset])
@@ -183,7 +183,7 @@ def test_a_partial_network_keeps_the_presets_other_values() -> None:
     assert condense_config("digits", {"network": {"width": 16}}).network == NetworkConfig(depth=2, width=16)
 
 
-@pytest.mark.parametrize("preset", sorted(PRESETS))
+@pytest.mark.parametrize("preset", sorted(NAMED))
 def test_a_method_brings_its_own_schedule(preset: str) -> None:
     """What is of the data stays the preset's; what the method makes no use of is off; own values go before both."""
     published = condense_config(preset, {})
@@ -218,18 +218,30 @@ def test_unknown_preset_lists_the_known() -> None:
 
 @pytest.mark.parametrize(
     ("size", "channels", "classes", "expected"),
-    [(8, 1, 10, "digits"), (28, 1, 5, "fashion-mnist"), (32, 3, 10, "cifar10"), (40, 3, 60, "cifar100"),
-     (224, 3, 5, "imagenet-10")],
+    [(8, 1, 10, "digits"), (28, 1, 5, "fashion-mnist"), (32, 3, 10, "cifar10"), (24, 3, 60, "cifar100"),
+     (33, 3, 60, "photos"), (64, 1, 10, "photos"), (128, 3, 10, "photos"), (129, 3, 5, "imagenet-10")],
 )  # fmt: skip
 def test_preset_for_own_data(size: int, channels: int, classes: int, expected: str) -> None:
     facts = DataFacts(
-        name="mine",
+        name="photos",
         channels=channels,
         image_size=size,
         classes=tuple(map(str, range(classes))),
         smallest_class=9,
     )
     assert preset_for(facts) == expected
+    condense_config(expected, {}).check_data(facts.model_copy(update={"smallest_class": 5000}))
+
+
+@pytest.mark.parametrize(
+    ("own", "preset", "expected"),
+    [(48, None, 48), (400, None, 64), (400, "photos", 64), (400, "cifar10", 64), (400, "imagenet-10", 224),
+     (100, "imagenet-10", 100), (400, "no such preset", 64)],
+)  # fmt: skip
+def test_the_side_of_own_images_is_theirs_up_to_64_or_what_a_named_preset_is_made_for(
+    own: int, preset: str | None, expected: int
+) -> None:
+    assert default_side(own, preset) == expected
 
 
 def test_evaluation_milestones_and_sizes() -> None:

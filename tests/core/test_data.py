@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mdc_core.config import DataFacts
-from mdc_core.data import DataSet, RealSet, load, load_folder, measure
+from mdc_core.data import DataSet, RealSet, load, load_folder, measure, survey
 from mdc_core.errors import ConfigError, DataError
 from mdc_core.presets import NAMED
 from mdc_core.splits import hold_out
@@ -80,7 +80,8 @@ def test_facts() -> None:
     expected = DataFacts(
         name="toys", channels=1, image_size=8, classes=("a", "b", "c"), smallest_class=1, images=6
     )
-    assert real.facts("toys") == DataSet("toys", real, real).facts() == expected
+    assert real.facts("toys") == expected
+    assert DataSet("toys", real, real).facts() == expected.model_copy(update={"test_images": 6})
 
 
 @pytest.mark.parametrize(
@@ -172,7 +173,7 @@ def test_load_tells_files_by_content(tmp_path: Path) -> None:
         assert data.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
         assert (data.train.mean, data.train.std) == (first.train.mean, first.train.std)
         assert data.test.mean == data.train.mean
-        assert data.facts() == first.train.facts(data.name)
+        assert data.facts() == first.facts().model_copy(update={"name": data.name})
 
 
 def test_load_passes_the_image_size_on(tmp_path: Path) -> None:
@@ -180,6 +181,43 @@ def test_load_passes_the_image_size_on(tmp_path: Path) -> None:
     write_zip(tmp_path / "a.zip", small_set())
     for name in ("folder", "a.zip"):
         assert load(str(tmp_path / name), tmp_path, image_size=5).train.image_size == 5
+
+
+@pytest.mark.parametrize("has_test", [False, True])
+@pytest.mark.parametrize("kind", ["folder", "zip", "npz"])
+def test_a_survey_tells_what_loading_gives(tmp_path: Path, kind: str, has_test: bool) -> None:
+    files = {name: content for name, content in small_set().items() if has_test or name.startswith("train")}
+    path = tmp_path / f"a.{kind}"
+    if kind == "npz":
+        test = {"x_test": np.zeros((2, 8, 8), np.uint8), "y_test": np.array([0, 1])} if has_test else {}
+        np.savez(path, x_train=np.zeros((5, 8, 8), np.uint8), y_train=np.array([0, 1, 0, 1, 0]), **test)
+    else:
+        (write_zip if kind == "zip" else write_folder)(path, files)
+    facts = survey(str(path))
+    unread = {"held_out": not has_test, "own_side": None if kind == "npz" else 8}
+    assert facts == load(str(path), tmp_path).facts().model_copy(update=unread)
+
+
+def test_a_survey_of_a_named_set_needs_no_data() -> None:
+    assert survey("cifar10") == NAMED["cifar10"]
+    with pytest.raises(ConfigError, match="image_size is 16, but the images of 'cifar10' are 32 pixels"):
+        survey("cifar10", image_size=16)
+
+
+def test_a_survey_refuses_what_loading_refuses(tmp_path: Path) -> None:
+    np.savez(tmp_path / "wide.npz", x_train=np.zeros((4, 8, 9), np.uint8), y_train=np.array([0, 1, 0, 1]))
+    np.savez(tmp_path / "one.npz", x_train=np.zeros((4, 8, 8), np.uint8), y_train=np.zeros(4, int))
+    one = {name: content for name, content in small_set().items() if "cat" in name}
+    write_folder(tmp_path / "one", one)
+    for name, message in (
+        ("wide.npz", "'wide'.*9×8 pixels"),
+        ("one.npz", "1 class .*at least two"),
+        ("one", "1 class .*at least two"),
+    ):
+        with pytest.raises(DataError, match=message):
+            survey(str(tmp_path / name))
+    with pytest.raises(ConfigError, match=r"image_size is 2000: it must be 4\.\.1024"):
+        survey(str(write_folder(tmp_path / "fine", small_set())), image_size=2000)
 
 
 def test_load_refuses_to_resize_what_is_not_resized(tmp_path: Path) -> None:

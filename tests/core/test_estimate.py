@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from mdc_core import calibrate as calibration
 from mdc_core import iteration
 from mdc_core.calibrate import calibrate
 from mdc_core.condense import condense, prepare
@@ -168,6 +169,56 @@ def test_what_to_lower_names_the_largest() -> None:
 def test_a_calibration_gives_a_speed(real: RealSet) -> None:
     speed = calibrate(toy_config(), real.facts("toy"), "cpu")
     assert all(value > 0 for value in dataclasses.astuple(speed))
+
+
+def test_a_calibration_tells_what_starting_takes_from_what_an_image_takes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    facts, config = NAMED["cifar10"], CondenseConfig()
+    cost = network_cost(config.network, facts)
+    machine = Speed(2e11, 3e9, 0.004)
+    image = cost.flops_per_image / machine.flops + cost.activation_bytes / machine.bandwidth
+    monkeypatch.setattr(calibration, "_convolution", lambda *_: machine.flops)
+    monkeypatch.setattr(calibration, "_training", lambda _config, _facts, _device, images, _steps: images)
+    monkeypatch.setattr(calibration, "_best", lambda images, _: machine.start + image * images)
+    assert dataclasses.astuple(calibrate(config, facts, "cpu")) == pytest.approx(dataclasses.astuple(machine))
+
+
+@pytest.mark.parametrize(("takes", "calls"), [(0.001, 6), (0.25, 3), (60, 2)])
+def test_on_a_cpu_tries_end_when_their_time_is_gone(
+    monkeypatch: pytest.MonkeyPatch, takes: float, calls: int
+) -> None:
+    now, called = [0.0], []
+    monkeypatch.setattr(calibration.time, "perf_counter", lambda: now[0])
+
+    def run() -> None:
+        called.append(now[0])
+        now[0] += takes
+
+    assert calibration._best(run, torch.device("cpu")) == pytest.approx(takes)
+    assert len(called) == calls
+
+
+CALIBRATED = """
+import torch
+torch.set_num_threads(1)
+from pathlib import Path
+from mdc_core.calibrate import calibrate
+from mdc_core.config import DataFacts
+from mdc_core.malloc import keep_freed_memory
+from mdc_core.presets import condense_config
+def most(what): return 1024 * int(Path("/proc/self/status").read_text().split(what + ":")[1].split()[0])
+keep_freed_memory()
+facts = DataFacts(name="x", channels=3, image_size=224, classes=tuple("0123456789"), smallest_class=99)
+before = most("VmRSS")
+calibrate(condense_config("imagenet-10", {}), facts, "cpu")
+print(most("VmHWM") - before)
+"""
+
+
+def test_a_calibration_for_large_images_takes_little_memory() -> None:
+    ran = subprocess.run([sys.executable, "-c", CALIBRATED], check=True, capture_output=True, text=True)
+    assert int(ran.stdout) < 500e6
 
 
 MEASURED = """

@@ -86,7 +86,7 @@ def test_a_recording_stays_while_lanes_follow_each_other_or_end(at_once: int) ->
     recorder = Replaying(CPU)
     list(train_lanes(lanes(RECIPE, STOPS, torch.float32), at_once, recorder, most_images=max(COUNTS)))
     assert recorder.refusal is None
-    assert (recorder.warmed, len(recorder._kept)) == (2 * WARM_UP, 2)
+    assert (recorder.warmed, recorder.recordings) == (2 * WARM_UP, 2)
 
 
 @pytest.mark.parametrize("kind", [Eager, Replaying])

@@ -115,9 +115,11 @@ def test_parts_of_one_size_may_be_one_convolution(
         return [found, *torch.autograd.grad(found, [x, g], direction)]
 
     one_by_one = derivatives()
-    cpu = convolution._groups
-    monkeypatch.setattr(convolution, "_groups", lambda parts, device: cpu(parts, torch.device("meta")))
-    assert len(list(convolution._groups(parts, x.device))) == len(set(parts))
+    groups, gpu = convolution._groups, torch.device("meta")
+    monkeypatch.setattr(convolution, "_groups", lambda parts, device, work: groups(parts, gpu, work))
+    assert len(list(convolution._groups(parts, x.device, 1))) == len(set(parts))
+    # What is large stays by itself.
+    assert len(list(groups(parts, gpu, 10**8))) == sum(size > 1 for size in parts) + (1 in parts)
     for one, other in zip(derivatives(), one_by_one, strict=True):
         torch.testing.assert_close(one, other)
 

@@ -13,6 +13,7 @@ from mdc_core.config import CondenseConfig
 from mdc_core.data import RealSet
 from mdc_core.errors import ConfigError
 from mdc_core.interpolation import InterpolatedNetworks
+from mdc_core.network_phase import fresh_network
 from mdc_core.pool import MemoryPools, Pool, member_key
 from mdc_core.real_training import RealTraining
 from mdc_core.recorder import Recorder
@@ -174,9 +175,8 @@ def test_another_format_is_never_looked_for(real: RealSet, monkeypatch: pytest.M
 
 
 def test_a_network_is_asked_for_once(real: RealSet) -> None:
-    networks = InterpolatedNetworks(CONFIG, real, Recorder(real.device), Counting())
-    training = networks._new_training()
-    assert isinstance(training, RealTraining)
-    pool = Pool(CONFIG, real, networks.net.between, pools := Counting(), lambda: training)
+    net, pools = fresh_network(CONFIG, real, outer=0), Counting()
+    training = RealTraining(CONFIG, real, net, Recorder(real.device))
+    pool = Pool(CONFIG, real, net, pools, lambda: training)
     assert pool.trained(0) is pool.trained(0)
     assert pools.puts == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable, Collection, Hashable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -19,7 +21,7 @@ from mdc_core.iteration import TileUpdate
 from mdc_core.methods import METHODS
 from mdc_core.pool import MemoryPools
 from mdc_core.recorder import Recorder, _tell, fill
-from tests.core.replay import draws, waits
+from tests.core.replay import Eager, Replaying, draws, waits
 from tests.core.toys import FEATURE, toy_config, toy_real
 
 VARIANTS: list[dict[str, object]] = [
@@ -51,7 +53,9 @@ class Strict(Recorder):
         self.fixed = True
         self.checked = 0
 
-    def recorded(self, run: Callable[[], None], shapes: Collection[Hashable]) -> Callable[[], None]:
+    def recorded(
+        self, run: Callable[..., None], shapes: Collection[Hashable], *args: object
+    ) -> Callable[[], None]:
         calls = 0
 
         def call() -> None:
@@ -59,7 +63,7 @@ class Strict(Recorder):
             calls += 1
             self.checked += calls > 1
             with nullcontext() if calls == 1 else NoWaiting():
-                run()
+                run(*args)
 
         return call
 
@@ -124,18 +128,26 @@ def test_why_nothing_is_recorded_is_told_once(caplog: pytest.LogCaptureFixture) 
 class FakeCuda:
     """Streams and captures by name; a capture that fails leaves its stream the current one, as torch's does."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, leaves_pool: bool) -> None:
         self.stream = "main"
         self.captured: list[tuple[object, object]] = []
-        for name in ("CUDAGraph", "device", "current_stream", "set_stream", "graph"):
+        self.calls: list[tuple[str, int, str]] = []
+        self._leaves_pool = leaves_pool
+        for name in ("CUDAGraph", "device", "current_device", "current_stream", "set_stream", "graph"):
             monkeypatch.setattr(torch.cuda, name, getattr(self, name))
+        for name in ("end", "release"):
+            full = {"end": "_cuda_endAllocateToPool", "release": "_cuda_releasePool"}[name]
+            monkeypatch.setattr(torch._C, full, getattr(self, name), raising=False)
 
-    def CUDAGraph(self) -> str:
-        return "graph"
+    def CUDAGraph(self) -> Any:
+        return type("Graph", (), {})()
 
     @contextmanager
     def device(self, device: object) -> Iterator[None]:
         yield
+
+    def current_device(self) -> int:
+        return 1
 
     def current_stream(self) -> str:
         return self.stream
@@ -150,12 +162,22 @@ class FakeCuda:
         yield
         self.stream = before
 
+    def end(self, device: int, pool: str) -> None:
+        if self._leaves_pool:
+            raise RuntimeError("not currently recording to this pool")
+        self.calls.append(("end", device, pool))
+
+    def release(self, device: int, pool: str) -> None:
+        self.calls.append(("release", device, pool))
+
 
 @pytest.mark.parametrize("error", [RuntimeError, torch.OutOfMemoryError, None])
-def test_the_stream_is_the_former_one_after_a_capture(
-    error: type[Exception] | None, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("leaves_pool", [False, True])
+def test_what_a_capture_changes_is_as_before_when_it_has_failed(
+    error: type[Exception] | None, leaves_pool: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cuda, recorder = FakeCuda(monkeypatch), Recorder(torch.device("cpu"))
+    cuda = FakeCuda(monkeypatch, leaves_pool=leaves_pool)
+    recorder = Recorder(torch.device("cpu"))
     recorder._pool, recorder._aside = "pool", "aside"  # type: ignore[assignment]
     seen = []
 
@@ -164,12 +186,52 @@ def test_the_stream_is_the_former_one_after_a_capture(
         if error is not None:
             raise error("no")
 
-    with pytest.raises(error) if error is torch.OutOfMemoryError else nullcontext():
-        recorder._record(run)
+    assert (recorder._record(run) is None) == (error is not None)
     assert (cuda.stream, seen) == ("main", ["aside"])
     # In the recorder's own pool, and on the stream that warms up: a stream of another device would record nothing.
     assert cuda.captured == [("pool", "aside")]
+    assert len(recorder._kept) == 1
+    # A function that lacks memory says nothing of others.
     assert (recorder.refusal is None) == (error is not RuntimeError)
+    ends = [("end", 1, "pool"), ("release", 1, "pool")]
+    assert cuda.calls == (ends if error is not None and not leaves_pool else [])
+
+
+@pytest.mark.parametrize(
+    "text", ["GET was unable to find an engine to execute this", "CUBLAS_STATUS_ALLOC_FAILED when calling"]
+)
+def test_libraries_that_lack_memory_are_understood(text: str) -> None:
+    def fails(text: str) -> None:
+        raise RuntimeError(text)
+
+    recorder = Recorder(torch.device("cpu"))
+    with pytest.raises(torch.OutOfMemoryError, match=text):
+        recorder.recorded(fails, ["a"], text)()
+    with pytest.raises(RuntimeError, match="shapes") as other:
+        recorder.recorded(fails, ["a"], "shapes differ")()
+    assert not isinstance(other.value, torch.OutOfMemoryError)
+
+
+@pytest.mark.parametrize("kind", [Eager, Replaying])
+@pytest.mark.parametrize("changes", [{}, FEATURE])
+def test_memory_is_free_as_soon_as_its_owner_is(kind: type[Recorder], changes: dict[str, object]) -> None:
+    """Without the collector, which runs when it likes."""
+    config, real = toy_config(**changes), toy_real()
+    state, recorder = start_state(config, real), kind(torch.device("cpu"))
+    gc.disable()
+    try:
+        networks = METHODS[config.method].networks(config, real, recorder, MemoryPools())
+        update = TileUpdate(config, real, networks.net, recorder)
+        update.begin(state.tiles, state.momentum, state.mls, measured=False)
+        for inner in range(1, 6):
+            networks.ready(1, inner)
+            update.run(1, inner)
+        trainer = networks._pool._training()._trainer  # type: ignore[attr-defined]
+        held = [weakref.ref(one) for one in (networks, networks.net, trainer, update, update.tiles)]
+        del networks, update, trainer
+        assert [ref() for ref in held] == [None] * 5
+    finally:
+        gc.enable()
 
 
 def test_bfloat16_trains_the_network_alone(real: RealSet) -> None:

@@ -125,6 +125,11 @@ def test_from_an_uploaded_zip_to_a_device(running: Running, tmp_path: Path) -> N
     (tmp_path / "photos.zip").write_bytes(photos())
     settings = [f"--set={name}={json.dumps(value)}" for name, value in TOY.items()]
     judge = [f"--evaluate={name}={json.dumps(value)}" for name, value in JUDGE.items()]
+    told = running.command("submit", str(tmp_path / "photos.zip"), "--ipc", "1", "--dry-run", "--json")
+    assert told.returncode == 0, told.stderr
+    plan = json.loads(told.stdout)
+    assert (plan["facts"]["images"], plan["facts"]["test_images"], plan["facts"]["own_side"]) == (22, 2, 12)
+    assert running.call("GET", "/v1/jobs").json()["data"] == []
     submitted = running.command(
         "submit",
         str(tmp_path / "photos.zip"),
@@ -138,7 +143,12 @@ def test_from_an_uploaded_zip_to_a_device(running: Running, tmp_path: Path) -> N
         "--json",
     )
     assert submitted.returncode == 0, submitted.stderr
+    assert (
+        "photos: 2 classes, 22 training images and 2 test images (held out, as there is no test split), 12 pixels, "
+        "colour. Preset digits, convnet-d2-w4, ipc 3: "
+    ) in submitted.stderr
     job = json.loads(submitted.stdout)
+    assert job["facts"] == plan["facts"]
     assert job["set"]["name"] == "photos"
     assert (
         job["condense"]["network"]

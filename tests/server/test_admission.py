@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
 import pytest
 
 from mdc_core.config import CondenseConfig, EvaluateConfig
 from mdc_core.estimate import Speed, estimate
-from mdc_core.presets import NAMED
-from server.store import workers
+from mdc_core.presets import NAMED, merge
+from server.schemas import JobRequest
+from server.store import datasets, workers
 from server.store.db import Database
+from server.submission import _digest
+from tests.server.archives import arrays, image, zipped
 from tests.server.conftest import Api
 from tests.server.test_api_jobs import submit
 
@@ -83,3 +92,137 @@ def test_what_fits_no_worker_is_refused_with_both_figures(api: Api) -> None:
     assert "the largest worker has 2.0 GB: lower condense.ipc, condense.network.width" in problem["detail"]
     assert problem["errors"][0]["field"] == "condense.ipc"
     assert api.client.get("/v1/jobs", headers=api.admin).json()["data"] == []
+
+
+PICTURES = {"condense": {"ipc": 1, "factor": 1, "network": {"width": 8}}, "evaluate": {"sizes": [1]}}
+
+
+def uploaded(api: Api, side: int = 100) -> str:
+    """Id of a zip of pictures of that side, two of each class to condense."""
+    names = [f"train/{label}/{number}.png" for label in ("cat", "dog") for number in range(3)]
+    content = zipped({name: image(side, side + 20) for name in [*names, "test/cat/0.png", "test/dog/0.png"]})
+    answer = api.client.post(
+        "/v1/datasets", content=content, headers={**api.admin, "Content-Type": "application/zip"}
+    )
+    identifier: str = answer.json()["id"]
+    return identifier
+
+
+def planned(api: Api, **body: Any) -> dict[str, Any]:
+    answer = api.client.post("/v1/jobs", json={**body, "dry_run": True}, headers=api.admin)
+    assert answer.status_code == 200, answer.text
+    plan: dict[str, Any] = answer.json()
+    return plan
+
+
+def test_a_dry_run_tells_what_the_job_would_be_and_queues_nothing(api: Api) -> None:
+    register(api.services.db, "one", 2**40)
+    body = {"dataset": uploaded(api), **PICTURES}
+    plan = planned(api, **body)
+    assert api.client.get("/v1/jobs", headers=api.admin).json()["data"] == []
+    job = api.client.post("/v1/jobs", json=body, headers=api.admin).json()
+    both = plan.keys() & job.keys()
+    assert both == plan.keys() - {"preset", "shorter"}
+    assert {name: plan[name] for name in both} == {name: job[name] for name in both}
+    assert plan["preset"] == "photos"
+    assert plan["facts"]["own_side"] == 100
+    assert (plan["facts"]["image_size"], plan["facts"]["images"], plan["facts"]["test_images"]) == (64, 6, 2)
+    parts = plan["estimate"]["seconds_per_outer_loop"] * 2000 + plan["estimate"]["seconds_evaluation"]
+    assert parts == pytest.approx(plan["estimate"]["seconds"])
+    wrong = api.client.post("/v1/jobs", json={"dataset": "nope", "dry_run": True}, headers=api.admin)
+    assert wrong.json()["code"] == "unknown-dataset"
+
+
+def test_the_shorter_job_takes_what_it_says(api: Api) -> None:
+    assert planned(api, dataset="digits")["shorter"] is None  # no worker tells
+    register(api.services.db, "one", 2**40)
+    body: dict[str, Any] = {"dataset": uploaded(api), **PICTURES}
+    less = planned(api, **body)["shorter"]
+    assert less["seconds"] <= 3600
+    shortened = {
+        "dataset": body["dataset"],
+        "condense": merge(body["condense"], less["condense"]),
+        "evaluate": merge(body["evaluate"], less["evaluate"]),
+        "image_size": less["image_size"],
+        "preset": less["preset"],
+    }
+    again = planned(api, **shortened)
+    assert again["estimate"]["seconds"] == pytest.approx(less["seconds"])
+    assert again["shorter"] is None
+
+
+def test_a_job_that_would_take_longer_than_the_operator_accepts_is_refused(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limited = api.services.settings.model_copy(update={"max_expected_seconds": 7200.0})
+    monkeypatch.setattr(api.client.app.state, "services", replace(api.services, settings=limited))  # type: ignore[attr-defined]
+    body = {"dataset": uploaded(api), **PICTURES}
+    assert planned(api, **body)["estimate"]["seconds"] is None  # without a worker nothing is known against it
+    register(api.services.db, "one", 2**40)
+    for more in ({}, {"dry_run": True}):
+        answer = api.client.post("/v1/jobs", json={**body, **more}, headers=api.admin)
+        problem = answer.json()
+        assert (answer.status_code, problem["code"]) == (422, "takes-too-long")
+        assert problem["expected_seconds"] > problem["accepted_seconds"] == 7200
+        assert "at most 2 h are accepted here; about" in problem["detail"]
+        assert '"outer_loops": ' in problem["detail"]
+        assert problem["errors"][0]["field"] == "condense.outer_loops"
+    assert api.client.get("/v1/jobs", headers=api.admin).json()["data"] == []
+    short = {**body, "condense": {**PICTURES["condense"], "outer_loops": 1, "inner_iterations": 1}}
+    short["evaluate"] = {"sizes": [1], "epochs": 1}
+    assert api.client.post("/v1/jobs", json=short, headers=api.admin).status_code == 202
+
+
+@pytest.mark.parametrize(
+    ("more", "side"),
+    [({}, 64), ({"image_size": 48}, 48), ({"preset": "imagenet-10"}, 100), ({"preset": "cifar10"}, 64)],
+)
+def test_the_side_of_pictures_is_chosen_per_job(api: Api, more: dict[str, Any], side: int) -> None:
+    body = {"dataset": uploaded(api), **PICTURES, **more}
+    assert planned(api, **body)["facts"]["image_size"] == side
+
+
+def test_what_is_not_resized_is_refused_another_side(api: Api) -> None:
+    content = arrays(x_train=np.zeros((6, 8, 8), np.uint8))
+    answer = api.client.post(
+        "/v1/datasets", content=content, headers={**api.admin, "Content-Type": "application/x-npz"}
+    )
+    for dataset in ("digits", answer.json()["id"]):
+        body = {"dataset": dataset, "condense": {"ipc": 1, "factor": 1}}
+        assert planned(api, **body, image_size=8)["facts"]["image_size"] == 8
+        refused = api.client.post("/v1/jobs", json={**body, "image_size": 16}, headers=api.admin)
+        problem = refused.json()
+        assert (refused.status_code, problem["code"]) == (422, "invalid-config")
+        assert problem["errors"][0]["field"] == "image_size"
+        assert "are 8 pixels and are not resized" in problem["detail"]
+
+
+def test_an_upload_of_an_earlier_release_gets_the_new_side(api: Api) -> None:
+    dataset = uploaded(api)
+    with api.services.db.begin() as session:
+        row = datasets.get(session, dataset)
+        assert row is not None
+        row.facts = {
+            **{name: row.facts[name] for name in ("name", "channels", "classes", "smallest_class", "images")},
+            "image_size": 224,
+        }
+    facts = planned(api, dataset=dataset, **PICTURES)["facts"]
+    assert (facts["image_size"], facts["own_side"], facts["test_images"]) == (64, 224, None)
+
+
+def test_a_request_that_an_earlier_release_knew_has_the_digest_that_it_had() -> None:
+    body = {"dataset": "digits", "name": "mine", "preset": None, "condense": {"ipc": 5}, "evaluate": {}}
+    before = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    assert _digest(JobRequest.model_validate(body)) == before
+
+
+def test_the_side_makes_another_request(api: Api) -> None:
+    headers = {**api.admin, "Idempotency-Key": "one"}
+    body = {"dataset": uploaded(api), **PICTURES}
+    first = api.client.post("/v1/jobs", json=body, headers=headers).json()
+    assert api.client.post("/v1/jobs", json={**body, "image_size": None}, headers=headers).json() == first
+    other = api.client.post("/v1/jobs", json={**body, "image_size": 64}, headers=headers)
+    assert other.json()["code"] == "idempotency-mismatch"
+    assert planned(api, **body)["name"] == first["name"]
+    told = api.client.post("/v1/jobs", json={**body, "dry_run": True}, headers={**headers})
+    assert told.status_code == 200, "a dry run has nothing to repeat"

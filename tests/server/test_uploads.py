@@ -6,6 +6,7 @@ import io
 import stat
 import struct
 import zipfile
+import zlib
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from mdc_core.errors import DataError
 from server.uploads import images as image_rules
@@ -52,7 +54,9 @@ def test_the_facts_are_those_of_the_loaded_data(path: Path, content: bytes, kind
     path.write_bytes(content)
     found, facts = inspect_upload(path, "toy")
     assert found == kind
-    assert facts == data.load(str(path), path.parent).train.facts("toy")
+    assert facts == data.survey(str(path)).model_copy(update={"name": "toy"})
+    unread = {"name": "toy", "held_out": facts.held_out, "own_side": facts.own_side}
+    assert facts == data.load(str(path), path.parent).facts().model_copy(update=unread)
 
 
 def test_a_process_apart_finds_the_same(path: Path) -> None:
@@ -68,26 +72,43 @@ def test_a_process_apart_finds_the_same(path: Path) -> None:
         inspect_apart(path, "toy")
 
 
-def test_the_limits_are_those_of_the_loader() -> None:
-    loader = pytest.importorskip("mdc_core.archives")
-    assert pytest.importorskip("mdc_core.splits").HOLD_OUT == image_rules.HELD_OUT
-    assert image_rules.FORMATS == loader.FORMATS
-    assert image_rules.LARGEST_SIDE == loader.DEFAULT_SIDE
-    assert image_rules.MAX_PIXELS <= loader.MAX_PIXELS
-    assert image_rules.MAX_IMAGE_BYTES <= loader.MAX_FILE_BYTES
+def test_a_file_that_the_api_takes_is_not_too_large_for_the_loader() -> None:
+    assert image_rules.MAX_IMAGE_BYTES <= pytest.importorskip("mdc_core.archives").MAX_FILE_BYTES
 
 
-def test_grey_needs_every_class_and_large_images_are_made_smaller(path: Path) -> None:
-    mixed = {**images(2, mode="L"), "train/cat/0.png": image(300, 250, "L"), "train/dog/0.png": image()}
-    path.write_bytes(zipped(mixed))
-    _, facts = inspect_upload(path, "toy")
-    assert (facts.channels, facts.image_size, facts.classes) == (3, 224, ("cat", "dog"))
+def test_grey_needs_every_image_and_the_side_is_the_median_up_to_64(path: Path) -> None:
+    sides = {"train/cat/0.png": (300, 250), "train/dog/0.png": (90, 100), "train/dog/1.png": (80, 70)}
+    members = {**images(2, mode="L"), **{name: image(*size, "L") for name, size in sides.items()}}
+    path.write_bytes(zipped(members))
+    facts = inspect_upload(path, "toy")[1]
+    assert (facts.channels, facts.own_side, facts.image_size, facts.classes) == (1, 70, 64, ("cat", "dog"))
+    path.write_bytes(zipped({**members, "train/cat/1.png": image(9, 9)}))
+    facts = inspect_upload(path, "toy")[1]
+    assert (facts.channels, facts.own_side) == (3, 70)
+
+
+def test_long_headers_are_read_to_their_end_but_not_without_limit(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = image()
+    chunk = b"tEXt" + b"a\0" + bytes(50_000)
+    chunk = struct.pack(">L", len(chunk) - 4) + chunk + struct.pack(">L", zlib.crc32(chunk))
+    long = long[:33] + chunk * 2 + long[33:]
+    webp = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(webp, "WEBP", lossless=True)
+    assert len(webp.getvalue()) > image_rules._HEADER_BYTES
+    path.write_bytes(zipped({**images(2), "train/cat/0.png": long, "train/dog/0.webp": webp.getvalue()}))
+    assert inspect_upload(path, "toy")[1].images == 5 - 2
+    monkeypatch.setattr(image_rules, "MAX_READ_BYTES", 1000)
+    assert "more than 1000 bytes" in refused(path, path.read_bytes())
 
 
 def test_what_file_managers_add_is_passed_over(path: Path) -> None:
     extra = {"__MACOSX/train/cat/._0.png": b"x", ".DS_Store": b"x", "train/cat/.hidden": b"x", "train/": b""}
     path.write_bytes(zipped({**images(), **extra}))
-    assert inspect_upload(path, "toy")[1].smallest_class == 4 - 1
+    facts = inspect_upload(path, "toy")[1]
+    assert (facts.smallest_class, facts.ignored) == (4 - 1, 3)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP"])
