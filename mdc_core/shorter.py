@@ -16,6 +16,8 @@ WANTED_LOOPS = 20
 _EVALUATION_SHARE = 0.25
 """Of the time, at the most."""
 _FEWEST_EPOCHS = 50
+_POOL_SHARE, _FEWEST_SAMPLES = 0.5, 10_000
+"""Of the time, at the most, for the networks of a pool; and what each has to see of the real images to know them."""
 _SMALL_SIDE = 32
 
 
@@ -49,7 +51,7 @@ class Run:
 
         It has fewer outer loops; where these become too few also a smaller network, then fewer inner iterations, then
         smaller images where they are resized. An evaluation that takes more than a quarter of the time gets fewer
-        epochs.
+        epochs, and the networks of a pool that take more than half of it see fewer images.
         """
         *earlier, last = self._cheaper()
         for changes, side in earlier:
@@ -80,6 +82,7 @@ class Run:
         config = self.condense
         facts = self.facts if side is None else self.facts.model_copy(update={"image_size": side})
         judged, recipe = self._judged(seconds, changes, facts)
+        changes = {**changes, **self._pool(seconds, changes, facts)}
 
         def takes(**more: int) -> Estimate:
             return estimate(_changed(config, {**changes, **more}), facts, recipe, speed=self.speed)
@@ -97,6 +100,14 @@ class Run:
             preset=None if side is None else self.preset,
             seconds=takes().seconds_total or 0.0,
         )
+
+    def _pool(self, seconds: float, changes: Mapping[str, Any], facts: DataFacts) -> dict[str, int]:
+        """Changes of the training of a pool."""
+        config = _changed(self.condense, changes)
+        takes = estimate(config, facts, speed=self.speed).seconds_pool or 0.0
+        samples = int(config.pool_samples * _POOL_SHARE * seconds / max(takes, 1e-9))
+        samples = max(_FEWEST_SAMPLES, samples)
+        return {"pool_samples": samples} if samples < config.pool_samples else {}
 
     def _judged(
         self, seconds: float, changes: Mapping[str, Any], facts: DataFacts

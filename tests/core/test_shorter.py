@@ -23,10 +23,11 @@ def pictures(side: int = 64, own: int | None = 400) -> DataFacts:
 @pytest.mark.parametrize("seconds", [600, HOUR, DAY])
 @pytest.mark.parametrize("judged", [False, True])
 @pytest.mark.parametrize(("preset", "side"), [("photos", 64), ("cifar10", 32), ("imagenet-10", 224)])
+@pytest.mark.parametrize("method", ["idc", "feature"])
 def test_it_takes_what_it_says_and_no_more_than_was_wanted(
-    preset: str, side: int, judged: bool, seconds: float
+    method: str, preset: str, side: int, judged: bool, seconds: float
 ) -> None:
-    facts, config = pictures(side), condense_config(preset, {})
+    facts, config = pictures(side), condense_config(preset, {"method": method})
     recipe = None
     if judged:
         network = {"network": config.network.model_dump()}
@@ -61,6 +62,19 @@ def test_loops_go_first_and_cheaper_ones_come_when_few_are_left() -> None:
     assert few.condense["outer_loops"] >= WANTED_LOOPS
     unchanged = Run("cifar10", config, facts, None, SPEED).shorter(2001 * loop)
     assert (unchanged.condense, unchanged.image_size) == ({}, None)
+
+
+def test_networks_of_a_pool_leave_half_of_the_time() -> None:
+    """They see fewer images, but not too few to know the classes; the pool stays as it is where there is time."""
+    config, facts = condense_config("cifar10", {"method": "feature"}), pictures(32)
+    pool = estimate(config, facts, speed=SPEED).seconds_pool
+    assert pool is not None
+    assert "pool_samples" not in Run("cifar10", config, facts, None, SPEED).shorter(2 * pool).condense
+    half = Run("cifar10", config, facts, None, SPEED).shorter(pool)
+    assert half.condense["pool_samples"] == pytest.approx(50_000, rel=0.01)
+    assert half.seconds <= pool
+    least = Run("cifar10", config, facts, None, SPEED).shorter(1)
+    assert least.condense["pool_samples"] == 10_000
 
 
 def test_images_are_made_smaller_last_and_only_where_they_are_resized() -> None:
