@@ -146,7 +146,7 @@ class CondenseConfig(Frozen):
     early: int = Field(default=0, ge=0)
     """Epochs on real data before a fresh network is matched."""
     pool: int = Field(default=0, ge=0, le=1000)
-    """Networks trained ahead: every outer loop takes one in place of a fresh one, `feature` one for every update."""
+    """Networks trained ahead: `feature` takes one for every update, `idc` one for an outer loop; 0: fresh ones."""
     pool_samples: int = Field(default=100_000, ge=1)
     """Only with a pool: real samples that each of its networks is trained on, once."""
     pool_noise: float = Field(default=1.0, ge=0)

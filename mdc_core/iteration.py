@@ -218,7 +218,7 @@ def match_classes(
     decoded = real.normalise(decode(leaf.flatten(0, 2), side))
     images = augment.apply(draws.params.rows(owners), decoded).view(*tiles.shape[:4], side, side)
     by_class = images.detach().transpose(0, 1)  # (C, N, f², ch, H, H)
-    matches, begun = [], 0
+    match, matches, begun = METHODS[config.method].match, [], 0
     for chunk in plan:
         span = slice(chunk.first, chunk.first + chunk.classes)
         labels = torch.arange(chunk.first, span.stop, device=tiles.device)
@@ -227,7 +227,6 @@ def match_classes(
         batch = augment.apply(draws.params.rows(labels.repeat_interleave(chunk.real_batch)), batch)
         batch = batch.view(chunk.classes, chunk.real_batch, *batch.shape[1:])
         sample = None if draws.sample is None else draws.sample[span]
-        match = METHODS[config.method].match
         matches.append(match(config, net, by_class[span], batch, labels, chunk.cuts, sample))
     slopes = torch.cat([found.image_gradient for found in matches]).transpose(0, 1)
     return Matched(

@@ -14,8 +14,8 @@ import typer
 from pydantic import BaseModel
 
 from mdc_cli.main import app
-from mdc_core.config import CondenseConfig, EvaluateConfig
-from mdc_core.presets import PRESETS
+from mdc_core.config import UNUSED, CondenseConfig, EvaluateConfig
+from mdc_core.presets import PRESETS, SCHEDULES
 from server.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -66,6 +66,16 @@ def test_presets() -> None:
         condense, evaluate = lines[name].split(" | ")
         assert re.findall(r"`([^`]+)`", condense) == [f"{n}={v}" for n, v in flat(preset.condense)]
         assert re.findall(r"`([^`]+)`", evaluate) == [f"{n}={v}" for n, v in flat(preset.evaluate)]
+
+
+def test_the_schedule_of_feature_matching() -> None:
+    """Its settings, those that differ for a preset, and those that it refuses."""
+    told = section("Feature matching over every prefix")
+    settings, refused = told.partition("It makes no use of")[::2]
+    schedules = [SCHEDULES["feature"], *(preset.schedules.get("feature", {}) for preset in PRESETS.values())]
+    expected = ["method=feature", *(f"{n}={v}" for schedule in schedules for n, v in flat(schedule))]
+    assert re.findall(r"`(?:--set )?(\w+=[^`]+)`", settings) == expected
+    assert re.findall(r"`(\w+)`", refused)[: len(UNUSED["feature"])] == list(UNUSED["feature"])
 
 
 def test_service_settings() -> None:
