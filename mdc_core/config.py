@@ -124,7 +124,7 @@ class CondenseConfig(Frozen):
     """Distance between gradients, summed over all matched parameters."""
     calibration: float = Field(default=0.1, ge=0)
     """Weight of the images' cross-entropy under the trained network itself; 0: left out."""
-    calibration_decay: float = Field(default=1.0, ge=0)
+    calibration_decay: float = Field(default=2.0, ge=0)
     """How calibration fades with the rank: as rank^-decay."""
     outer_loops: int = Field(default=2000, ge=1)
     """T: with `idc` networks to match; with `feature` parts of the run, each of which may end in a checkpoint."""
