@@ -16,7 +16,7 @@ from mdc_cli.condensing import iterate, plan, saved_state, tell, write
 from mdc_cli.given import chosen_device, configured, parsed, portable
 from mdc_cli.output import accuracy, people, print_json, progress_bar, table
 from mdc_core import rankmajor
-from mdc_core.config import DataFacts, EvaluateConfig, check_network
+from mdc_core.config import DataFacts, EvaluateConfig, Source, check_network
 from mdc_core.errors import MdcError
 from mdc_core.presets import NAMED, PRESETS, evaluate_config, merge, preset_for
 from mdc_core.rankmajor import SetInfo
@@ -157,7 +157,9 @@ def evaluate(
     try:
         _train_all(synthetic, loaded, recipe, chosen, done)
     except KeyboardInterrupt:
-        people.print(f"Stopped after {len(done)} of {trials_planned(recipe, info.ipc)} trainings.")
+        people.print(
+            f"Stopped after {len(done)} of {trials_planned(recipe, info.ipc, info.factor)} trainings."
+        )
         _print_rows(summarise(done), recipe)
         raise
     rows = summarise(done)
@@ -253,7 +255,9 @@ def _train_all(
     from mdc_core.evaluate import trials_planned
 
     with progress_bar() as bar:
-        task = bar.add_task("evaluating", total=trials_planned(recipe, len(synthetic.tiles)), detail="")
+        task = bar.add_task(
+            "evaluating", total=trials_planned(recipe, len(synthetic.tiles), synthetic.factor), detail=""
+        )
         for trial in trainings(synthetic, data, recipe, device):
             done.append(trial)
             detail = f"k={trial.k} {trial.source}: {100 * trial.accuracy:.1f} %"
@@ -261,15 +265,21 @@ def _train_all(
 
 
 def _print_rows(rows: list[Row], recipe: EvaluateConfig) -> None:
-    random = {row.k: row for row in rows if row.source == "random"}
+    baselines = {(row.k, row.source): row for row in rows}
+
+    def cell(k: int, source: Source) -> str:
+        row = baselines.get((k, source))
+        return "-" if row is None else accuracy(row.mean, row.std)
+
     table(
         f"{recipe.network.label()}, {recipe.epochs} epochs, {recipe.repeats} networks per size, mean ± std",
-        ["k", "condensed", "random real", "condensed, best of 4 tests"],
+        ["k", "condensed", "random real", "shrunk real", "condensed, best of 4 tests"],
         [
             [
                 str(row.k),
                 accuracy(row.mean, row.std),
-                accuracy(random[row.k].mean, random[row.k].std) if row.k in random else "-",
+                cell(row.k, "random"),
+                cell(row.k, "shrunk"),
                 f"{100 * row.best:.2f} %",
             ]
             for row in rows

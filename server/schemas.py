@@ -225,7 +225,7 @@ class JobOut(Shown):
             name=job.name,
             owner=job.owner_id,
             condense=CondenseConfig.model_validate(job.condense),
-            evaluate=EvaluateConfig.model_validate(job.evaluate),
+            evaluate=EvaluateConfig.stored(job.evaluate),
             facts=job.facts and DataFacts.model_validate(job.facts),
             estimate=job.estimate and JobEstimate.of(job.estimate),
             max_runtime_s=job.max_runtime_s,

@@ -83,6 +83,26 @@ def test_an_undisturbed_job_is_published_whole(stores: Stores) -> None:
     assert list(stores.objects.list("jobs")) == [], "checkpoints of an ended job stay behind"
 
 
+@pytest.mark.parametrize("earlier", [False, True])
+def test_a_set_of_several_tiles_is_compared_with_shrunk_images(stores: Stores, earlier: bool) -> None:
+    """A job that an earlier release has stored keeps the baseline that it was submitted with."""
+    job_id = stores.submit(factor=2)
+    if earlier:
+        values = {
+            name: value for name, value in stores.job(job_id).evaluate.items() if name != "shrunk_baseline"
+        }
+        with stores.database.begin() as session:
+            session.execute(update(Job).where(Job.id == job_id).values(evaluate=values))
+    with draining(stores):
+        pass
+    with stores.database.read() as session:
+        published = sets.get(session, stores.job(job_id).name)
+    assert published is not None
+    rows = parse_manifest(published.manifest).accuracy
+    assert all(row.random_mean is not None for row in rows)
+    assert [row.shrunk_mean is None for row in rows] == [earlier] * 2
+
+
 def kill(stores: Stores, thread: threading.Thread) -> None:
     (child,) = children()
     os.kill(child, signal.SIGKILL)
