@@ -12,6 +12,7 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 from mdc_core.budget import Plan
 from mdc_core.config import MAX_SIDE, MIN_SIDE, CondenseConfig, DataFacts, EvaluateConfig
 from mdc_core.shorter import Shorter
+from mdc_core.verdict import advice, judged
 from server.callers import SCOPES, Scope
 from server.catalog import Version
 from server.store.states import JobState
@@ -319,7 +320,9 @@ class SetOut(Shown):
     bytes: int
     """Size of subset N."""
     accuracy: list[dict[str, Any]]
-    """Measured test accuracy per k, as in the manifest."""
+    """Measured test accuracy per k, and the verdict on it, as in the manifest."""
+    advice: str | None
+    """Which k are not worth their bytes and what to do about it, in words; null: all are."""
     created_at: datetime
     links: dict[str, str]
 
@@ -327,15 +330,15 @@ class SetOut(Shown):
     def of(cls, row: CondensedSet) -> Self:
         """The version as callers see it; the manifest must be loaded."""
         here = f"/v1/sets/{row.name}@{row.version}"
-        shape = {
-            key: row.manifest[key]
-            for key in ("ipc", "factor", "classes", "image_size", "channels", "accuracy")
-        }
+        shape = {key: row.manifest[key] for key in ("ipc", "factor", "classes", "image_size", "channels")}
+        accuracy = judged(row.manifest["accuracy"], row.manifest["ipc"])
         return cls(
             name=row.name,
             version=row.version,
             job=row.job_id,
             bytes=row.object_bytes,
+            accuracy=accuracy,
+            advice=advice(accuracy),
             created_at=row.created_at,
             links={
                 "self": here,

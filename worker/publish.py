@@ -19,6 +19,7 @@ from mdc_core.manifest import build_manifest
 from mdc_core.networks import build_network
 from mdc_core.networks.cost import measure_cost
 from mdc_core.streams import stream
+from mdc_core.verdict import advice, judged
 from server.store import sets
 from server.store.db import Database
 from server.store.holds import holding
@@ -79,6 +80,7 @@ def publish(
                 object_bytes=len(packed),
                 master_key=master_key,
                 build_manifest=manifest,
+                advice=advice(judged(accuracy, info.ipc)),
             )
 
 

@@ -23,7 +23,8 @@ from sqlalchemy.exc import OperationalError
 
 from mdc_core import rankmajor
 from mdc_core.manifest import parse_manifest
-from server.store import datasets, jobs, sets
+from mdc_core.verdict import advice, judged
+from server.store import datasets, events, jobs, sets
 from server.store.states import JobState
 from server.store.tables import Job, JobEvent
 from tests.services import free_port
@@ -78,6 +79,10 @@ def test_an_undisturbed_job_is_published_whole(stores: Stores) -> None:
     assert tiles.shape == (2, 10, 1, 1, 8, 8)
     assert [row.k for row in manifest.accuracy] == [1, 2]
     assert all(row.random_mean is not None for row in manifest.accuracy)
+    told = advice(judged(published.manifest["accuracy"], 2))
+    with stores.database.read() as session:
+        last = events.page(session, job_id, after=0, limit=9)[-1]
+    assert last.detail == "version 1" + (f". {told}" if told else "")
     assert set(manifest.cost) == {"convnet-d2-w4"}
     assert stores.objects.head(published.master_key)
     assert list(stores.objects.list("jobs")) == [], "checkpoints of an ended job stay behind"
