@@ -11,6 +11,8 @@ from pathlib import Path
 from mdc_core.budget import Plan
 from mdc_core.errors import BudgetError, ConfigError, DataError, FormatError, MdcError
 from mdc_core.malloc import keep_freed_memory
+from mdc_core.manifest import Manifest
+from mdc_core.verdict import BETTER
 from mdc_device import api, arguments
 from mdc_device.client import Fetched, Report
 from mdc_device.errors import RefusedError, UnreachableError
@@ -71,7 +73,7 @@ def _fetch(given: argparse.Namespace) -> int:
         about = {"set": manifest.name, "version": manifest.version, "verified": True}
         print(json.dumps({**about, **done.to_dict(), "plan": chosen.to_dict()}))
         return 0
-    print(f"{manifest.name} version {manifest.version}: {_size_text(chosen, manifest.info.ipc)}")
+    _show_choice(manifest, chosen)
     _show_fetched(done)
     return 0
 
@@ -107,7 +109,7 @@ def _plan(given: argparse.Namespace) -> int:
     if given.json:
         print(json.dumps({"set": manifest.name, "version": manifest.version, **chosen.to_dict()}))
         return 0
-    print(f"{manifest.name} version {manifest.version}: {_size_text(chosen, manifest.info.ipc)}")
+    _show_choice(manifest, chosen)
     rows = (
         ("to fetch", chosen.delta_bytes, "bytes"),
         ("file", chosen.total_bytes, "bytes"),
@@ -190,6 +192,14 @@ def _train(given: argparse.Namespace) -> int:
     return 0
 
 
+def _show_choice(manifest: Manifest, chosen: Plan) -> None:
+    print(f"{manifest.name} version {manifest.version}: {_size_text(chosen, manifest.info.ipc)}")
+    if chosen.verdict not in (None, BETTER):
+        print(f"subset {chosen.k} is {chosen.verdict}")
+    if chosen.reason is not None:
+        print(chosen.reason)
+
+
 def _show_fetched(done: Fetched) -> None:
     print(f"{done.path}: {done.total_bytes} bytes, {done.received_bytes} of them fetched now")
     print(f"sha256 {done.sha256}, verified")
@@ -216,6 +226,7 @@ def _size_text(chosen: Plan, ipc: int) -> str:
     reasons = {
         None: "",
         "accuracy": "; a larger one is not measured to be better",
+        "verdict": "; a larger one is not better than random real images",
         "min_accuracy": "; it is the least that is accurate enough",
     }
     reason = reasons.get(chosen.limited_by, f"; {chosen.limited_by} allows no larger one")

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 from mdc_core.budget import Plan
 from mdc_core.config import MAX_SIDE, MIN_SIDE, CondenseConfig, DataFacts, EvaluateConfig
 from mdc_core.shorter import Shorter
-from mdc_core.verdict import advice, judged
+from mdc_core.verdict import Verdict, advice, judged
 from server.callers import SCOPES, Scope
 from server.catalog import Version
 from server.store.states import JobState
@@ -381,8 +381,13 @@ class PlanOut(Shown):
     accuracy: float | None
     """Measured mean test accuracy at this k, or at the next smaller k that was measured."""
     limited_by: str | None
-    """Why not k + 1: the budget field that excludes it; `accuracy` when it would fit but is no better;
-    `min_accuracy` when it would fit but is not needed. Null: the set ends here."""
+    """Why not k + 1: the budget field that excludes it; `accuracy` when it would fit but is no better, `verdict` when
+    it is more accurate but not better than random real images; `min_accuracy` when it would fit but is not needed.
+    Null: the set ends here."""
+    verdict: Verdict | None
+    """Whether the size that `accuracy` is of is worth its bytes; see the manifest's accuracy table."""
+    reason: str | None
+    """In words, why the larger sizes that fit were passed over; null: none was, or `min_accuracy` is the reason."""
 
     @classmethod
     def of(cls, plan: Plan, version: Version) -> Self:

@@ -142,6 +142,16 @@ def test_a_budget_lowers_k_as_the_plan_says(toy: Published) -> None:
         assert answer.content == rankmajor.subset(toy.objects[1], INFO, expected)
 
 
+def test_an_answer_whose_k_was_chosen_names_the_verdict(mixed: Published) -> None:
+    chosen = mixed.get("/subsets/auto?set=mixed@1")
+    assert chosen.headers["Content-Location"] == "/v1/sets/mixed@1/subsets/2"
+    assert chosen.headers["MDC-Verdict"] == "better"
+    lowered = mixed.get("/v1/sets/mixed@1/subsets/4?storage_bytes=9999", "HEAD")
+    assert lowered.headers["MDC-Verdict"] == RANDOM
+    assert "MDC-Verdict" not in mixed.get("/subsets/4?set=mixed@1").headers
+    assert "MDC-Verdict" not in mixed.get("/subsets/auto?set=toy").headers  # compared with nothing
+
+
 def test_a_set_says_what_is_not_worth_its_bytes(mixed: Published) -> None:
     found = mixed.get("/v1/sets/mixed").json()
     assert [row["verdict"] for row in found["accuracy"]] == ["better", "better", RANDOM, RANDOM]
