@@ -345,18 +345,24 @@ def _with_limit(chosen: Plan, candidates: list[Plan], budget: Budget) -> Plan:
 
 
 def _with_words(chosen: Plan, passed_over: list[Plan]) -> Plan:
-    """The plan, with the reason why none of the larger sizes that fit was taken."""
-    sizes: dict[str, list[int]] = {}
+    """The plan, with the reason why none of the larger sizes that fit was taken, and what accuracy they have more."""
+    groups: dict[str, list[Plan]] = {}
     for larger in passed_over:
-        if larger.verdict in (NOT_ABOVE_RANDOM, WORSE_THAN_SMALLER):
-            why: str = larger.verdict
-        elif (larger.accuracy or 0.0) > (chosen.accuracy or 0.0):
-            why = "not compared with random real images"
-        else:
-            why = "not measured to be more accurate"
-        sizes.setdefault(why, []).append(larger.k)
-    told = [f"k = {sizes_text(ks)} would fit, but is {why}" for why, ks in sizes.items()]
+        groups.setdefault(_reason(chosen, larger), []).append(larger)
+    told = []
+    for reason, plans in groups.items():
+        best = max(plan_.accuracy or 0.0 for plan_ in plans)
+        more = f", with an accuracy of up to {best:.4f}," if best > (chosen.accuracy or 0.0) else ","
+        told.append(f"k = {sizes_text([plan_.k for plan_ in plans])} would fit{more} but is {reason}")
     return replace(chosen, reason="; ".join(told) or None)
+
+
+def _reason(chosen: Plan, larger: Plan) -> str:
+    """What a larger size that fits is, so that it was passed over."""
+    if larger.verdict in (NOT_ABOVE_RANDOM, WORSE_THAN_SMALLER):
+        return larger.verdict
+    is_better = (larger.accuracy or 0.0) > (chosen.accuracy or 0.0)
+    return "not compared with random real images" if is_better else "not measured to be more accurate"
 
 
 def _refuse(least: Plan, budget: Budget) -> None:

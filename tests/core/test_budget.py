@@ -157,12 +157,18 @@ def test_a_size_that_beats_random_images_goes_before_a_more_accurate_one_that_do
         "accuracy",
     ]
     assert [p.reason for p in found[:3]] == [None, None, f"k = 3 would fit, but is {SMALLER}"]
-    assert found[4].reason == (f"k = 3 would fit, but is {SMALLER}; k = 4-5 would fit, but is {RANDOM}")
+    assert found[4].reason == (
+        f"k = 3 would fit, but is {SMALLER}; k = 4-5 would fit, with an accuracy of up to 0.9000, but is {RANDOM}"
+    )
 
 
 def test_the_limit_is_the_verdict_where_one_more_would_be_more_accurate() -> None:
     found = plan(manifest_of({1: 0.5, 2: 0.6}, random={1: 0.4, 2: 0.7}), room_for(2))
-    assert (found.k, found.limited_by, found.reason) == (1, "verdict", f"k = 2 would fit, but is {RANDOM}")
+    assert (found.k, found.limited_by, found.reason) == (
+        1,
+        "verdict",
+        f"k = 2 would fit, with an accuracy of up to 0.6000, but is {RANDOM}",
+    )
 
 
 def test_where_none_beats_random_images_the_most_accurate_is_taken() -> None:
@@ -183,7 +189,8 @@ def test_sizes_that_were_not_compared_do_not_go_before_one_that_was() -> None:
     manifest = manifest_of({2: 0.6, 4: 0.9}, random={2: 0.5})
     assert [plan(manifest, room_for(k)).k for k in range(1, 6)] == [1, 2, 3, 3, 3]
     assert (
-        plan(manifest, room_for(4)).reason == "k = 4 would fit, but is not compared with random real images"
+        plan(manifest, room_for(4)).reason
+        == "k = 4 would fit, with an accuracy of up to 0.9000, but is not compared with random real images"
     )
     unmeasured_below = manifest_of({3: 0.6}, random={3: 0.7})
     assert [plan(unmeasured_below, room_for(k)).k for k in (2, 3, 5)] == [2, 3, 5]

@@ -337,13 +337,18 @@ def test_it_does_not_go_where_random_images_are_as_good(
         | {"random_mean": random, "random_std": 0.0}
         for k, mean, random in rows
     ]
-    passed = "k = 4-5 would fit, but is not better than random real images of the same count"
+    passed = "k = 4-5 would fit, with an accuracy of up to 0.7000, but is not better than random real images"
     assert main(["plan", device.url, "toy"]) == 0
     text = capsys.readouterr().out
     assert "subset 3 of 5; a larger one is not better than random real images" in text
     assert passed in text
     code, done, _ = run(capsys, "fetch", device.url, "toy", "--to", fetch.file, "--json")
-    assert (code, done["k"], done["plan"]["verdict"], done["plan"]["reason"]) == (0, 3, "better", passed)
+    assert (code, done["k"], done["plan"]["verdict"], done["plan"]["reason"]) == (
+        0,
+        3,
+        "better",
+        f"{passed} of the same count",
+    )
     assert main(["fetch", device.url, "toy", "--k", "4", "--to", str(fetch.file)]) == 0
     text = capsys.readouterr().out
     assert "subset 4 is not better than random real images of the same count" in text

@@ -58,7 +58,7 @@ def test_a_plan_says_how_to_grow_and_what_forbids_more(toy: Published) -> None:
 def test_a_plan_says_why_it_passes_over_what_is_not_worth_its_bytes(mixed: Published) -> None:
     found = ask(mixed, {}, "mixed").json()
     assert (found["k"], found["verdict"], found["limited_by"]) == (2, "better", "verdict")
-    assert found["reason"] == f"k = 3-4 would fit, but is {RANDOM}"
+    assert found["reason"] == f"k = 3-4 would fit, with an accuracy of up to 0.9000, but is {RANDOM}"
     assert ask(mixed, {}, "toy").json()["reason"] is None
 
 
