@@ -80,7 +80,9 @@ def parse() -> argparse.Namespace:
 def recipe_of(args: argparse.Namespace, epochs: int, repeats: int) -> EvaluateConfig:
     """What is evaluated: every size from 1 to N, and random images beside it."""
     network = NetworkConfig(depth=SHAPES[args.shape][2], width=args.width)
-    return EvaluateConfig(epochs=epochs, repeats=repeats, network=network, precision=args.precision)
+    return EvaluateConfig(
+        epochs=epochs, repeats=repeats, network=network, precision=args.precision, shrunk_baseline=False
+    )
 
 
 def random_set(args: argparse.Namespace, seed: int = 0) -> tuple[DataSet, SyntheticSet]:
@@ -124,7 +126,7 @@ def report(
             "image": [channels, side, side],
             "network": f"convnet, depth {depth}, width {args.width}",
             **{name: getattr(args, name) for name in ("ipc", "repeats", "epochs", "test_images")},
-            "trainings": trials_planned(recipe, args.ipc),
+            "trainings": trials_planned(recipe, args.ipc, factor),
         },
         "machine": f"{where}, {torch.get_num_threads()} threads, torch {torch.__version__}, {args.precision}",
         "warm_up": "one shorter evaluation each",

@@ -142,6 +142,7 @@ def settings(
             "repeats": args.repeats,
             "seed": seed,
             "random_baseline": subset_loss == "mls",
+            "shrunk_baseline": False,
         },
         ipc=config.ipc,
         factor=config.factor,

@@ -120,17 +120,21 @@ class Run:
             if not in_time():
                 break
         self._keep("evaluate", begun)
-        return len(self.trials) == trials_planned(self.recipe, self.config.ipc)
+        return len(self.trials) == self._planned()
 
     def progress(self) -> dict[str, object]:
         """How far it is."""
         outer = self.state.outer if self.state else 0
         return {
             "outer_loops": [outer, self.config.outer_loops],
-            "trainings": [len(self.trials), trials_planned(self.recipe, self.config.ipc)],
+            "trainings": [len(self.trials), self._planned()],
             "seconds": self.seconds,
             "gpu_bytes": self._gpu_bytes(),
         }
+
+    def _planned(self) -> int:
+        """Trainings of the whole evaluation."""
+        return trials_planned(self.recipe, self.config.ipc, self.config.factor)
 
     def _gpu_bytes(self) -> int | None:
         """Most that was reserved in this call, for the comparison with the estimate."""

@@ -67,7 +67,7 @@ def main() -> None:
             f"2  Set {published['name']}@{published['version']} published. A device with {STORAGE} bytes to spare:"
         )
         device = _device(service, published["name"], Path(folder) / "device.safetensors")
-    report = {**_report(*manifests, device), "seconds": round(time.monotonic() - begun, 1)}
+    report = {**_report(manifests, device), "seconds": round(time.monotonic() - begun, 1)}
     (HERE / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     _print(report)
 
@@ -137,8 +137,9 @@ def _run(arguments: list[str], environment: dict[str, str]) -> dict[str, Any]:
     return document
 
 
-def _report(mdc: dict[str, Any], default: dict[str, Any], device: dict[str, Any]) -> dict[str, Any]:
-    """Rows of both sets; `default` is the one that devices get."""
+def _report(manifests: list[dict[str, Any]], device: dict[str, Any]) -> dict[str, Any]:
+    """Rows of both sets: of the paper's method, and of the one that devices get, `default`."""
+    mdc, default = manifests
     rows = [
         {
             "k": row["k"],

@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 from mdc_cli import files
 from mdc_cli.condensing import iterate, plan, saved_state, tell, write
 from mdc_cli.given import chosen_device, configured, parsed, portable
-from mdc_cli.output import accuracy, people, print_json, progress_bar, table
+from mdc_cli.output import accuracy_table, people, print_json, progress_bar
 from mdc_cli.pools import FolderPools
 from mdc_core import rankmajor
 from mdc_core.config import DataFacts, EvaluateConfig, check_network
 from mdc_core.errors import MdcError
 from mdc_core.presets import NAMED, PRESETS, evaluate_config, merge, preset_for
 from mdc_core.rankmajor import SetInfo
+from mdc_core.verdict import advice, judged
 
 if TYPE_CHECKING:  # torch is loaded by the commands that need it, so that --help is quick
     from mdc_core.data import DataSet
@@ -128,10 +129,10 @@ def evaluate(
     download: Download = False,
     as_json: Json = False,
 ) -> None:
-    """Train networks on the first k images per class, for every k, beside k random real images; table and plot."""
+    """Train networks on the first k images per class, for every k, beside real images; table, verdicts and plot."""
     from mdc_cli.plot import accuracy_plot
     from mdc_core.data import load
-    from mdc_core.evaluate import summarise, trials_planned
+    from mdc_core.evaluate import accuracy_rows, summarise, trials_planned
 
     run = files.read_run(path)
     source = data or run.get("data")
@@ -158,16 +159,24 @@ def evaluate(
     try:
         _train_all(synthetic, loaded, recipe, chosen, done)
     except KeyboardInterrupt:
-        people.print(f"Stopped after {len(done)} of {trials_planned(recipe, info.ipc)} trainings.")
-        _print_rows(summarise(done), recipe)
+        people.print(
+            f"Stopped after {len(done)} of {trials_planned(recipe, info.ipc, info.factor)} trainings."
+        )
+        _print_rows(summarise(done), recipe, info.ipc)
         raise
     rows = summarise(done)
     picture = plot or files.beside(path, ".png")
     accuracy_plot(rows, f"{path.stem}: {recipe.network.label()}, {recipe.epochs} epochs", picture)
     if as_json:
-        print_json({"rows": [dataclasses.asdict(row) for row in rows], "plot": str(picture)})
+        table = judged(accuracy_rows(rows, recipe), info.ipc)
+        document = {
+            "rows": [dataclasses.asdict(row) for row in rows],
+            "accuracy": table,
+            "advice": advice(table),
+        }
+        print_json({**document, "plot": str(picture)})
     else:
-        _print_rows(rows, recipe)
+        _print_rows(rows, recipe, info.ipc)
         people.print(f"Drew {picture}")
 
 
@@ -254,26 +263,19 @@ def _train_all(
     from mdc_core.evaluate import trials_planned
 
     with progress_bar() as bar:
-        task = bar.add_task("evaluating", total=trials_planned(recipe, len(synthetic.tiles)), detail="")
+        task = bar.add_task(
+            "evaluating", total=trials_planned(recipe, len(synthetic.tiles), synthetic.factor), detail=""
+        )
         for trial in trainings(synthetic, data, recipe, device):
             done.append(trial)
             detail = f"k={trial.k} {trial.source}: {100 * trial.accuracy:.1f} %"
             bar.update(task, advance=1, detail=detail)
 
 
-def _print_rows(rows: list[Row], recipe: EvaluateConfig) -> None:
-    random = {row.k: row for row in rows if row.source == "random"}
-    table(
-        f"{recipe.network.label()}, {recipe.epochs} epochs, {recipe.repeats} networks per size, mean ± std",
-        ["k", "condensed", "random real", "condensed, best of 4 tests"],
-        [
-            [
-                str(row.k),
-                accuracy(row.mean, row.std),
-                accuracy(random[row.k].mean, random[row.k].std) if row.k in random else "-",
-                f"{100 * row.best:.2f} %",
-            ]
-            for row in rows
-            if row.source == "condensed"
-        ],
+def _print_rows(rows: list[Row], recipe: EvaluateConfig, ipc: int) -> None:
+    from mdc_core.evaluate import accuracy_rows
+
+    title = (
+        f"{recipe.network.label()}, {recipe.epochs} epochs, {recipe.repeats} networks per size, mean ± std"
     )
+    accuracy_table(title, judged(accuracy_rows(rows, recipe), ipc), with_best=True)

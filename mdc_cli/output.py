@@ -22,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mdc_core.shorter import duration
+from mdc_core.verdict import BETTER, NOT_ABOVE_RANDOM, NOT_ABOVE_SHRUNK, WORSE_THAN_SMALLER, advice
 
 people = Console(stderr=True, highlight=False, markup=False)
 LINE_SECONDS = 30
@@ -109,6 +110,39 @@ def accuracy(mean: float | None, std: float | None) -> str:
     return f"{100 * mean:.2f} ± {100 * (std or 0):.2f} %"
 
 
+def accuracy_table(title: str, rows: list[dict[str, Any]], *, with_best: bool = False) -> None:
+    """A set's accuracy at every size from a manifest's rows with their verdicts, and what to do about bad ones.
+
+    `with_best` adds the best of the four tests of each training.
+    """
+    with_shrunk = any(row.get("shrunk_mean") is not None for row in rows)
+    sources = {"mdc": "condensed", "random": "random real"} | (
+        {"shrunk": "shrunk real"} if with_shrunk else {}
+    )
+    best = ["condensed, best of 4 tests"] if with_best else []
+    cells = [
+        [
+            str(row["k"]),
+            *(percent(row, source) for source in sources),
+            _MARKS[row.get("verdict")],
+            *(f"{100 * row['mdc_best']:.2f} %" for _ in best),
+        ]
+        for row in rows
+    ]
+    table(title, ["k", *sources.values(), "worth it", *best], cells)
+    if (told := advice(rows)) is not None:
+        tables.print(told, soft_wrap=True)
+
+
+_MARKS = {
+    None: "-",
+    BETTER: "yes",
+    NOT_ABOVE_RANDOM: "no: random",
+    NOT_ABOVE_SHRUNK: "no: shrunk",
+    WORSE_THAN_SMALLER: "no: smaller k",
+}
+
+
 def percent(row: dict[str, Any], source: str) -> str:
-    """One cell of an accuracy table, from a manifest's row."""
-    return accuracy(row[f"{source}_mean"], row[f"{source}_std"])
+    """One cell of an accuracy table, from a manifest's row; that of an earlier release has no shrunk images."""
+    return accuracy(row.get(f"{source}_mean"), row.get(f"{source}_std"))

@@ -9,7 +9,11 @@ from matplotlib.figure import Figure
 
 from mdc_core.evaluate import Row
 
-LABELS = {"condensed": "condensed set, first k", "random": "k random real images"}
+LABELS = {
+    "condensed": "condensed set, first k",
+    "random": "k random real images",
+    "shrunk": "shrunk real images of the same bytes",
+}
 
 
 def accuracy_plot(rows: list[Row], title: str, path: Path) -> None:

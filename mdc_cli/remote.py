@@ -14,7 +14,7 @@ from mdc_cli.client import DEFAULT_URL, Service, UnreachableError
 from mdc_cli.given import parsed
 from mdc_cli.local import ImageSize, Json, Yes
 from mdc_cli.outlook import Outlook, as_options, ask, warning
-from mdc_cli.output import people, percent, print_json, progress_bar, table
+from mdc_cli.output import accuracy_table, people, percent, print_json, progress_bar, table
 from mdc_core.config import CondenseConfig, DataFacts
 from mdc_core.errors import MdcError
 from mdc_core.presets import NAMED
@@ -257,8 +257,7 @@ def _print_set(one: dict[str, Any]) -> None:
         f", {rows[0]['network']}, {rows[0]['epochs']} epochs, {rows[0]['repeats']} networks" if rows else ""
     )
     title = f"{one['name']}@{one['version']}{recipe}"
-    cells = [[str(row["k"]), percent(row, "mdc"), percent(row, "random")] for row in rows]
-    table(title, ["k", "condensed", "random real"], cells)
+    accuracy_table(title, rows)
 
 
 def _summary(one: dict[str, Any]) -> list[str]:

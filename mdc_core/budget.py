@@ -8,14 +8,16 @@ states, B bytes of a rank and H bytes of a header:
     time(k)   = epochs·(n·(F + 140·A) + ⌈n / batch⌉·140·4P) / flops + 8·(bytes to fetch) / bandwidth
     energy(k) = watts · time(k)
 
-**The rule.** All four grow with k, so the sizes that meet every limit are 1..K. Among them the plan takes the
-one with the best measured accuracy; of equally good ones the largest (on a metered connection: the one with
-the fewest bytes to fetch, then the largest). A size that was not measured counts as the next smaller one
-that was; with nothing measured, K itself is taken. With `min_accuracy` the plan takes the least k that
-reaches it. A caller who names a size gets the largest of 1..K up to that one, whatever its accuracy.
+**The rule.** All four grow with k, so the sizes that meet every limit are 1..K. Among them the plan takes, if there
+are any, those that are measured to be better than random real images of the same count and not worse than a smaller
+size (see `mdc_core.verdict`); of these the one with the best measured accuracy; of equally good ones the largest (on a
+metered connection: the one with the fewest bytes to fetch, then the largest). A size that was not measured counts as
+the next smaller one that was; with nothing measured, K itself is taken. With `min_accuracy` the plan takes the least k
+that reaches it. A caller who names a size gets the largest of 1..K up to that one, whatever its accuracy.
 
-Each is a fixed order of the sizes, of which a larger budget only admits more. So with more budget k never
-falls, nor (unless a size was named) does the measured accuracy, though it need not rise with k.
+Each is a fixed order of the sizes, of which a larger budget only admits more. So with more budget k never falls. Nor
+(unless a size was named) does the measured accuracy, though it need not rise with k; it may fall, by less than two
+standard errors, where more budget admits the first size that is better than random real images.
 """
 
 from __future__ import annotations
@@ -28,6 +30,15 @@ from mdc_core import rankmajor
 from mdc_core.cost import FLOAT_BYTES, LARGEST, Cost, convnet_cost
 from mdc_core.errors import BudgetError, ConfigError
 from mdc_core.manifest import Accuracy, Manifest
+from mdc_core.verdict import (
+    BETTER,
+    NOT_ABOVE_RANDOM,
+    NOT_ABOVE_SHRUNK,
+    WORSE_THAN_SMALLER,
+    Verdict,
+    sizes_text,
+    verdicts,
+)
 
 __all__ = ["Budget", "Cost", "Plan", "convnet_cost", "plan"]
 
@@ -155,8 +166,13 @@ class Plan:
     accuracy: float | None
     """Measured mean test accuracy at this k, or at the next smaller k that was measured."""
     limited_by: str | None
-    """Why not k + 1: the budget field that excludes it; `accuracy` when it would fit but is no better;
-    `min_accuracy` when it would fit but is not needed. None: the set, or the k asked for, ends here."""
+    """Why not k + 1: the budget field that excludes it; `accuracy` when it would fit but is no better, `verdict` when
+    it is more accurate but not better than random real images; `min_accuracy` when it would fit but is not needed.
+    None: the set, or the k asked for, ends here."""
+    verdict: Verdict | None = None
+    """Whether the size that `accuracy` is of is worth its bytes."""
+    reason: str | None = None
+    """In words, why the larger sizes that fit were passed over; None: none was, or `min_accuracy` is the reason."""
 
     def to_dict(self) -> dict[str, object]:
         """As JSON: field by field; `byte_range` becomes a list."""
@@ -181,7 +197,7 @@ def plan(manifest: Manifest, budget: Budget, at_most: int | None = None) -> Plan
             _refuse(candidates[0], budget)
         named = feasible[-1] if at_most is not None else None
         chosen = named or max(feasible, key=lambda p: _preference(p, budget))
-        return _with_reason(chosen, candidates, budget)
+        return _with_words(_with_limit(chosen, candidates, budget), feasible[chosen.k :])
     reaching = [p for p in candidates if p.accuracy is not None and p.accuracy >= budget.min_accuracy]
     if not reaching:
         best = max((p.accuracy for p in candidates if p.accuracy is not None), default=0.0)
@@ -194,7 +210,7 @@ def plan(manifest: Manifest, budget: Budget, at_most: int | None = None) -> Plan
     # The resources of a size grow with it, so if the least that is accurate enough does not fit, none does.
     if next(_excesses(reaching[0], budget), None) is not None:
         _refuse(reaching[0], budget)
-    return _with_reason(reaching[0], candidates, budget)
+    return _with_limit(reaching[0], candidates, budget)
 
 
 @dataclass(frozen=True)
@@ -204,8 +220,8 @@ class _Training:
     cost: Cost | None
     epochs: int
     batch_size: int
-    accuracy: Mapping[int, float]
-    """Measured mean accuracy by k, under the epochs that come nearest from below."""
+    measured: Mapping[int, tuple[float, Verdict | None]]
+    """Measured mean accuracy by k, under the epochs that come nearest from below, and the verdict on it."""
 
     @classmethod
     def of(cls, manifest: Manifest, budget: Budget) -> _Training:
@@ -226,13 +242,14 @@ class _Training:
         rows = [row for row in manifest.accuracy if row.network == network]
         epochs = budget.epochs or (rows[0].epochs if rows else _recipe(manifest, "epochs", 1))
         batch = budget.batch_size or _recipe(manifest, "batch_size", DEFAULT_BATCH)
-        return cls(cost=cost, epochs=epochs, batch_size=batch, accuracy=_measured(rows, epochs))
+        return cls(cost=cost, epochs=epochs, batch_size=batch, measured=_measured(rows, epochs))
 
 
-def _measured(rows: list[Accuracy], epochs: int) -> dict[int, float]:
-    """Accuracy by k of the longest measured training that does not exceed `epochs`; empty if all do."""
+def _measured(rows: list[Accuracy], epochs: int) -> dict[int, tuple[float, Verdict | None]]:
+    """Accuracy and verdict by k of the longest measured training that does not exceed `epochs`; empty if all do."""
     nearest = max((row.epochs for row in rows if row.epochs <= epochs), default=None)
-    return {row.k: row.mdc_mean for row in rows if row.epochs == nearest}
+    alike = [row for row in rows if row.epochs == nearest]
+    return {row.k: (row.mdc_mean, verdict) for row, verdict in zip(alike, verdicts(alike), strict=True)}
 
 
 def _candidate(manifest: Manifest, budget: Budget, training: _Training, k: int) -> Plan:
@@ -242,7 +259,8 @@ def _candidate(manifest: Manifest, budget: Budget, training: _Training, k: int) 
     # A device that has ranks writes header(k) itself: it is a function of the manifest.
     start = 0 if budget.have_k == 0 else min(rankmajor.subset_size(info, budget.have_k), end)
     seconds = _seconds(budget, training, _images(manifest, k), end - start)
-    measured = [size for size in training.accuracy if size <= k]
+    sizes = [size for size in training.measured if size <= k]
+    accuracy, verdict = training.measured[max(sizes)] if sizes else (None, None)
     return Plan(
         k=k,
         have_k=budget.have_k,
@@ -252,8 +270,9 @@ def _candidate(manifest: Manifest, budget: Budget, training: _Training, k: int) 
         seconds=seconds,
         joules=None if seconds is None or budget.watts is None else budget.watts * seconds,
         memory_bytes=_memory(training, _images(manifest, k), info),
-        accuracy=training.accuracy[max(measured)] if measured else None,
+        accuracy=accuracy,
         limited_by=None,
+        verdict=verdict,
     )
 
 
@@ -300,21 +319,38 @@ def _excesses(candidate: Plan, budget: Budget) -> Iterator[tuple[str, float, flo
             yield name, limit, need
 
 
-def _preference(candidate: Plan, budget: Budget) -> tuple[float, int, int]:
-    """The fixed order of the sizes: a larger value is preferred."""
+def _preference(candidate: Plan, budget: Budget) -> tuple[float, bool, int, int]:
+    """The fixed order of the sizes: a larger value is preferred.
+
+    Accuracy comes first: a device has no real images to take in place of a subset that they match.
+    """
     accuracy = -1.0 if candidate.accuracy is None else candidate.accuracy
-    return accuracy, -candidate.delta_bytes if budget.metered else 0, candidate.k
+    is_better = candidate.verdict in (BETTER, NOT_ABOVE_SHRUNK)
+    return accuracy, is_better, -candidate.delta_bytes if budget.metered else 0, candidate.k
 
 
-def _with_reason(chosen: Plan, candidates: list[Plan], budget: Budget) -> Plan:
-    """The plan, with the reason why it is not one larger."""
+def _with_limit(chosen: Plan, candidates: list[Plan], budget: Budget) -> Plan:
+    """The plan, with what keeps it from being one larger."""
     if chosen.k == len(candidates):
         return chosen
     following = candidates[chosen.k]  # sizes count from 1, so this is k + 1
     excess = next(_excesses(following, budget), None)
     if excess is not None:
         return replace(chosen, limited_by=excess[0])
-    return replace(chosen, limited_by="accuracy" if budget.min_accuracy is None else "min_accuracy")
+    if budget.min_accuracy is not None:
+        return replace(chosen, limited_by="min_accuracy")
+    return replace(chosen, limited_by="accuracy")
+
+
+def _with_words(chosen: Plan, passed_over: list[Plan]) -> Plan:
+    """The plan, with the reason why none of the larger sizes that fit was taken."""
+    groups: dict[str, list[int]] = {}
+    for larger in passed_over:
+        known = larger.verdict in (NOT_ABOVE_RANDOM, WORSE_THAN_SMALLER)
+        reason = str(larger.verdict) if known else "not measured to be more accurate"
+        groups.setdefault(reason, []).append(larger.k)
+    told = [f"k = {sizes_text(sizes)} would fit, but is {reason}" for reason, sizes in groups.items()]
+    return replace(chosen, reason="; ".join(told) or None)
 
 
 def _refuse(least: Plan, budget: Budget) -> None:

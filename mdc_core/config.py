@@ -18,6 +18,8 @@ AugmentOp = Literal[
 ]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Precision = Literal["float32", "tf32", "bf16"]
+Source = Literal["condensed", "random", "shrunk"]
+"""What an evaluation trains on: the condensed set, whole real images, or shrunk ones of the same bytes."""
 UNUSED: Mapping[str, Mapping[str, Any]] = {
     "idc": {"calibration": 0.0, "calibration_decay": 0.0},
     "feature": {
@@ -265,7 +267,9 @@ class EvaluateConfig(Frozen):
     cutmix: Probability = 0.5
     """Probability of CutMix."""
     random_baseline: bool = True
-    """Train on k random real images per class too, under the same recipe."""
+    """Train on k random real images per class too, under the same recipe; `false`: no baseline at all."""
+    shrunk_baseline: bool = True
+    """And on k·f² of them, shrunk to the side of a tile, the bytes of subset k; with factor 1 these are the same."""
     precision: Precision = "float32"
     """Of products: `tf32` rounds their factors to 10 bits on a GPU; `bf16` does, and trains in bfloat16."""
     seed: int = Field(default=0, ge=0, lt=2**63)
@@ -285,6 +289,19 @@ class EvaluateConfig(Frozen):
                 f"sizes is {self.sizes}: name every k once, and ask for more networks by repeats"
             )
         return self.sizes or tuple(range(1, ipc + 1))
+
+    def sources_of(self, factor: int) -> tuple[Source, ...]:
+        """What is trained on at every k of a set with `factor`² tiles per image."""
+        if not self.random_baseline:
+            return ("condensed",)
+        if not self.shrunk_baseline or factor == 1:
+            return ("condensed", "random")
+        return ("condensed", "random", "shrunk")
+
+    @classmethod
+    def stored(cls, values: Mapping[str, Any]) -> Self:
+        """A configuration as it was stored; that of an earlier release did not know the shrunk baseline."""
+        return cls.model_validate({"shrunk_baseline": False, **values})
 
     def milestones(self) -> tuple[int, int]:
         """Epochs after which the step size drops: 666 and 833 of 1000."""

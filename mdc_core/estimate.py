@@ -212,8 +212,8 @@ def evaluation_work(recipe: EvaluateConfig, config: CondenseConfig, facts: DataF
     """Every training of the evaluation of a set with N images per class, each tested four times."""
     net = network_cost(recipe.network, facts)
     sizes = recipe.sizes_of(config.ipc)
-    sources = (config.factor**2, 1) if recipe.random_baseline else (config.factor**2,)
-    images = [k * per_image * len(facts.classes) for k in sizes for per_image in sources]
+    per_image = [1 if source == "random" else config.factor**2 for source in recipe.sources_of(config.factor)]
+    images = [k * count * len(facts.classes) for k in sizes for count in per_image]
     training = sum((_training(net, count, recipe.batch_size) for count in images), Work())
     tests = 4 * len(images) * _test_images(facts)
     return (training * recipe.epochs + _test(net, tests)) * recipe.repeats
@@ -325,7 +325,8 @@ def _gpu_memory(
     phases = [matched, _condense_phases(config, facts)["batch_network"]]
     if recipe is not None:
         lane = lane_bytes(recipe, facts, _largest_training(recipe, config, facts))
-        lanes = len(recipe.sizes_of(config.ipc)) * recipe.repeats * (2 if recipe.random_baseline else 1)
+        sources = recipe.sources_of(config.factor)
+        lanes = len(recipe.sizes_of(config.ipc)) * recipe.repeats * len(sources)
         phases.append(lane * min(lanes, together(lane, free)))
     return GPU_BASE_BYTES + _held_data(facts, limit) + _weight_bytes(config, facts) + GPU_COPIES * max(phases)
 

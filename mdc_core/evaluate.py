@@ -6,13 +6,13 @@ import statistics
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby, product
-from typing import Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mdc_core.at_once import how_many
-from mdc_core.config import EvaluateConfig, Precision
+from mdc_core.config import EvaluateConfig, Precision, Source
 from mdc_core.data import DataSet, RealSet
 from mdc_core.estimate import lane_bytes
 from mdc_core.lanes import Lane, train_lanes
@@ -20,10 +20,8 @@ from mdc_core.networks import build_network
 from mdc_core.precision import products
 from mdc_core.recorder import Recorder
 from mdc_core.streams import stream
-from mdc_core.synthetic import SyntheticSet
+from mdc_core.synthetic import SyntheticSet, decode, shrink
 from mdc_core.train import accuracy
-
-Source = Literal["condensed", "random"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ class Trial:
 
     k: int
     source: Source
-    """Trained on the condensed set, or on k random real images per class."""
+    """Trained on the condensed set, on k random real images per class, or on k·f² shrunk ones."""
     repeat: int
     """0-based."""
     accuracy: float
@@ -67,7 +65,7 @@ def evaluate(
 ) -> Iterator[Trial]:
     """Train and test on every k, as often as asked for; yields each training when it is done, small ones first.
 
-    `synthetic` is judged as it is given: pass `delivered()` to judge what devices receive. Both sources use the same
+    `synthetic` is judged as it is given: pass `delivered()` to judge what devices receive. All sources use the same
     initial weights at the same k and repeat. Trainings in `done`, of an evaluation that was cut off, are passed over.
     Those that have as many images in a step are one batch of models, up to `at_once`; left out: as far as it pays.
 
@@ -76,7 +74,7 @@ def evaluate(
     """
     train, test = data.train.to(torch.device(device)), data.test.to(torch.device(device))
     passed = {(trial.k, trial.source, trial.repeat) for trial in done}
-    sources: tuple[Source, ...] = ("condensed", "random") if config.random_baseline else ("condensed",)
+    sources = config.sources_of(synthetic.factor)
     sizes = config.sizes_of(len(synthetic.tiles))
     images = {(k, source): _images(synthetic, train, k, source) for k, source in product(sizes, sources)}
     small_first = sorted(images, key=images.__getitem__)
@@ -94,9 +92,9 @@ def evaluate(
         yield from _tested(stops, test, config.precision)
 
 
-def trials_planned(config: EvaluateConfig, ipc: int) -> int:
+def trials_planned(config: EvaluateConfig, ipc: int, factor: int) -> int:
     """How many trials `evaluate` yields."""
-    return len(config.sizes_of(ipc)) * config.repeats * (2 if config.random_baseline else 1)
+    return len(config.sizes_of(ipc)) * config.repeats * len(config.sources_of(factor))
 
 
 def random_images(real: RealSet, k: int, seed: int, repeat: int) -> tuple[Tensor, Tensor]:
@@ -109,8 +107,17 @@ def random_images(real: RealSet, k: int, seed: int, repeat: int) -> tuple[Tensor
     return real.floats(all_chosen), real.labels[all_chosen]
 
 
+def shrunk_images(real: RealSet, tiles: int, side: int, seed: int, repeat: int) -> tuple[Tensor, Tensor]:
+    """As `random_images`, so many per class, shrunk to tiles (M, ch, s, s) as those of a new set, and decoded again.
+
+    With k·f² tiles of a set's side they take the bytes of subset k: what these bring without condensing.
+    """
+    images, labels = random_images(real, tiles, seed, repeat)
+    return decode(shrink(images, side), real.image_size), labels
+
+
 def summarise(trials: Iterable[Trial]) -> list[Row]:
-    """Mean and spread per k and source, in order of k, condensed before random."""
+    """Mean and spread per k and source, in order of k, then of the name of the source."""
     groups: dict[tuple[int, Source], list[Trial]] = {}
     for trial in trials:
         groups.setdefault((trial.k, trial.source), []).append(trial)
@@ -127,11 +134,38 @@ def summarise(trials: Iterable[Trial]) -> list[Row]:
     ]
 
 
+def accuracy_rows(rows: Iterable[Row], recipe: EvaluateConfig) -> list[dict[str, Any]]:
+    """The accuracy table of a manifest: a row per k, beside it the baselines that have as many repeats."""
+    found = {(row.k, row.source): row for row in rows}
+
+    def figures(k: int, source: Source, repeats: int) -> dict[str, float | None]:
+        row = found.get((k, source))
+        mean, std = (None, None) if row is None or row.repeats != repeats else (row.mean, row.std)
+        return {f"{source}_mean": mean, f"{source}_std": std}
+
+    return [
+        {
+            "network": recipe.network.label(),
+            "epochs": recipe.epochs,
+            "k": row.k,
+            "mdc_mean": row.mean,
+            "mdc_std": row.std,
+            "mdc_best": row.best,
+            **figures(row.k, "random", row.repeats),
+            **figures(row.k, "shrunk", row.repeats),
+            "repeats": row.repeats,
+        }
+        for row in found.values()
+        if row.source == "condensed"
+    ]
+
+
 def _images(synthetic: SyntheticSet, train: RealSet, k: int, source: Source) -> int:
     """How many a training sees."""
     if source == "condensed":
         return len(synthetic.subset(k).labels())
-    return sum(min(k, len(positions)) for positions in train.class_index())
+    wanted = k if source == "random" else k * synthetic.factor**2
+    return sum(min(wanted, len(positions)) for positions in train.class_index())
 
 
 class _Training(Lane):
@@ -152,8 +186,11 @@ class _Training(Lane):
         if source == "condensed":
             subset = synthetic.subset(k)
             images, labels = subset.images().to(train.device), subset.labels().to(train.device)
-        else:
+        elif source == "random":
             images, labels = random_images(train, k, config.seed, repeat)
+        else:
+            side = synthetic.tiles.shape[-1]
+            images, labels = shrunk_images(train, k * synthetic.factor**2, side, config.seed, repeat)
         net = build_network(
             config.network,
             channels=test.channels,

@@ -43,6 +43,10 @@ class Accuracy:
     """Its standard deviation; None: not measured."""
     repeats: int
     """Networks trained per figure."""
+    shrunk_mean: float | None = None
+    """The same on k·f² of them, shrunk to tiles, the bytes of subset k; None: not measured, or the same as random."""
+    shrunk_std: float | None = None
+    """Its standard deviation; None likewise."""
 
 
 @dataclass(frozen=True)
@@ -153,12 +157,14 @@ def parse_manifest(document: Mapping[str, Any]) -> Manifest:
         object_url=_take(stored, "url", str, "object."),
         network=_take(document, "network", dict),
         recipe=_take(document, "recipe", dict),
-        accuracy=tuple(
-            _accuracy(row, f"accuracy[{i}].", info.ipc)
-            for i, row in enumerate(_take(document, "accuracy", list))
-        ),
+        accuracy=parse_accuracy(_take(document, "accuracy", list), info.ipc),
         cost={str(key): _cost(value, f"cost.{key}") for key, value in _take(document, "cost", dict).items()},
     )
+
+
+def parse_accuracy(rows: Sequence[object], ipc: int) -> tuple[Accuracy, ...]:
+    """The accuracy table of a set with `ipc` ranks; `FormatError` names a missing or impossible field."""
+    return tuple(_accuracy(row, f"accuracy[{i}].", ipc) for i, row in enumerate(rows))
 
 
 def _info(document: Mapping[str, Any]) -> SetInfo:
@@ -187,16 +193,23 @@ def _accuracy(row: object, where: str, ipc: int) -> Accuracy:
     k = _whole(row, "k", where)
     if k > ipc:
         raise FormatError(f"{where}k is {k}, but the set has the sizes 1..{ipc}")
-    compared = row.get("random_mean") is not None
+    baselines = {
+        f"{name}_{figure}": _fraction(row, f"{name}_{figure}", where)
+        for name in ("random", "shrunk")
+        if row.get(f"{name}_mean") is not None
+        for figure in ("mean", "std")
+    }
     return Accuracy(
         network=_take(row, "network", str, where),
         epochs=_whole(row, "epochs", where),
         k=k,
         mdc_mean=_fraction(row, "mdc_mean", where),
         mdc_std=_fraction(row, "mdc_std", where),
-        random_mean=_fraction(row, "random_mean", where) if compared else None,
-        random_std=_fraction(row, "random_std", where) if compared else None,
+        random_mean=baselines.get("random_mean"),
+        random_std=baselines.get("random_std"),
         repeats=_whole(row, "repeats", where),
+        shrunk_mean=baselines.get("shrunk_mean"),
+        shrunk_std=baselines.get("shrunk_std"),
     )
 
 

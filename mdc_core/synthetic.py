@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +23,11 @@ class SyntheticSet:
     tiles: Tensor
     image_size: int
     """H: the side that tiles are enlarged to."""
+
+    @property
+    def factor(self) -> int:
+        """f: every image holds f x f tiles."""
+        return math.isqrt(self.tiles.shape[2])
 
     def subset(self, k: int) -> SyntheticSet:
         """The first k images of every class, a view of this set; `ConfigError` when k is not in 1..N."""
@@ -47,10 +53,10 @@ class SyntheticSet:
 
     def info(self, real: RealSet) -> SetInfo:
         """What the delivery format says of this set."""
-        ranks, _, per_image, channels = self.tiles.shape[:4]
+        ranks, _, _, channels = self.tiles.shape[:4]
         return SetInfo(
             ipc=ranks,
-            factor=round(per_image**0.5),
+            factor=self.factor,
             classes=real.classes,
             mean=real.mean,
             std=real.std,
@@ -64,6 +70,11 @@ def decode(tiles: Tensor, image_size: int) -> Tensor:
     if tiles.shape[-1] == image_size:
         return tiles
     return F.interpolate(tiles, size=(image_size, image_size), mode="bilinear", align_corners=False)
+
+
+def shrink(images: Tensor, side: int) -> Tensor:
+    """Images (B, ch, H, H) shrunk to tiles (B, ch, s, s) with nearest neighbour, so that 8-bit values stay such."""
+    return F.interpolate(images, size=(side, side), mode="nearest")
 
 
 def initial_tiles(config: CondenseConfig, real: RealSet) -> Tensor:
@@ -92,5 +103,5 @@ def initial_tiles(config: CondenseConfig, real: RealSet) -> Tensor:
             )
         order = torch.randperm(len(positions), generator=stream(config.seed, "init", label))
         chosen = positions[order[first : first + per_class].to(positions.device)]
-        classes.append(F.interpolate(real.floats(chosen), size=(side, side), mode="nearest").view(shape))
+        classes.append(shrink(real.floats(chosen), side).view(shape))
     return torch.stack(classes, dim=1).contiguous()  # (N, C, f², ch, s, s)

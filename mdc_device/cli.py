@@ -11,6 +11,8 @@ from pathlib import Path
 from mdc_core.budget import Plan
 from mdc_core.errors import BudgetError, ConfigError, DataError, FormatError, MdcError
 from mdc_core.malloc import keep_freed_memory
+from mdc_core.manifest import Manifest
+from mdc_core.verdict import BETTER
 from mdc_device import api, arguments
 from mdc_device.client import Fetched, Report
 from mdc_device.errors import RefusedError, UnreachableError
@@ -71,7 +73,7 @@ def _fetch(given: argparse.Namespace) -> int:
         about = {"set": manifest.name, "version": manifest.version, "verified": True}
         print(json.dumps({**about, **done.to_dict(), "plan": chosen.to_dict()}))
         return 0
-    print(f"{manifest.name} version {manifest.version}: {_size_text(chosen, manifest.info.ipc)}")
+    _show_choice(manifest, chosen)
     _show_fetched(done)
     return 0
 
@@ -107,7 +109,7 @@ def _plan(given: argparse.Namespace) -> int:
     if given.json:
         print(json.dumps({"set": manifest.name, "version": manifest.version, **chosen.to_dict()}))
         return 0
-    print(f"{manifest.name} version {manifest.version}: {_size_text(chosen, manifest.info.ipc)}")
+    _show_choice(manifest, chosen)
     rows = (
         ("to fetch", chosen.delta_bytes, "bytes"),
         ("file", chosen.total_bytes, "bytes"),
@@ -188,6 +190,14 @@ def _train(given: argparse.Namespace) -> int:
         print(f"accuracy on the test images of {given.test}: {done.accuracy:.2%}")
     print(f"weights: {done.path}")
     return 0
+
+
+def _show_choice(manifest: Manifest, chosen: Plan) -> None:
+    print(f"{manifest.name} version {manifest.version}: {_size_text(chosen, manifest.info.ipc)}")
+    if chosen.verdict not in (None, BETTER):
+        print(f"subset {chosen.k} is {chosen.verdict}")
+    if chosen.reason is not None:
+        print(chosen.reason)
 
 
 def _show_fetched(done: Fetched) -> None:

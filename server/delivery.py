@@ -23,6 +23,9 @@ MEDIA_TYPE = "application/octet-stream"
 YEAR = 31_536_000
 URL_SECONDS = 300
 """How long a signed URL of the object store works."""
+VERDICT = "MDC-Verdict"
+"""Header of an answer whose k was chosen: whether that subset is worth its bytes; see `mdc_core.verdict`."""
+_WITH_REDIRECT = ("Content-Location", "Repr-Digest", VERDICT)
 CHUNK = 64 * 1024
 """Bytes of a large body that are handed over at once."""
 
@@ -51,16 +54,22 @@ class Answer:
     """Whether the stored object has the same answer to the same Range header."""
 
 
-def choose_size(manifest: Manifest, wanted: str, fields: Mapping[str, str]) -> int:
-    """k: what is `wanted` (1..N or `auto`), lowered to what the budget in the query `fields` affords.
+def named_size(manifest: Manifest, wanted: str) -> int:
+    """The k in 1..N that is `wanted`.
+
+    Raises:
+        Problem: 404 when the set has no such subset.
+    """
+    return _whole(wanted, manifest.info.ipc, "subset")
+
+
+def choose_size(manifest: Manifest, wanted: str, fields: Mapping[str, str]) -> Plan:
+    """The plan for `wanted` (1..N or `auto`) under the budget in the query `fields`.
 
     Raises:
         Problem: 404 when the set has no such subset, 422 when the budget is wrong, or too small for any.
     """
-    at_most = None if wanted == "auto" else _whole(wanted, manifest.info.ipc, "subset")
-    if at_most is not None and not fields:
-        return at_most
-    return make_plan(manifest, fields, "query", at_most).k
+    return make_plan(manifest, fields, "query", None if wanted == "auto" else named_size(manifest, wanted))
 
 
 def make_plan(manifest: Manifest, fields: Mapping[str, Any], where: str, at_most: int | None = None) -> Plan:
@@ -195,12 +204,8 @@ def respond(answer: Answer, pieces: list[Piece]) -> Response:
 
 
 def _redirect(url: str, answer: Answer) -> Response:
-    headers = {
-        "Location": url,
-        "Cache-Control": "no-store",
-        "Content-Location": answer.headers["Content-Location"],
-        "Repr-Digest": answer.headers["Repr-Digest"],
-    }
+    kept = {name: answer.headers[name] for name in _WITH_REDIRECT if name in answer.headers}
+    headers = {"Location": url, "Cache-Control": "no-store", **kept}
     return Response(status_code=302, headers=headers)
 
 

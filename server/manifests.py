@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from mdc_core.signing import PrivateKey, sign
+from mdc_core.verdict import judged
 from server.lru import Lru
 from server.store.tables import CondensedSet
 
@@ -63,9 +64,10 @@ class Manifests:
 
 
 def write_manifest(document: Mapping[str, Any], key: PrivateKey, expires: datetime) -> SignedManifest:
-    """Both representations of a stored manifest that must not be used after `expires` (UTC)."""
-    dated = {**document, "expires": expires.isoformat(timespec="seconds")}
-    body = json.dumps(dated, separators=(",", ":"), allow_nan=False).encode()
+    """Both representations of a stored manifest that must not be used after `expires` (UTC), with its verdicts."""
+    accuracy = judged(document["accuracy"], document["ipc"])
+    whole = {**document, "accuracy": accuracy, "expires": expires.isoformat(timespec="seconds")}
+    body = json.dumps(whole, separators=(",", ":"), allow_nan=False).encode()
     return SignedManifest(Written.of(JSON, body), Written.of(JOSE, sign(body, key).encode()))
 
 

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 from mdc_core.budget import Plan
 from mdc_core.config import MAX_SIDE, MIN_SIDE, CondenseConfig, DataFacts, EvaluateConfig
 from mdc_core.shorter import Shorter
+from mdc_core.verdict import Verdict, advice, judged
 from server.callers import SCOPES, Scope
 from server.catalog import Version
 from server.store.states import JobState
@@ -227,7 +228,7 @@ class JobOut(Shown):
             name=job.name,
             owner=job.owner_id,
             condense=CondenseConfig.model_validate(job.condense),
-            evaluate=EvaluateConfig.model_validate(job.evaluate),
+            evaluate=EvaluateConfig.stored(job.evaluate),
             facts=job.facts and DataFacts.model_validate(job.facts),
             estimate=job.estimate and JobEstimate.of(job.estimate),
             max_runtime_s=job.max_runtime_s,
@@ -321,7 +322,9 @@ class SetOut(Shown):
     bytes: int
     """Size of subset N."""
     accuracy: list[dict[str, Any]]
-    """Measured test accuracy per k, as in the manifest."""
+    """Measured test accuracy per k, and the verdict on it, as in the manifest."""
+    advice: str | None
+    """Which k are not worth their bytes and what to do about it, in words; null: all are."""
     created_at: datetime
     links: dict[str, str]
 
@@ -329,15 +332,15 @@ class SetOut(Shown):
     def of(cls, row: CondensedSet) -> Self:
         """The version as callers see it; the manifest must be loaded."""
         here = f"/v1/sets/{row.name}@{row.version}"
-        shape = {
-            key: row.manifest[key]
-            for key in ("ipc", "factor", "classes", "image_size", "channels", "accuracy")
-        }
+        shape = {key: row.manifest[key] for key in ("ipc", "factor", "classes", "image_size", "channels")}
+        accuracy = judged(row.manifest["accuracy"], row.manifest["ipc"])
         return cls(
             name=row.name,
             version=row.version,
             job=row.job_id,
             bytes=row.object_bytes,
+            accuracy=accuracy,
+            advice=advice(accuracy),
             created_at=row.created_at,
             links={
                 "self": here,
@@ -380,8 +383,13 @@ class PlanOut(Shown):
     accuracy: float | None
     """Measured mean test accuracy at this k, or at the next smaller k that was measured."""
     limited_by: str | None
-    """Why not k + 1: the budget field that excludes it; `accuracy` when it would fit but is no better;
-    `min_accuracy` when it would fit but is not needed. Null: the set ends here."""
+    """Why not k + 1: the budget field that excludes it; `accuracy` when it would fit but is no better, `verdict` when
+    it is more accurate but not better than random real images; `min_accuracy` when it would fit but is not needed.
+    Null: the set ends here."""
+    verdict: Verdict | None
+    """Whether the size that `accuracy` is of is worth its bytes; see the manifest's accuracy table."""
+    reason: str | None
+    """In words, why the larger sizes that fit were passed over; null: none was, or `min_accuracy` is the reason."""
 
     @classmethod
     def of(cls, plan: Plan, version: Version) -> Self:

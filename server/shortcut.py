@@ -23,7 +23,7 @@ from starlette.types import Scope, Send
 from server.auth import checked_caller, confirmed_caller, present
 from server.callers import Caller
 from server.catalog import Version
-from server.delivery import Conditions, answer_rank, answer_subset, choose_size, in_chunks
+from server.delivery import Conditions, answer_rank, answer_subset, in_chunks, named_size
 from server.deps import Services
 from server.logs import RequestLines, begin_line
 from server.lru import Lru
@@ -168,7 +168,7 @@ def _prepared(
     if noun == "ranks":
         answer = answer_rank(version, number, conditions, pinned=True, head=False)
     else:
-        k = choose_size(version.manifest, number, {})
+        k = named_size(version.manifest, number)
         answer = answer_subset(version, k, conditions, pinned=True, head=False)
     if answer.span is None or (answer.in_store and services.settings.downloads == "redirect"):
         return None

@@ -14,11 +14,12 @@ from mdc_core.condense import CondenseState, result
 from mdc_core.config import CondenseConfig, EvaluateConfig, NetworkConfig
 from mdc_core.cost import Cost
 from mdc_core.data import DataSet
-from mdc_core.evaluate import Row, Trial, summarise
+from mdc_core.evaluate import Trial, accuracy_rows, summarise
 from mdc_core.manifest import build_manifest
 from mdc_core.networks import build_network
 from mdc_core.networks.cost import measure_cost
 from mdc_core.streams import stream
+from mdc_core.verdict import advice, judged
 from server.store import sets
 from server.store.db import Database
 from server.store.holds import holding
@@ -79,27 +80,8 @@ def publish(
                 object_bytes=len(packed),
                 master_key=master_key,
                 build_manifest=manifest,
+                advice=advice(judged(accuracy, info.ipc)),
             )
-
-
-def accuracy_rows(rows: Sequence[Row], recipe: EvaluateConfig) -> list[dict[str, Any]]:
-    """The manifest's accuracy table: a row per k, random real images beside the condensed ones."""
-    random = {row.k: row for row in rows if row.source == "random"}
-    return [
-        {
-            "network": recipe.network.label(),
-            "epochs": recipe.epochs,
-            "k": row.k,
-            "mdc_mean": row.mean,
-            "mdc_std": row.std,
-            "mdc_best": row.best,
-            "random_mean": random[row.k].mean if row.k in random else None,
-            "random_std": random[row.k].std if row.k in random else None,
-            "repeats": row.repeats,
-        }
-        for row in rows
-        if row.source == "condensed"
-    ]
 
 
 def network_cost(network: NetworkConfig, data: DataSet) -> Cost:

@@ -115,7 +115,7 @@ def main(argv: list[str]) -> int:
                 objects=open_objects(settings.objects_url),
                 job=job,
                 config=CondenseConfig.model_validate(job.condense),
-                recipe=EvaluateConfig.model_validate(job.evaluate),
+                recipe=EvaluateConfig.stored(job.evaluate),
                 device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
                 stopping=stopping,
             )
@@ -223,7 +223,7 @@ def _evaluate(attempt: Attempt, data: DataSet, state: CondenseState) -> list[Tri
     trials: list[Trial] = []
     if attempt.objects.head(attempt.trials_key) is not None:
         trials = _TRIALS.validate_json(attempt.objects.get(attempt.trials_key))
-    total = trials_planned(attempt.recipe, attempt.config.ipc)
+    total = trials_planned(attempt.recipe, attempt.config.ipc, attempt.config.factor)
     delivered = result(state, data.train).delivered()
     begun, before = time.monotonic(), len(trials)
     attempt.report("evaluating", before, total)

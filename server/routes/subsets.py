@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Depends, Header, Path, Query, Request, Response
@@ -10,11 +11,13 @@ from starlette.concurrency import run_in_threadpool
 from server.auth import SubsetsReader
 from server.delivery import (
     MEDIA_TYPE,
+    VERDICT,
     Conditions,
     answer_rank,
     answer_subset,
     choose_size,
     make_plan,
+    named_size,
     send,
 )
 from server.deps import Services, ServicesDep, links
@@ -144,12 +147,17 @@ async def _answer(
 ) -> Response:
     version, pinned = await find_set(services, reference)
     fields = {name: value for name, value in request.query_params.items() if name != "set"}
+    verdict = None
     if wanted == "auto" or fields:  # a plan compares all sizes
-        k = await run_in_threadpool(choose_size, version.manifest, wanted, fields)
+        chosen = await run_in_threadpool(choose_size, version.manifest, wanted, fields)
+        k, verdict = chosen.k, chosen.verdict
     else:
-        k = choose_size(version.manifest, wanted, fields)
+        k = named_size(version.manifest, wanted)
     head = request.method == "HEAD"
-    return await send(services, version, answer_subset(version, k, conditions, pinned=pinned, head=head))
+    answer = answer_subset(version, k, conditions, pinned=pinned, head=head)
+    if verdict is not None:
+        answer = replace(answer, headers={**answer.headers, VERDICT: verdict})
+    return await send(services, version, answer)
 
 
 @router.head("/v1/sets/{name}/ranks/{r}", operation_id="headRank", responses=_RANK_RESPONSES)

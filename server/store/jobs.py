@@ -203,9 +203,15 @@ def fail(session: Session, job_id: str, attempt: int, code: str, detail: str) ->
     return ended is not None
 
 
-def succeed(session: Session, job_id: str, attempt: int, version: int) -> Job | None:
-    """End the job as succeeded with that version of its set; None when it is no longer running."""
-    return _end(session, job_id, JobState.SUCCEEDED, attempt, f"version {version}", set_version=version)
+def succeed(
+    session: Session, job_id: str, attempt: int, version: int, advice: str | None = None
+) -> Job | None:
+    """End the job as succeeded with that version of its set; None when it is no longer running.
+
+    `advice` for the caller is told with the event.
+    """
+    detail = f"version {version}" if advice is None else f"version {version}. {advice}"
+    return _end(session, job_id, JobState.SUCCEEDED, attempt, detail, set_version=version)
 
 
 def cancel(session: Session, job_id: str) -> Job | None:

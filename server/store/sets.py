@@ -33,10 +33,12 @@ def publish(
     object_bytes: int,
     master_key: str,
     build_manifest: Callable[[str, int], dict[str, Any]],
+    advice: str | None = None,
 ) -> CondensedSet | None:
     """Add the job's result as the next version of its set, and end the job as succeeded.
 
-    `build_manifest` is called with the set's name and the version. Both objects must be stored already.
+    `build_manifest` is called with the set's name and the version. Both objects must be stored already. `advice` goes
+    into the job's last event.
     None when `attempt` no longer holds the job, or when it was asked to stop: then nothing is changed.
     """
     job = jobs.held(session, job_id, attempt)
@@ -62,7 +64,7 @@ def publish(
     )
     session.add(published)
     session.flush()
-    jobs.succeed(session, job_id, attempt, version)
+    jobs.succeed(session, job_id, attempt, version, advice)
     return published
 
 

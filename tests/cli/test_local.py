@@ -25,6 +25,7 @@ from mdc_core import rankmajor
 from mdc_core.condense import Step
 from mdc_core.estimate import Speed
 from mdc_core.presets import NAMED
+from mdc_core.verdict import advice, judged
 
 TOY = [
     "--set", "inner_iterations=1", "--set", "n_data=64", "--set", "batch_real=8", "--set", "mls_period=2",
@@ -309,8 +310,45 @@ def test_evaluate_prints_a_table_and_draws_a_plot(made: Path) -> None:
     assert all(0 <= row["mean"] <= 1 and row["repeats"] == 2 for row in rows)
     with Image.open(made.with_suffix(".png")) as plot:
         assert plot.size[0] > 400
+    found = json.loads(result.stdout)
+    assert found["accuracy"] == judged(found["accuracy"], 2)
+    assert [row["mdc_mean"] for row in found["accuracy"]] == [row["mean"] for row in rows[::2]]
+    assert found["advice"] == advice(found["accuracy"])
     table = run("evaluate", made, "--epochs", "1", "--repeats", "1", "--k", "2")
     assert "convnet-d2-w4, 1 epochs" in table.output
+    assert "best of 4 tests" in table.output
+    assert "worth it" in table.output
+
+
+def test_a_table_marks_what_is_not_worth_its_bytes_and_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    figures = [(1, 0.5, 0.4, 0.3), (2, 0.4, 0.3, 0.2), (3, 0.6, 0.7, 0.5), (4, 0.7, 0.6, 0.8)]
+    rows = [
+        {
+            "network": "net",
+            "epochs": 1,
+            "k": k,
+            **{f"{name}_mean": mean for name, mean in zip(("mdc", "random", "shrunk"), means, strict=True)},
+            **{f"{name}_std": 0.0 for name in ("mdc", "random", "shrunk")},
+            "repeats": 1,
+        }
+        for k, *means in figures
+    ]
+    shown = {"name": "toy", "version": 1, "accuracy": judged(rows, 4)}
+    monkeypatch.setattr("mdc_cli.client.Service.call", lambda *_, **__: shown)
+    told = run("sets", "toy", "--key", "k").output
+    marks = ("yes", "no: smaller k", "no: random", "no: shrunk")
+    for line, mark, (_, mean, random, shrunk) in zip(told.splitlines()[4:8], marks, figures, strict=True):
+        assert [f"{100 * value:.2f} ± 0.00 %" in line for value in (mean, random, shrunk)] == [True] * 3
+        assert mark in line
+    assert "Not worth the bytes: k = 2 (worse than a smaller subset); k = 3 (not better than random" in told
+    assert "outer_loops" in told
+    earlier = [{name: value for name, value in row.items() if name[:6] != "shrunk"} for row in rows[:1]]
+    shown["accuracy"] = earlier  # of a release that knew no verdicts
+    told = run("sets", "toy", "--key", "k").output
+    assert "shrunk" not in told
+    assert "Not worth" not in told
 
 
 def test_preview_draws_the_set(made: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Budget to k: the formulas, the rule, and that more budget never gives less."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,9 +26,21 @@ DECODED = 2 * 4 * 8 * 8**2  # of a rank: 8 images of 8 x 8 floats, twice
 RISING = {k: 0.5 + k / 20 for k in range(1, N + 1)}
 
 
-def manifest_of(accuracy: dict[int, float], epochs: int = 10) -> Manifest:
+def manifest_of(
+    accuracy: dict[int, float], epochs: int = 10, random: dict[int, float] | None = None, std: float = 0.0
+) -> Manifest:
+    """With `random`, where it has a value, as the accuracy of random real images; `std` is that of both."""
     rows = [
-        {"network": "net", "epochs": epochs, "k": k, "mdc_mean": mean, "mdc_std": 0.0, "repeats": 3}
+        {
+            "network": "net",
+            "epochs": epochs,
+            "k": k,
+            "mdc_mean": mean,
+            "mdc_std": std,
+            "random_mean": (random or {}).get(k),
+            "random_std": std,
+            "repeats": 3,
+        }
         for k, mean in accuracy.items()
     ]
     return parse_manifest(
@@ -120,7 +133,37 @@ def test_nothing_fits_names_the_limit_and_the_least_that_would_do() -> None:
 def test_a_larger_size_that_is_measured_worse_is_not_taken() -> None:
     manifest = manifest_of({1: 0.5, 2: 0.7, 3: 0.6, 4: 0.7, 5: 0.65})
     assert [plan(manifest, room_for(k)).k for k in range(1, 6)] == [1, 2, 2, 4, 4]
-    assert plan(manifest, Budget()).limited_by == "accuracy"
+    found = plan(manifest, Budget())
+    assert (found.limited_by, found.verdict) == ("accuracy", None)
+    assert found.reason == f"k = 5 would fit, but is {SMALLER}"
+
+
+RANDOM = "not better than random real images of the same count"
+SMALLER = "worse than a smaller subset"
+
+
+def test_accuracy_decides_and_of_equals_the_verdict() -> None:
+    random = {1: 0.6, 2: 0.5, 3: 0.6, 4: 0.75, 5: 0.9}
+    manifest = manifest_of({1: 0.55, 2: 0.6, 3: 0.6, 4: 0.7, 5: 0.7}, random=random)
+    found = [plan(manifest, room_for(k)) for k in range(1, 6)]
+    assert [p.k for p in found] == [1, 2, 2, 4, 5]
+    assert [p.verdict for p in found] == [RANDOM, "better", "better", RANDOM, RANDOM]
+    assert [p.limited_by for p in found] == [*["storage_bytes"] * 2, "accuracy", "storage_bytes", None]
+    assert [p.reason for p in found[:3]] == [None, None, f"k = 3 would fit, but is {RANDOM}"]
+
+
+def test_where_none_beats_random_images_the_most_accurate_is_taken() -> None:
+    manifest = manifest_of({1: 0.5, 2: 0.7, 3: 0.6}, random=dict.fromkeys((1, 2, 3), 0.8))
+    found = plan(manifest, room_for(4))
+    assert (found.k, found.verdict) == (2, RANDOM)
+    assert found.reason == f"k = 3-4 would fit, but is {SMALLER}"
+
+
+def test_a_size_that_only_shrunk_images_match_is_as_good_as_any() -> None:
+    manifest = manifest_of({1: 0.5, 2: 0.7}, random={1: 0.4, 2: 0.6})
+    shrunk = [replace(row, shrunk_mean=0.3 * row.k + 0.1, shrunk_std=0.0) for row in manifest.accuracy]
+    found = plan(replace(manifest, accuracy=tuple(shrunk)), room_for(2))
+    assert (found.k, found.verdict) == (2, "not better than real images of the same bytes")
 
 
 def test_a_size_that_is_named_is_taken_as_far_as_it_fits() -> None:
@@ -154,7 +197,7 @@ def test_accuracy_is_that_of_the_longest_training_within_the_epochs() -> None:
 def test_min_accuracy_takes_the_least_that_reaches_it() -> None:
     manifest = manifest_of({1: 0.5, 2: 0.7, 3: 0.6, 4: 0.8, 5: 0.9})
     found = plan(manifest, Budget(min_accuracy=0.6))
-    assert (found.k, found.limited_by) == (2, "min_accuracy")
+    assert (found.k, found.limited_by, found.reason) == (2, "min_accuracy", None)
     with pytest.raises(BudgetError, match=r"0\.95.*0\.9000") as caught:
         plan(manifest, Budget(min_accuracy=0.95))
     assert (caught.value.resource, caught.value.needed) == ("min_accuracy", 0.9)
@@ -192,14 +235,24 @@ larger = st.fixed_dictionaries(
     {}, optional={name: st.integers(0, 5000) for name in (*LIMITS, "flops", "bandwidth_bps")}
 )
 measured = st.dictionaries(st.integers(1, N), st.sampled_from([0.1, 0.3, 0.5, 0.7, 0.9]))
+spreads = st.sampled_from([0.0, 0.1, 0.3])
 
 
 @settings(max_examples=300)
 @given(
-    measured, budgets, larger, st.sampled_from(["add", "drop"]), st.booleans(), st.none() | st.integers(1, N)
+    measured,
+    measured,
+    spreads,
+    budgets,
+    larger,
+    st.sampled_from(["add", "drop"]),
+    st.booleans(),
+    st.none() | st.integers(1, N),
 )
 def test_more_budget_never_gives_less(
     accuracy: dict[int, float],
+    random: dict[int, float],
+    std: float,
     small: dict[str, Any],
     more: dict[str, int],
     way: str,
@@ -214,7 +267,7 @@ def test_more_budget_never_gives_less(
             large.pop(name, None)
     if unmeter:
         large.pop("metered", None)
-    manifest = manifest_of(accuracy)
+    manifest = manifest_of(accuracy, random=random, std=std)
     try:
         before = plan(manifest, Budget(**small), at_most)
     except BudgetError:
@@ -222,6 +275,26 @@ def test_more_budget_never_gives_less(
     after = plan(manifest, Budget(**large), at_most)
     assert after.k >= before.k
     assert at_most is not None or (after.accuracy or -1) >= (before.accuracy or -1)
+
+
+@given(measured, measured, spreads, budgets)
+def test_auto_passes_over_what_is_not_worth_it_where_there_is_better(
+    accuracy: dict[int, float], random: dict[int, float], std: float, fields: dict[str, Any]
+) -> None:
+    """Against all sizes that fit, each planned by its own name."""
+    fields = {name: value for name, value in fields.items() if name != "min_accuracy"}
+    manifest, budget = manifest_of(accuracy, random=random, std=std), Budget(**fields)
+    try:
+        chosen = plan(manifest, budget)
+    except BudgetError:
+        return
+    fitting = [p for p in (plan(manifest, budget, k) for k in range(1, N + 1)) if p.limited_by is None]
+    best = max(p.accuracy or 0 for p in fitting)
+    assert (chosen.accuracy or 0) == best
+    if any(p.verdict == "better" for p in fitting if (p.accuracy or 0) == best):
+        assert chosen.verdict == "better"
+    assert chosen.verdict != SMALLER
+    assert (chosen.reason is None) == (chosen.k == fitting[-1].k)
 
 
 @given(measured, budgets)

@@ -255,6 +255,20 @@ def test_evaluation_milestones_and_sizes() -> None:
         EvaluateConfig(sizes=(2, 5)).sizes_of(4)
 
 
+def test_the_shrunk_baseline_belongs_to_the_random_one_and_to_several_tiles() -> None:
+    assert EvaluateConfig().sources_of(2) == ("condensed", "random", "shrunk")
+    assert EvaluateConfig().sources_of(1) == ("condensed", "random")
+    assert EvaluateConfig(shrunk_baseline=False).sources_of(2) == ("condensed", "random")
+    assert EvaluateConfig(random_baseline=False).sources_of(2) == ("condensed",)
+
+
+def test_a_stored_evaluation_of_an_earlier_release_keeps_its_baselines() -> None:
+    values = EvaluateConfig(epochs=7).model_dump(mode="json")
+    assert EvaluateConfig.stored(values) == EvaluateConfig(epochs=7)
+    del values["shrunk_baseline"]
+    assert EvaluateConfig.stored(values) == EvaluateConfig(epochs=7, shrunk_baseline=False)
+
+
 def test_configs_survive_json() -> None:
     config = condense_config("imagenet-10", {"subset_loss": "all", "subset_weights": (0.1,) * 9})
     assert CondenseConfig.model_validate_json(config.model_dump_json()) == config

@@ -8,18 +8,27 @@ import pytest
 import torch
 
 from mdc_core import evaluate as evaluation
+from mdc_core import synthetic
 from mdc_core.at_once import how_many
 from mdc_core.config import EvaluateConfig
 from mdc_core.data import DataSet, RealSet
 from mdc_core.errors import ConfigError
 from mdc_core.estimate import AT_ONCE_BYTES, lane_bytes
-from mdc_core.evaluate import Trial, evaluate, random_images, summarise, trials_planned
+from mdc_core.evaluate import (
+    Trial,
+    accuracy_rows,
+    evaluate,
+    random_images,
+    shrunk_images,
+    summarise,
+    trials_planned,
+)
 from mdc_core.lanes import fit
 from mdc_core.networks import Network, build_network
 from mdc_core.streams import stream
-from mdc_core.synthetic import SyntheticSet
+from mdc_core.synthetic import SyntheticSet, initial_tiles
 from mdc_core.train import Sgd, accuracy, class_accuracy, shuffled
-from tests.core.toys import TOY_NETWORK, TOY_NORMALISATION, toy_real
+from tests.core.toys import TOY_NETWORK, TOY_NORMALISATION, toy_config, toy_real
 
 RECIPE = EvaluateConfig(
     epochs=30, repeats=2, network=TOY_NETWORK, sizes=(1, 3), batch_size=4, augment=("color", "crop", "rotate")
@@ -28,6 +37,11 @@ RECIPE = EvaluateConfig(
 
 def data() -> DataSet:
     return DataSet("toy", toy_real(seed=0), toy_real(seed=0))
+
+
+def tiled() -> SyntheticSet:
+    """Two images of four tiles in each class."""
+    return SyntheticSet(initial_tiles(toy_config(ipc=2), toy_real()), 8)
 
 
 def prototypes() -> SyntheticSet:
@@ -47,13 +61,54 @@ def test_shuffled_epochs_use_every_image_once() -> None:
 
 def test_an_evaluation_learns_and_counts_its_trials() -> None:
     trials = list(evaluate(prototypes(), data(), RECIPE))
-    assert len(trials) == trials_planned(RECIPE, 3) == 2 * 2 * 2
+    assert len(trials) == trials_planned(RECIPE, 3, 1) == 2 * 2 * 2
     assert {(t.k, t.source, t.repeat) for t in trials} == set(
         itertools.product((1, 3), ("condensed", "random"), (0, 1))
     )
     assert all(t.best >= t.accuracy for t in trials)
     largest = [t.accuracy for t in trials if t.k == 3]
     assert min(largest) > 0.9
+
+
+def test_shrunk_real_images_are_a_baseline_of_its_own() -> None:
+    recipe = RECIPE.model_copy(update={"sizes": (1, 2)})
+    trials = list(evaluate(tiled(), data(), recipe))
+    assert len(trials) == trials_planned(recipe, 2, 2) == 2 * 3 * 2
+    rows = summarise(trials)
+    assert [(row.k, row.source) for row in rows] == list(
+        itertools.product((1, 2), ("condensed", "random", "shrunk"))
+    )
+    assert rows[-1].mean > 0.8  # chance is 0.5
+    assert list(evaluate(tiled(), data(), recipe, done=trials[:5])) == trials[5:]
+    table = accuracy_rows(rows, recipe)
+    assert [(row["k"], row["repeats"]) for row in table] == [(1, 2), (2, 2)]
+    assert [(row["shrunk_mean"], row["shrunk_std"]) for row in table] == [(r.mean, r.std) for r in rows[2::3]]
+    assert [(row["random_mean"], row["random_std"]) for row in table] == [(r.mean, r.std) for r in rows[1::3]]
+
+
+def test_a_baseline_that_is_not_measured_or_not_as_often_is_null() -> None:
+    twice = [Trial(1, "condensed", repeat, 0.5, 0.5) for repeat in (0, 1)]
+    (row,) = accuracy_rows(summarise([*twice, Trial(1, "random", 0, 0.4, 0.4)]), RECIPE)
+    assert [row[f"{name}_{figure}"] for name in ("random", "shrunk") for figure in ("mean", "std")] == [
+        None
+    ] * 4
+
+
+@pytest.mark.parametrize("factor", [2, 3])
+def test_shrunk_images_are_the_first_tiles_of_a_new_set(factor: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A set that starts from the same permutation, delivered in 8 bits, has exactly these images."""
+    real = toy_real()
+    monkeypatch.setattr(synthetic, "stream", lambda seed, _, label: stream(seed, "random", 0, label))
+    start = SyntheticSet(initial_tiles(toy_config(ipc=1, factor=factor, seed=7), real), 8).delivered()
+    images, labels = shrunk_images(real, factor**2, start.tiles.shape[-1], seed=7, repeat=0)
+    torch.testing.assert_close(images, start.images())
+    assert torch.equal(labels, start.labels())
+
+
+def test_a_class_with_too_few_images_gives_all_it_has() -> None:
+    images, labels = shrunk_images(toy_real(per_class=5), 8, 4, seed=0, repeat=0)
+    assert len(images) == 10
+    assert labels.tolist() == [0] * 5 + [1] * 5
 
 
 def test_an_evaluation_repeats_itself() -> None:

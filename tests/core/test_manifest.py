@@ -26,6 +26,7 @@ ROW = {
     "random_std": None,
     "repeats": 3,
 }
+BASELINES = {"random_mean": 0.5, "random_std": 0, "shrunk_mean": 0.25, "shrunk_std": 0.5}
 
 
 def document(**changes: Any) -> dict[str, Any]:
@@ -39,7 +40,7 @@ def document(**changes: Any) -> dict[str, Any]:
         "object_url": "/v1/objects/1",
         "network": {"name": "convnet", "depth": 2},
         "recipe": {"epochs": 30},
-        "accuracy": [ROW, {**ROW, "k": 2, "random_mean": 0.5, "random_std": 0}],
+        "accuracy": [ROW, {**ROW, "k": 2, **BASELINES}],
         "cost": {"convnet": COST.to_dict()},
     }
     return build_manifest(**{**given, **changes})
@@ -54,6 +55,7 @@ def test_what_is_built_is_read_back_from_json() -> None:
     assert manifest.cost == {"convnet": COST}
     assert manifest.accuracy[0] == Accuracy("convnet", 30, 1, 0.75, 0.01, None, None, 3)
     assert manifest.accuracy[1].random_mean == 0.5
+    assert (manifest.accuracy[1].shrunk_mean, manifest.accuracy[1].shrunk_std) == (0.25, 0.5)
     assert (manifest.name, manifest.version, manifest.object_url) == ("digits", 1, "/v1/objects/1")
     assert manifest.network["depth"] == 2
     assert manifest.recipe == {"epochs": 30}
@@ -105,6 +107,8 @@ def test_a_field_of_a_later_release_is_ignored() -> None:
         (("accuracy", 0, "mdc_mean"), 75.0, r"accuracy\[0\]\.mdc_mean is 75\.0.*\[0, 1\]"),
         (("accuracy", 0, "mdc_mean"), float("nan"), r"mdc_mean is nan"),
         (("accuracy", 1, "random_std"), None, r"accuracy\[1\]\.random_std"),
+        (("accuracy", 1, "shrunk_std"), None, r"accuracy\[1\]\.shrunk_std"),
+        (("accuracy", 1, "shrunk_mean"), 2, r"accuracy\[1\]\.shrunk_mean is 2"),
         (("cost", "convnet"), {"parameters": 1}, r"cost\.convnet: a cost has no activation_bytes"),
         (("cost", "convnet", "parameters"), -1, r"cost\.convnet: cost\.parameters is -1"),
         (("cost", "convnet", "parameters"), "1", r"cost\.parameters is '1'"),

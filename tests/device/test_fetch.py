@@ -328,6 +328,27 @@ def test_interrupted_it_says_how_to_go_on_and_does(device: Any, fetch: Fetch) ->
     assert fetch.file.read_bytes() == device.subset(5)
 
 
+def test_it_does_not_go_where_a_smaller_subset_is_better(
+    device: Any, fetch: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [(1, 0.5, 0.4), (2, 0.7, 0.5), (4, 0.6, 0.8)]
+    device.manifest["accuracy"] = [
+        {"network": "net", "epochs": 3, "k": k, "mdc_mean": mean, "mdc_std": 0.0, "repeats": 2}
+        | {"random_mean": random, "random_std": 0.0}
+        for k, mean, random in rows
+    ]
+    passed = "k = 4-5 would fit, but is worse than a smaller subset"
+    assert main(["plan", device.url, "toy"]) == 0
+    assert passed in capsys.readouterr().out
+    code, done, _ = run(capsys, "fetch", device.url, "toy", "--to", fetch.file, "--json")
+    assert (code, done["k"], done["plan"]["verdict"]) == (0, 3, "better")
+    assert done["plan"]["reason"] == passed
+    assert main(["fetch", device.url, "toy", "--k", "4", "--to", str(fetch.file)]) == 0
+    text = capsys.readouterr().out
+    assert "subset 4 is worse than a smaller subset" in text
+    assert passed not in text
+
+
 def test_plan_shows_and_fetches_nothing(device: Any, capsys: pytest.CaptureFixture[str]) -> None:
     spending = ("--flops", "1G", "--seconds", "0.2", "--watts", "3", "--have", "1")
     code, found, _ = run(capsys, "plan", device.url, "toy", *spending, "--json")

@@ -22,7 +22,7 @@ from server.settings import Settings
 from server.store import migrate
 from server.store.db import Database
 from tests.conftest import SIGNING_KEY
-from tests.server.toyset import publish
+from tests.server.toyset import MIXED, publish
 from tests.services import clear
 
 with warnings.catch_warnings():
@@ -165,3 +165,10 @@ def toy(api: Api) -> Published:
         publish(api.services, published.owner, "toy", 2),
     )
     return published
+
+
+@pytest.fixture
+def mixed(toy: Published) -> Published:
+    """Beside `toy` a set `mixed`, of which sizes 3 and 4 are not better than random real images."""
+    publish(toy.api.services, toy.owner, "mixed", 3, MIXED)
+    return toy

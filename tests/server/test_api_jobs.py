@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from kombu import Connection
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 
 from mdc_core.config import CondenseConfig, EvaluateConfig
 from mdc_core.presets import PRESETS
@@ -57,6 +57,16 @@ def test_a_submission_is_resolved_to_whole_configurations(api: Api) -> None:
     assert row is not None
     assert CondenseConfig.model_validate(row.condense) == condense
     assert EvaluateConfig.model_validate(row.evaluate) == evaluate
+
+
+def test_a_job_of_an_earlier_release_is_shown_with_the_baselines_that_it_had(api: Api) -> None:
+    job = submit(api)
+    assert job["evaluate"]["shrunk_baseline"]
+    earlier = {name: value for name, value in job["evaluate"].items() if name != "shrunk_baseline"}
+    with api.services.db.begin() as session:
+        session.execute(update(Job).where(Job.id == job["id"]).values(evaluate=earlier))
+    found = api.client.get(f"/v1/jobs/{job['id']}", headers=api.admin).json()
+    assert found["evaluate"] == {**earlier, "shrunk_baseline": False}
 
 
 @pytest.mark.parametrize(("factor", "cutmix"), [(2, 0.0), (1, 0.5)])

@@ -14,7 +14,7 @@ from mdc_core import rankmajor, signing
 from mdc_core.manifest import parse_manifest
 from server.manifests import JOSE, expiry, write_manifest
 from tests.server.conftest import SIGNING_KEY, Published, sqlite_only
-from tests.server.toyset import INFO
+from tests.server.toyset import INFO, RANDOM
 
 URL = "/v1/sets/toy@1/manifest"
 
@@ -44,6 +44,20 @@ def test_the_signed_manifest_is_of_the_same_bytes(toy: Published) -> None:
 
 
 @sqlite_only
+def test_the_signed_manifest_carries_the_verdicts(mixed: Published) -> None:
+    """Derived from what is stored, so that sets of earlier releases have them too."""
+    text = signing.verify(
+        mixed.get("/v1/sets/mixed@1/manifest", Accept=JOSE).text, signing.jwks([SIGNING_KEY.public])
+    )
+    rows = json.loads(text)["accuracy"]
+    assert [row["verdict"] for row in rows] == ["better", "better", RANDOM, RANDOM]
+    version, _ = mixed.api.services.catalog.find("mixed@1")
+    stored = version.row.manifest["accuracy"]
+    assert [{name: value for name, value in row.items() if name != "verdict"} for row in rows] == stored
+    assert parse_manifest(json.loads(text)).accuracy == version.manifest.accuracy
+
+
+@sqlite_only
 @pytest.mark.parametrize("accept", ["*/*", JOSE])
 def test_a_manifest_that_is_known_is_not_sent_again(toy: Published, accept: str) -> None:
     etag = toy.get(URL, Accept=accept).headers["ETag"]
@@ -67,5 +81,6 @@ def test_the_expiry_is_the_same_for_an_hour(now: datetime, days: int) -> None:
     expires = expiry(now, days)
     assert timedelta(0) <= now + timedelta(days) - expires < timedelta(hours=1)
     assert expiry(now.replace(minute=0, second=0), days) == expiry(now.replace(minute=59), days) == expires
-    written = [write_manifest({"name": "x", "expires": None}, SIGNING_KEY, expires) for _ in range(2)]
+    document = {"name": "x", "expires": None, "ipc": 1, "accuracy": []}
+    written = [write_manifest(document, SIGNING_KEY, expires) for _ in range(2)]
     assert written[0] == written[1]

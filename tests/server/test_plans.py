@@ -11,7 +11,7 @@ from mdc_core.budget import Budget, plan
 from mdc_core.manifest import parse_manifest
 from tests.server.conftest import Published, sqlite_only
 from tests.server.test_problems import check
-from tests.server.toyset import INFO
+from tests.server.toyset import INFO, RANDOM
 
 pytestmark = sqlite_only
 THREE = rankmajor.subset_size(INFO, 3)
@@ -53,6 +53,12 @@ def test_a_plan_says_how_to_grow_and_what_forbids_more(toy: Published) -> None:
     assert end - first == found["delta_bytes"] == 2 * INFO.rank_bytes
     delta = toy.get(found["url"], Range=f"bytes={first}-{end - 1}")
     assert (delta.status_code, delta.content) == (206, toy.objects[0][first:end])
+
+
+def test_a_plan_says_what_its_size_is_worth(mixed: Published) -> None:
+    assert ask(mixed, {"storage_bytes": THREE}, "mixed").json()["verdict"] == RANDOM
+    assert ask(mixed, {"storage_bytes": THREE - INFO.rank_bytes}, "mixed").json()["verdict"] == "better"
+    assert ask(mixed, {}, "toy").json()["verdict"] is None
 
 
 def test_a_budget_that_is_too_small_says_what_would_do(toy: Published) -> None:

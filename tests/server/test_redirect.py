@@ -14,7 +14,7 @@ from server.ranks import Ranks
 from server.store.objects import FolderObjects
 from tests.server.conftest import Published, sqlite_only
 from tests.server.test_problems import check
-from tests.server.toyset import INFO
+from tests.server.toyset import INFO, MIXED, RANDOM, publish
 
 pytestmark = sqlite_only
 
@@ -75,6 +75,13 @@ def test_growing_is_redirected_and_headers_are_not(redirecting: Published) -> No
     assert redirecting.get("/v1/sets/toy@1/subsets/4").status_code == 302
     assert redirecting.get("/v1/sets/toy@1/subsets/4", "HEAD").status_code == 200
     assert redirecting.get("/v1/sets/toy@1/ranks/1").status_code == 200
+
+
+def test_a_redirect_names_the_verdict_on_a_chosen_k(redirecting: Published) -> None:
+    services = redirecting.api.client.app.state.services  # type: ignore[attr-defined]
+    publish(services, redirecting.owner, "mixed", 3, MIXED)
+    answer = redirecting.get("/subsets/4?set=mixed@1&storage_bytes=9999")
+    assert (answer.status_code, answer.headers["MDC-Verdict"]) == (302, RANDOM)
 
 
 def test_conditions_that_the_store_cannot_judge_are_answered_here(redirecting: Published) -> None:

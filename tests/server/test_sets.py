@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from server.store import jobs, sets
+from server.store import events, jobs, sets
 from server.store.db import Database
 from server.store.states import JobState
 from server.store.tables import CondensedSet
@@ -28,7 +28,7 @@ def manifest(name: str, version: int) -> dict[str, Any]:
     return {"name": name, "version": version}
 
 
-def publish(db: Database, job_id: str, attempt: int = 1) -> CondensedSet | None:
+def publish(db: Database, job_id: str, attempt: int = 1, advice: str | None = None) -> CondensedSet | None:
     with db.begin() as session:
         return sets.publish(
             session,
@@ -38,6 +38,7 @@ def publish(db: Database, job_id: str, attempt: int = 1) -> CondensedSet | None:
             object_bytes=10,
             master_key="masters/a",
             build_manifest=manifest,
+            advice=advice,
         )
 
 
@@ -121,6 +122,17 @@ def test_a_manifest_that_cannot_be_built_publishes_nothing(db: Database, owner: 
     published = publish(db, job_id)
     assert published is not None
     assert published.version == 1
+
+
+@pytest.mark.parametrize(("advice", "detail"), [(None, "version 1"), ("Not 3.", "version 1. Not 3.")])
+def test_a_jobs_last_event_tells_the_advice(
+    db: Database, owner: str, advice: str | None, detail: str
+) -> None:
+    job_id = start(db, owner)
+    publish(db, job_id, advice=advice)
+    with db.read() as session:
+        last = events.page(session, job_id, after=0, limit=9)[-1]
+    assert (last.state, last.detail) == ("succeeded", detail)
 
 
 def test_a_name_belongs_to_who_used_it_first(db: Database, owner: str) -> None:

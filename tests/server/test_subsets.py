@@ -14,7 +14,7 @@ from mdc_core.budget import Budget, plan
 from mdc_core.manifest import parse_manifest
 from tests.server.conftest import Published
 from tests.server.test_problems import check
-from tests.server.toyset import ACCURACY, INFO, publish
+from tests.server.toyset import ACCURACY, INFO, RANDOM, publish
 
 
 def test_every_subset_is_the_file_that_the_format_says(toy: Published) -> None:
@@ -140,6 +140,25 @@ def test_a_budget_lowers_k_as_the_plan_says(toy: Published) -> None:
         answer = toy.get(f"/subsets/{wanted}?set=toy&storage_bytes={storage}")
         assert answer.headers["Content-Location"] == f"/v1/sets/toy@2/subsets/{expected}"
         assert answer.content == rankmajor.subset(toy.objects[1], INFO, expected)
+
+
+def test_an_answer_whose_k_was_chosen_names_the_verdict(mixed: Published) -> None:
+    chosen = mixed.get("/subsets/auto?set=mixed@1")
+    assert (
+        chosen.headers["Content-Location"] == "/v1/sets/mixed@1/subsets/4"
+    )  # the most accurate all the same
+    assert chosen.headers["MDC-Verdict"] == RANDOM
+    lowered = mixed.get("/v1/sets/mixed@1/subsets/4?storage_bytes=9999", "HEAD")
+    assert lowered.headers["MDC-Verdict"] == RANDOM
+    assert "MDC-Verdict" not in mixed.get("/subsets/4?set=mixed@1").headers
+    assert "MDC-Verdict" not in mixed.get("/subsets/auto?set=toy").headers  # compared with nothing
+
+
+def test_a_set_says_what_is_not_worth_its_bytes(mixed: Published) -> None:
+    found = mixed.get("/v1/sets/mixed").json()
+    assert [row["verdict"] for row in found["accuracy"]] == ["better", "better", RANDOM, RANDOM]
+    assert f"k = 3-4 ({RANDOM})" in found["advice"]
+    assert mixed.get("/v1/sets/toy").json()["advice"] is None
 
 
 def test_without_a_budget_auto_is_the_best_measured(toy: Published) -> None:

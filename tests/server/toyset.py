@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -18,6 +19,9 @@ from server.store.tables import CondensedSet
 
 INFO = SetInfo(ipc=4, factor=2, classes=("a", "b", "c"), mean=(0.5,), std=(0.25,), image_size=8, channels=1)
 ACCURACY = (0.5, 0.7, 0.8, 0.9)
+MIXED = (0.3, 0.6, 0.85, 0.95)
+"""Accuracy of random real images that two of these sizes beat, and two do not."""
+RANDOM = "not better than random real images of the same count"
 
 
 def build(seed: int) -> tuple[bytes, Version]:
@@ -30,8 +34,13 @@ def build(seed: int) -> tuple[bytes, Version]:
     return packed, Version.of(row)
 
 
-def publish(services: Services, owner: str, name: str, seed: int) -> bytes:
-    """Publish the next version of `name`, of tiles drawn from `seed`; returns the object."""
+def publish(
+    services: Services, owner: str, name: str, seed: int, random: Sequence[float | None] = (None,) * 4
+) -> bytes:
+    """Publish the next version of `name`, of tiles drawn from `seed`; returns the object.
+
+    `random` is the accuracy of the baseline at every size.
+    """
     packed = pack(seed)
     services.objects.put(_key(packed), packed)
     with services.db.begin() as session:
@@ -45,7 +54,7 @@ def publish(services: Services, owner: str, name: str, seed: int) -> bytes:
             object_key=_key(packed),
             object_bytes=len(packed),
             master_key="masters/x",
-            build_manifest=partial(describe, packed),
+            build_manifest=partial(describe, packed, random=random),
         )
     return packed
 
@@ -55,7 +64,9 @@ def pack(seed: int) -> bytes:
     return rankmajor.pack(tiles, INFO)
 
 
-def describe(packed: bytes, name: str, version: int) -> dict[str, Any]:
+def describe(
+    packed: bytes, name: str, version: int, random: Sequence[float | None] = (None,) * 4
+) -> dict[str, Any]:
     """The manifest of an object."""
     return build_manifest(
         name=name,
@@ -74,11 +85,11 @@ def describe(packed: bytes, name: str, version: int) -> dict[str, Any]:
                 "k": k,
                 "mdc_mean": mean,
                 "mdc_std": 0.01,
-                "random_mean": None,
-                "random_std": None,
+                "random_mean": baseline,
+                "random_std": None if baseline is None else 0.01,
                 "repeats": 1,
             }
-            for k, mean in enumerate(ACCURACY, 1)
+            for k, (mean, baseline) in enumerate(zip(ACCURACY, random, strict=True), 1)
         ],
         cost={"convnet": convnet_cost(2, 8, 1, 8, 3)},
     )

@@ -24,7 +24,8 @@ from sqlalchemy.exc import OperationalError
 
 from mdc_core import rankmajor
 from mdc_core.manifest import parse_manifest
-from server.store import datasets, jobs, sets
+from mdc_core.verdict import advice, judged
+from server.store import datasets, events, jobs, sets
 from server.store.states import JobState
 from server.store.tables import Job, JobEvent
 from tests.services import free_port
@@ -79,9 +80,33 @@ def test_an_undisturbed_job_is_published_whole(stores: Stores) -> None:
     assert tiles.shape == (2, 10, 1, 1, 8, 8)
     assert [row.k for row in manifest.accuracy] == [1, 2]
     assert all(row.random_mean is not None for row in manifest.accuracy)
+    told = advice(judged(published.manifest["accuracy"], 2))
+    with stores.database.read() as session:
+        last = events.page(session, job_id, after=0, limit=9)[-1]
+    assert last.detail == "version 1" + (f". {told}" if told else "")
     assert set(manifest.cost) == {"convnet-d2-w4"}
     assert stores.objects.head(published.master_key)
     assert list(stores.objects.list("jobs")) == [], "checkpoints of an ended job stay behind"
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_a_set_of_several_tiles_is_compared_with_shrunk_images(stores: Stores, earlier: bool) -> None:
+    """A job that an earlier release has stored keeps the baseline that it was submitted with."""
+    job_id = stores.submit(factor=2)
+    if earlier:
+        values = {
+            name: value for name, value in stores.job(job_id).evaluate.items() if name != "shrunk_baseline"
+        }
+        with stores.database.begin() as session:
+            session.execute(update(Job).where(Job.id == job_id).values(evaluate=values))
+    with draining(stores):
+        pass
+    with stores.database.read() as session:
+        published = sets.get(session, stores.job(job_id).name)
+    assert published is not None
+    rows = parse_manifest(published.manifest).accuracy
+    assert all(row.random_mean is not None for row in rows)
+    assert [row.shrunk_mean is None for row in rows] == [earlier] * 2
 
 
 def kill(stores: Stores, thread: threading.Thread) -> None:
