@@ -13,10 +13,11 @@ from mdc_cli.outlook import HOUR, Outlook, as_options, ask, warning
 from mdc_cli.output import people, print_json, progress_bar
 from mdc_cli.pools import FolderPools
 from mdc_core import rankmajor
+from mdc_core.choices import Choice, choose
 from mdc_core.config import CondenseConfig, DataFacts
 from mdc_core.errors import MdcError
 from mdc_core.estimate import estimate
-from mdc_core.presets import NAMED, condense_config, preset_for
+from mdc_core.presets import NAMED
 from mdc_core.shorter import Run, Shorter
 
 if TYPE_CHECKING:  # torch is loaded by the commands that need it, so that --help is quick
@@ -34,8 +35,17 @@ class Planned:
 
     dataset: str
     facts: DataFacts
-    preset: str
-    config: CondenseConfig
+    choice: Choice
+
+    @property
+    def preset(self) -> str:
+        """What the settings started from."""
+        return self.choice.preset
+
+    @property
+    def config(self) -> CondenseConfig:
+        """The whole condensation."""
+        return self.choice.condense
 
     @property
     def is_named(self) -> bool:
@@ -58,10 +68,9 @@ def plan(dataset: str, image_size: int | None, preset: str | None, overrides: di
     from mdc_core.data import survey
 
     facts = survey(dataset, image_size=image_size, preset=preset)
-    chosen = preset or preset_for(facts)
-    config = configured(condense_config, chosen, overrides)
-    config.check_data(facts)
-    return Planned(dataset, facts, chosen, config)
+    choice = configured(lambda: choose(facts, preset, overrides, is_own=dataset not in NAMED))
+    choice.condense.check_data(facts)
+    return Planned(dataset, facts, choice)
 
 
 def saved_state(path: Path, planned: Planned, resume: bool) -> CondenseState | None:
@@ -109,6 +118,7 @@ def tell(planned: Planned, device: str, state: CondenseState | None, go_on: bool
         seconds_per_loop=expected.seconds_per_outer_loop,
         seconds_evaluation=None,
         memory_bytes=expected.memory_bytes,
+        chosen=planned.choice.lowered,
     )
     if as_json:
         print_json(outlook.document())

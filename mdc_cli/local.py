@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +16,7 @@ from mdc_cli.given import chosen_device, configured, parsed, portable
 from mdc_cli.output import accuracy, people, print_json, progress_bar, table
 from mdc_cli.pools import FolderPools
 from mdc_core import rankmajor
+from mdc_core.choices import METHODS
 from mdc_core.config import DataFacts, EvaluateConfig, check_network
 from mdc_core.errors import MdcError
 from mdc_core.presets import NAMED, PRESETS, evaluate_config, merge, preset_for
@@ -34,6 +34,12 @@ SetFile = Annotated[
     Path, typer.Argument(metavar="SET", help="A condensed set: the file that condense wrote.")
 ]
 Ipc = Annotated[int | None, typer.Option(help="Images per class of the whole set, N. [default: 10]")]
+Method = Annotated[
+    str | None,
+    typer.Option(
+        help=f"What is matched: {', '.join(METHODS)}. [default: feature; mdc for published data sets and presets]"
+    ),
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option(
@@ -66,12 +72,11 @@ def condense(
     out: Annotated[
         Path | None, typer.Option(help="File to write. [default: DATASET-ipcN.safetensors]")
     ] = None,
+    method: Method = None,
     preset: Annotated[str | None, typer.Option(help=f"Settings to start from: {', '.join(PRESETS)}.")] = None,
     image_size: ImageSize = None,
     outer_loops: Annotated[int | None, typer.Option(help="Outer loops T; fewer is faster and worse.")] = None,
-    subset_loss: Annotated[
-        str | None, typer.Option(help="mls (the method), none (Baseline C) or all.")
-    ] = None,
+    subset_loss: Annotated[str | None, typer.Option(help="mls (MDC), none (Baseline C) or all.")] = None,
     seed: Annotated[int | None, typer.Option(help="Everything random follows from it.")] = None,
     settings: Settings = None,
     resume: Annotated[
@@ -91,7 +96,13 @@ def condense(
 
     Ctrl-C saves a checkpoint; the same command with --resume goes on from it.
     """
-    given = {"ipc": ipc, "outer_loops": outer_loops, "subset_loss": subset_loss, "seed": seed}
+    given = {
+        "method": method,
+        "ipc": ipc,
+        "outer_loops": outer_loops,
+        "subset_loss": subset_loss,
+        "seed": seed,
+    }
     overrides = merge({name: value for name, value in given.items() if value is not None}, parsed(settings))
     planned = plan(dataset, image_size, preset, overrides)
     path = None if dry_run else files.check_target(out or planned.default_path())
@@ -144,11 +155,8 @@ def evaluate(
     overrides = {name: value for name, value in given.items() if value is not None}
     if "condense" in run:  # the network that was matched is the one to judge by
         overrides["network"] = run["condense"]["network"]
-    recipe = configured(
-        partial(evaluate_config, ipc=info.ipc, factor=info.factor),
-        run.get("preset", preset_for(facts)),
-        merge(overrides, parsed(settings)),
-    )
+    preset, overrides = run.get("preset", preset_for(facts)), merge(overrides, parsed(settings))
+    recipe = configured(lambda: evaluate_config(preset, overrides, ipc=info.ipc, factor=info.factor))
     recipe.sizes_of(info.ipc)
     check_network(recipe.network, info.image_size)
     chosen = chosen_device(device)

@@ -74,7 +74,9 @@ class Run:
             changes = {**changes, "inner_iterations": 20}
             yield changes, None
         networks = [config.network, *([] if self.evaluate is None else [self.evaluate.network])]
-        if facts.own_side is not None and facts.image_size > _SMALL_SIDE and all(map(_takes_small, networks)):
+        # The settings of feature matching go by the side, so that another one would be another run.
+        resized = facts.own_side is not None and config.method == "idc"
+        if resized and facts.image_size > _SMALL_SIDE and all(map(_takes_small, networks)):
             yield changes, _SMALL_SIDE
 
     def _fitted(self, seconds: float, changes: Mapping[str, Any], side: int | None) -> Shorter:

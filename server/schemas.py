@@ -69,7 +69,7 @@ class JobRequest(Body):
     preset: Annotated[str, Field(max_length=63)] | None = None
     """Settings to start from; left out: those nearest to the data set."""
     condense: Overrides = Field(default_factory=dict)
-    """What differs from the preset's condensation."""
+    """What differs from the preset's condensation; `method` may be `feature`, `idc`, or `mdc` (`idc` with `mls`)."""
     evaluate: Overrides = Field(default_factory=dict)
     """What differs from the preset's evaluation."""
     max_runtime_s: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
@@ -158,6 +158,8 @@ class JobPlan(Shown):
     evaluate: EvaluateConfig
     max_runtime_s: int | None
     estimate: JobEstimate
+    chosen: str | None
+    """What was chosen for these data that nobody asked for, and why; null: nothing out of the ordinary."""
     shorter: ShorterJob | None
     """Null when it takes no more than an hour, or when no worker tells."""
 

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
+from mdc_core.choices import choose
 from mdc_core.config import CondenseConfig, DataFacts, EvaluateConfig, check_fixed_size, check_network
 from mdc_core.errors import ConfigError
 from mdc_core.presets import (
     NAMED,
-    PRESETS,
-    condense_config,
+    check_preset,
     default_side,
     evaluate_config,
     merge,
-    preset_for,
 )
 from server.admission import Admitted, admit
 from server.callers import Caller
@@ -47,6 +46,8 @@ class Resolved:
     """With the side that the images get."""
     condense: CondenseConfig
     evaluate: EvaluateConfig
+    chosen: str | None
+    """What was chosen for these data that nobody asked for, and why."""
 
 
 def plan(db: Database, caller: Caller, request: JobRequest, settings: Settings) -> JobPlan:
@@ -68,6 +69,7 @@ def plan(db: Database, caller: Caller, request: JobRequest, settings: Settings) 
         evaluate=resolved.evaluate,
         max_runtime_s=max_runtime_s,
         estimate=JobEstimate.of(admitted.estimate.to_dict()),
+        chosen=resolved.chosen,
         shorter=None if less is None else ShorterJob.of(less),
     )
 
@@ -161,20 +163,21 @@ def _first_answer(session: Session, first: IdempotencyKey, digest: str) -> Job:
 def resolve(session: Session, caller: Caller, request: JobRequest) -> Resolved:
     """Fill in what the request leaves to the preset, and check it against the data set. `Problem` 422."""
     facts = _facts(session, caller, request)
-    preset = request.preset if request.preset is not None else preset_for(facts)
-    if preset not in PRESETS:
-        message = f"there is no preset {preset!r}: choose one of {', '.join(PRESETS)}"
-        raise invalid("invalid-config", [FieldError(field="preset", message=message)])
-    condense = _checked("condense", lambda: _built(condense_config, preset, request.condense))
+    if request.preset is not None:
+        _checked("preset", partial(check_preset, request.preset))
+    is_own = request.dataset not in NAMED
+    choice = _checked("condense", lambda: choose(facts, request.preset, request.condense, is_own=is_own))
+    preset, condense = choice.preset, choice.condense
     # Unless the caller says otherwise, a set is judged by the network that it was made with.
     judged = merge({"network": condense.network.model_dump()}, request.evaluate)
-    recipe_for = partial(evaluate_config, ipc=condense.ipc, factor=condense.factor)
-    evaluate = _checked("evaluate", lambda: _built(recipe_for, preset, judged))
+    evaluate = _checked(
+        "evaluate", lambda: evaluate_config(preset, judged, ipc=condense.ipc, factor=condense.factor)
+    )
     _checked("condense", lambda: condense.check_data(facts))
     _checked("evaluate.sizes", lambda: evaluate.sizes_of(condense.ipc))
     _checked("evaluate.network", lambda: check_network(evaluate.network, facts.image_size))
     name = request.name if request.name is not None else f"{facts.name[:50]}-ipc{condense.ipc}"
-    return Resolved(request.dataset, name, preset, facts, condense, evaluate)
+    return Resolved(request.dataset, name, preset, facts, condense, evaluate, choice.lowered)
 
 
 def _facts(session: Session, caller: Caller, request: JobRequest) -> DataFacts:
@@ -200,10 +203,6 @@ def _facts(session: Session, caller: Caller, request: JobRequest) -> DataFacts:
     )  # an earlier release kept the side of the first image, 224 at most
     side = default_side(own, request.preset) if wanted is None else wanted
     return facts.model_copy(update={"own_side": own, "image_size": side})
-
-
-def _built(build: Callable[[str, Mapping[str, Any]], T], preset: str, overrides: Mapping[str, Any]) -> T:
-    return build(preset, overrides)
 
 
 def _checked(field: str, check: Callable[[], T]) -> T:

@@ -71,7 +71,7 @@ def test_a_dry_run_tells_memory_and_time_and_writes_nothing(tmp_path: Path) -> N
     assert told.exit_code == 0, told.output
     assert told.stderr.startswith(
         "digits: 10 classes, 1438 training images and 359 test images, 8 pixels, grey. "
-        "Preset digits, convnet-d2-w4, ipc 2: about "
+        "Method mdc, preset digits, convnet-d2-w4, ipc 2: about "
     )
     assert re.search(r"about .+ for 6 outer loops \(.+ each\), \d\.\d GB of memory\.\n$", told.stderr)
     expected = json.loads(condense(out, "--dry-run", "--json").stdout)
@@ -100,7 +100,8 @@ def test_own_pictures_from_the_side_to_the_evaluation(tmp_path: Path) -> None:
     told = run("condense", folder, "--dry-run", *TOY)
     assert told.stderr.startswith(
         "pictures: 2 classes, 36 training images and 4 test images (held out, as there is no test split), "
-        "64 pixels (of 80), colour, files or folders ignored: 1. Preset photos, convnet-d4-w4, ipc 2: about "
+        "64 pixels (of 80), colour, files or folders ignored: 1. "
+        "Method mdc, preset photos, convnet-d4-w4, ipc 2: about "
     ), told.stderr
     side = ["--image-size", "12", "--set", "network.depth=2"]
     made = run("condense", folder, "--out", out, *TOY, *side, "--json")
@@ -153,7 +154,7 @@ def measured_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--ipc", "9"], "takes (start_index + 1)·ipc·factor² = 36 of each class, but 'pictures' has"),
+        (["--ipc", "19"], "takes (start_index + 1)·ipc·factor² = 19 of each class, but 'pictures' has"),
         (["--set", "speed=9"], "speed: Extra inputs"),
         (["--set", "network.depth=7"], "lower the depth"),
         (["--preset", "mine"], "there is no preset 'mine'"),

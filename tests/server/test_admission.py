@@ -94,7 +94,10 @@ def test_what_fits_no_worker_is_refused_with_both_figures(api: Api) -> None:
     assert api.client.get("/v1/jobs", headers=api.admin).json()["data"] == []
 
 
-PICTURES = {"condense": {"ipc": 1, "factor": 1, "network": {"width": 8}}, "evaluate": {"sizes": [1]}}
+PICTURES = {
+    "condense": {"method": "mdc", "ipc": 1, "factor": 1, "network": {"width": 8}},
+    "evaluate": {"sizes": [1]},
+}
 
 
 def uploaded(api: Api, side: int = 100) -> str:
@@ -122,7 +125,7 @@ def test_a_dry_run_tells_what_the_job_would_be_and_queues_nothing(api: Api) -> N
     assert api.client.get("/v1/jobs", headers=api.admin).json()["data"] == []
     job = api.client.post("/v1/jobs", json=body, headers=api.admin).json()
     both = plan.keys() & job.keys()
-    assert both == plan.keys() - {"preset", "shorter"}
+    assert both == plan.keys() - {"preset", "shorter", "chosen"}
     assert {name: plan[name] for name in both} == {name: job[name] for name in both}
     assert plan["preset"] == "photos"
     assert plan["facts"]["own_side"] == 100
