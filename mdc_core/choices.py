@@ -1,4 +1,4 @@
-"""What a run is when little is said of it: its method, and settings that suit the shape of the data.
+"""What a run is when little is said of it: its method, settings that suit the shape of the data, its time.
 
 One rule for the command line and the service. The method is the one that is named; else that of the preset that is
 named, or of the named data set; else gradient matching where a setting is given that belongs to it; else feature
@@ -32,6 +32,14 @@ OF_IDC = frozenset(UNUSED["feature"]) | {
     "accuracy_cutmix",
 }
 """Settings that say by themselves that gradients are matched; so does a subset_loss other than `all`."""
+SCHEDULE = ("outer_loops", "inner_iterations", "pool", "pool_samples")
+"""Settings that decide how long feature matching takes, and that a given time decides."""
+DEFAULT_MINUTES = 10.0
+"""Of own data, where no schedule is given."""
+MAX_MINUTES = 525_600.0
+"""A year."""
+WIDTHS: Mapping[str, tuple[int, ...]] = {"convnet": (128, 64, 32), "resnet_ap": (64, 32, 16)}
+"""By the network's name, widths that a given time decides between, the widest first."""
 _SMALL_SIDE = 16
 """Up to it a quarter of an image shows nothing any more, so that an image is one tile."""
 _LAST_MAP = 4
@@ -40,10 +48,16 @@ _LAST_MAP = 4
 
 @dataclass(frozen=True)
 class Choice:
-    """A run's settings, with nothing left open."""
+    """A run's settings, with nothing left open but what its time decides."""
 
     preset: str
     condense: CondenseConfig
+    minutes: float | None
+    """Time that decides the settings of `SCHEDULE`, and the width where it is free; None: they are given."""
+    is_default_time: bool
+    """Whether nobody asked for that time."""
+    widths: tuple[int, ...]
+    """That the time decides between, the widest first; one where it is given."""
     lowered: str | None
     """What is less than usual, and why; None: nothing."""
 
@@ -54,6 +68,7 @@ def choose(
     overrides: Mapping[str, Any],
     *,
     is_own: bool,
+    minutes: float | None = None,
 ) -> Choice:
     """The run that these settings mean on such data.
 
@@ -62,6 +77,7 @@ def choose(
         preset: the one that is named; None: none is.
         overrides: settings of a condensation; `method` may be any of `METHODS`.
         is_own: whether the data are somebody's own, rather than one of the named sets.
+        minutes: the time that is asked for.
 
     Raises:
         ConfigError: for an unknown preset, and for settings that contradict each other.
@@ -74,15 +90,27 @@ def choose(
     published = named is not None and PRESETS[named].method == "idc"
     if "method" not in overrides and method == "feature":
         overrides = {**overrides, "method": method}
+    time = _time(minutes, method, named if published else None, overrides, is_own)
     suited: dict[str, Any] = {}
     lowered: str | None = None
     if is_own and method == "feature" and not published:
         suited, lowered = _suited(condense_config(base, overrides), facts, overrides)
+    network = overrides.get("network")
+    free = not (isinstance(network, Mapping) and "width" in network)
+    condense = condense_config(base, merge(suited, overrides))
     return Choice(
         preset=base,
-        condense=condense_config(base, merge(suited, overrides)),
+        condense=condense,
+        minutes=time,
+        is_default_time=minutes is None,
+        widths=WIDTHS[condense.network.name] if free else (condense.network.width,),
         lowered=lowered,
     )
+
+
+def sentences(*parts: str | None) -> str | None:
+    """What was chosen, as one text without its last full stop; None: nothing was."""
+    return ". ".join(part for part in parts if part) or None
 
 
 def depth_for(image_size: int) -> int:
@@ -108,6 +136,30 @@ def _method(preset: str | None, overrides: Mapping[str, Any]) -> object:
         return overrides["method"]
     of_idc = OF_IDC & overrides.keys() or overrides.get("subset_loss", "all") != "all"
     return "idc" if of_idc or (preset is not None and PRESETS[preset].method == "idc") else "feature"
+
+
+def _time(
+    minutes: float | None, method: object, published: str | None, overrides: Mapping[str, Any], is_own: bool
+) -> float | None:
+    """Minutes that decide the schedule; `published`: the preset of that kind that is named."""
+    given = [name for name in SCHEDULE if name in overrides]
+    if minutes is None:
+        by_itself = is_own and method == "feature" and published is None and not given
+        return DEFAULT_MINUTES if by_itself else None
+    if not 0 < minutes <= MAX_MINUTES:
+        raise ConfigError(f"minutes is {minutes}: it must be more than 0 and at most {MAX_MINUTES:.0f}")
+    if published is not None:
+        raise ConfigError(
+            f"preset {published!r} is a published schedule, and minutes would choose another: leave one of them out"
+        )
+    if method != "feature":
+        raise ConfigError(
+            f"minutes chooses the schedule of method 'feature', but this run is of method {method!r}: leave "
+            "minutes out, or say method 'feature' and leave out the settings of the other"
+        )
+    if given:
+        raise ConfigError(f"minutes chooses {', '.join(given)} by itself: give the time or these, not both")
+    return minutes
 
 
 def _suited(

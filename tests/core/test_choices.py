@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from mdc_core.choices import METHODS, OF_IDC, choose, depth_for
+from mdc_core.choices import METHODS, OF_IDC, SCHEDULE, choose, depth_for, sentences
 from mdc_core.config import CondenseConfig, DataFacts
 from mdc_core.errors import ConfigError
 from mdc_core.presets import NAMED, PRESETS, condense_config
@@ -130,3 +130,51 @@ def test_nothing_is_lowered_against_what_was_said() -> None:
 def test_own_pictures_of_any_side_get_a_plain_network() -> None:
     assert chosen(own(224)).network.name == "convnet"
     assert chosen(own(224), network={"name": "resnet_ap"}).network.name == "resnet_ap"
+
+
+def time_of(
+    facts: DataFacts, preset: str | None = None, minutes: float | None = None, **given: Any
+) -> float | None:
+    return choose(facts, preset, given, is_own=facts.name not in NAMED, minutes=minutes).minutes
+
+
+def test_own_data_get_ten_minutes_unless_a_schedule_is_given() -> None:
+    assert time_of(own()) == time_of(own(), "photos") == 10
+    assert time_of(own(), ipc=3, seed=5, network={"width": 16}) == 10
+    assert time_of(own(), minutes=3) == time_of(NAMED["digits"], minutes=3) == 3
+    assert time_of(NAMED["cifar10"], minutes=3, method="feature") == 3
+    assert time_of(NAMED["digits"]) is time_of(own(), "cifar10") is time_of(own(), method="mdc") is None
+    assert time_of(own(), "cifar10", method="feature") is None
+    for name in SCHEDULE:
+        assert time_of(own(), **{name: 3}) is None
+
+
+@pytest.mark.parametrize(
+    ("preset", "minutes", "overrides", "message"),
+    [
+        (None, 5, {"outer_loops": 3, "pool": 2}, "minutes chooses outer_loops, pool by itself"),
+        ("cifar10", 5, {}, "preset 'cifar10' is a published schedule"),
+        ("cifar10", 5, {"method": "feature"}, "preset 'cifar10' is a published schedule"),
+        (None, 5, {"method": "mdc"}, "but this run is of method 'idc'"),
+        (None, 5, {"n_data": 3}, "but this run is of method 'idc'"),
+        (None, 0, {}, "minutes is 0: it must be more than 0"),
+        (None, float("inf"), {}, "minutes is inf: it must be more than 0 and at most 525600"),
+        (None, float("nan"), {}, "minutes is nan"),
+    ],
+)  # fmt: skip
+def test_a_time_beside_a_schedule_is_refused(
+    preset: str | None, minutes: float, overrides: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        choose(own(), preset, overrides, is_own=True, minutes=minutes)
+
+
+def test_a_width_that_is_named_is_kept() -> None:
+    assert choose(own(), None, {}, is_own=True).widths == (128, 64, 32)
+    assert choose(own(), None, {"network": {"width": 20}}, is_own=True).widths == (20,)
+    assert choose(own(), None, {"network": {"name": "resnet_ap"}}, is_own=True).widths == (64, 32, 16)
+
+
+def test_sentences_are_put_together() -> None:
+    assert sentences("One", None, "two") == "One. two"
+    assert sentences(None, None) is None
