@@ -12,7 +12,7 @@ from rich.progress import Progress, TaskID
 
 from mdc_cli.client import DEFAULT_URL, Service, UnreachableError
 from mdc_cli.given import parsed
-from mdc_cli.local import ImageSize, Json, Method, Yes
+from mdc_cli.local import ImageSize, Json, Method, Minutes, Yes
 from mdc_cli.outlook import Outlook, as_options, ask, warning
 from mdc_cli.output import people, percent, print_json, progress_bar, table
 from mdc_core.config import CondenseConfig, DataFacts
@@ -44,6 +44,7 @@ def submit(
     ipc: Annotated[int | None, typer.Option(help="Images per class of the whole set. [default: 10]")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the set. [default: DATASET-ipcN]")] = None,
     method: Method = None,
+    minutes: Minutes = None,
     preset: Annotated[str | None, typer.Option(help="Settings to start from. [default: by data set]")] = None,
     condense: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A setting of the condensation.")
@@ -69,7 +70,7 @@ def submit(
     settings = parsed(condense) | {
         name: value for name, value in (("ipc", ipc), ("method", method)) if value is not None
     }
-    given: dict[str, Any] = {"name": name, "preset": preset, "image_size": image_size}
+    given: dict[str, Any] = {"name": name, "preset": preset, "image_size": image_size, "minutes": minutes}
     body = {"dataset": dataset, "condense": settings, "evaluate": parsed(evaluate)}
     body |= {field: value for field, value in given.items() if value is not None}
     _tell_and_ask(service.call("POST", "/v1/jobs", json={**body, "dry_run": True}), dry_run, yes, as_json)
