@@ -84,7 +84,8 @@ def warning(outlook: Outlook, options: str, seconds: float) -> str:
     sides = " a smaller image side (--image-size)," if outlook.facts.own_side is not None else ""
     return (
         f"This takes about {duration(outlook.seconds or 0)}. What shortens it: fewer outer loops, a smaller network,"
-        f"{sides} fewer inner iterations. The same command takes about {duration(seconds)} with: {options}"
+        f"{sides} fewer inner iterations; or, in place of preset and schedule, a time: --method feature --minutes 60. "
+        f"The same command takes about {duration(seconds)} with: {options}"
     )
 
 

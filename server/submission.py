@@ -58,6 +58,7 @@ class Resolved:
     chosen: str | None
     """What was chosen for these data and for the time, and why."""
     max_runtime_s: int | None
+    """Seconds that it may run; None: as long as it needs."""
 
 
 def plan(db: Database, caller: Caller, request: JobRequest, settings: Settings) -> JobPlan:
