@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+from mdc_core.choices import MAX_MINUTES
 from mdc_core.config import CondenseConfig, DataFacts, EvaluateConfig
 from mdc_core.errors import ConfigError
 from mdc_core.estimate import Estimate, Speed, estimate
@@ -31,8 +32,8 @@ _JUDGING_SHARE, _MOST_JUDGING_SHARE = 0.25, 0.5
 _ENOUGH_EPOCHS, _FEWEST_EPOCHS = 100, 20
 _LADDER = (1, 2, 3, 5, 10, 20, 30, 50, 100, 200, 300, 500)
 """Sizes that are evaluated beside the whole set where there is no time for every one."""
-_GROWTH = 1.1
-"""Step in which the least time is looked for."""
+_PRECISE = 1.1
+"""To this factor the least time is looked for."""
 
 
 @dataclass(frozen=True)
@@ -130,15 +131,37 @@ def in_time(
     Raises:
         ConfigError: when the time is too short for any run; the message names one that is not.
     """
-    least = seconds
-    while (found := _widest(wanted, least, machine, measured)) is None:
-        least = max(1.0, least * _GROWTH)
-    if least > seconds and not or_longer:
-        raise ConfigError(
-            f"{duration(max(0.0, seconds))} are left for the run, but it takes at least {duration(least)}: "
-            f"ask for more minutes, or for a smaller ipc or image_size"
-        )
-    return found
+    found = _widest(wanted, seconds, machine, measured)
+    if found is not None:
+        return found
+    least, found = _shortest(wanted, seconds, machine, measured)
+    if or_longer:
+        return found
+    raise ConfigError(
+        f"{duration(max(0.0, seconds))} are left for the run, but it takes at least {duration(least)}: "
+        f"ask for more minutes, or for a smaller ipc or image_size"
+    )
+
+
+def _shortest(
+    wanted: Wanted, seconds: float, machine: Machine, measured: Callable[[Pace], Pace]
+) -> tuple[float, Timed]:
+    """The least time that is enough, to a tenth, and the run that takes it; `seconds` are too short."""
+    short = max(1.0, seconds)
+    while (found := _widest(wanted, enough := 2 * short, machine, measured)) is None:
+        short = enough
+        if short > 60 * MAX_MINUTES:
+            raise ConfigError(
+                "the run takes more than a year: ask for a smaller ipc, image_size or evaluation"
+            )
+    while enough > _PRECISE * short:
+        middle = (short * enough) ** 0.5
+        better = _widest(wanted, middle, machine, measured)
+        if better is None:
+            short = middle
+        else:
+            enough, found = middle, better
+    return enough, found
 
 
 def pace_of(config: CondenseConfig, facts: DataFacts, machine: Machine) -> Pace:

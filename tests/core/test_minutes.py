@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from itertools import pairwise
 
@@ -140,6 +141,14 @@ def test_too_little_time_is_refused_with_how_much_it_takes_or_prolonged() -> Non
     least = in_time(wanted(pictures()), 2, CORE, or_longer=True)
     assert 20 < least.seconds < 300
     assert in_time(wanted(pictures()), 1.2 * least.seconds, CORE).seconds >= least.seconds
+
+
+def test_what_takes_more_than_a_year_is_refused_soon() -> None:
+    asked = wanted(pictures(), judged=True, epochs=10**9)
+    begun = time.process_time()
+    with pytest.raises(ConfigError, match="more than a year"):
+        in_time(asked, 1, CORE, or_longer=True)
+    assert time.process_time() - begun < 10
 
 
 def test_a_measured_pace_goes_before_the_expected_one() -> None:
