@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from mdc_core.choices import MAX_MINUTES
 from mdc_core.config import CondenseConfig, DataFacts, EvaluateConfig
 from mdc_core.errors import ConfigError
-from mdc_core.estimate import Estimate, Speed, estimate
+from mdc_core.estimate import Estimate, Speed, estimate, train_images
 from mdc_core.shorter import duration, with_changes
 
 _POOL_SHARE, _MATCHING_SHARE = 0.7, 0.25
@@ -215,7 +215,7 @@ def _widest(
 ) -> Timed | None:
     """The run with the widest network that fits and for which the time is enough, else with the narrowest."""
     *wider, narrowest = wanted.widths
-    images = wanted.facts.images or wanted.facts.smallest_class * len(wanted.facts.classes)
+    images = train_images(wanted.facts)
     why = ""
     for width in wider:
         found = _at_width(wanted, width, seconds, machine, measured)
@@ -254,8 +254,7 @@ def _at_width(
         return None
     recipe, seconds_evaluation = judged
     left = (_POOL_SHARE + _MATCHING_SHARE) * seconds - seconds_evaluation
-    images = facts.images or facts.smallest_class * len(facts.classes)
-    division = divided(left, pace, images) if left > 0 else None
+    division = divided(left, pace, train_images(facts)) if left > 0 else None
     if division is None:
         return None
     return Timed(
