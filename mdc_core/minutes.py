@@ -281,13 +281,17 @@ def _judged(
 ) -> tuple[EvaluateConfig | None, float] | None:
     """The evaluation for which there is time, and its seconds; None: there is time for none.
 
-    Networks per size go first, then sizes, then epochs; more of the time goes to it before epochs become few.
+    Networks per size go first, then sizes; then more of the time goes to it; epochs become few last.
     """
     if wanted.recipe is None:
         return None, 0.0
-    usual = wanted.recipe(config)
-    for share, fewest in ((_JUDGING_SHARE, _ENOUGH_EPOCHS), (_MOST_JUDGING_SHARE, _FEWEST_EPOCHS)):
-        for recipe in _lesser(usual, config.ipc, wanted.given):
+    recipes = list(_lesser(wanted.recipe(config), config.ipc, wanted.given))
+    for share, fewest, tried in (
+        (_JUDGING_SHARE, _ENOUGH_EPOCHS, recipes),
+        (_MOST_JUDGING_SHARE, _ENOUGH_EPOCHS, recipes),
+        (_MOST_JUDGING_SHARE, _FEWEST_EPOCHS, recipes[-1:]),
+    ):
+        for recipe in tried:
             epochs = _epochs(recipe, config, wanted.facts, machine, share * seconds)
             if "epochs" in wanted.given:
                 epochs = recipe.epochs if epochs >= recipe.epochs else 0

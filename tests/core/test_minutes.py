@@ -177,6 +177,18 @@ def test_an_evaluation_loses_networks_and_sizes_before_epochs() -> None:
     assert tight.repeats <= 3
 
 
+def test_epochs_become_few_only_where_nothing_else_is_left() -> None:
+    slow = Machine(Speed(4e10, 4.4e8, 2.6e-3))
+    tight, ample = (
+        in_time(wanted(pictures(), judged=True), seconds, slow, or_longer=True).evaluate
+        for seconds in (1, 1200)
+    )
+    assert tight is not None
+    assert ample is not None
+    assert 20 <= tight.epochs < 100 <= ample.epochs
+    assert (tight.sizes, tight.repeats) == ((1, 10), 1)
+
+
 def test_what_is_asked_of_an_evaluation_stays() -> None:
     facts = pictures()
     asked = wanted(facts, judged=True, sizes=(2, 4), repeats=2, epochs=60)
