@@ -36,19 +36,18 @@ def measured(planned: Planned, device: str, data: DataSet | None, begun: float) 
     here = machine(with_changes(planned.config, between), facts, device)
     total = 60 * choice.minutes
     ratio = Pace(1.0, 1.0)
-    found = _timed(planned, total - (time.monotonic() - begun), here, ratio, choice.widths)
-    piloted = 0
+    found = _timed(planned, total - (time.monotonic() - begun), here, ratio)
+    piloted: int | None = None
     while data is not None and found.condense.network.width != piloted:
         # What is found at one width is believed of narrower ones, and is looked at there, but of no wider ones.
         piloted = found.condense.network.width
         ratio = _ratio(planned, found.condense, data, device, here)
-        widths = tuple(width for width in choice.widths if width <= piloted)
-        found = _timed(planned, total - (time.monotonic() - begun), here, ratio, widths)
+        found = _timed(planned, total - (time.monotonic() - begun), here, ratio, piloted)
     return replace(planned, choice=replace(choice, condense=found.condense), timed=found), here
 
 
-def _timed(planned: Planned, seconds: float, here: Machine, ratio: Pace, widths: tuple[int, ...]) -> Timed:
-    wanted = Wanted(planned.config, planned.facts, widths)
+def _timed(planned: Planned, seconds: float, here: Machine, ratio: Pace, widest: int | None = None) -> Timed:
+    wanted = Wanted(planned.config, planned.facts, planned.choice.widths, widest)
     return in_time(wanted, seconds, here, _scaled(ratio), or_longer=planned.choice.is_default_time)
 
 

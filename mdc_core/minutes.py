@@ -69,6 +69,8 @@ class Wanted:
     facts: DataFacts
     widths: tuple[int, ...]
     """That the network may have, the widest first."""
+    widest: int | None = None
+    """The widest one that was not found to be trained too little; None: none was."""
     recipe: Callable[[CondenseConfig], EvaluateConfig] | None = None
     """The evaluation that comes with it, as it would be with any amount of time; None: none does."""
     given: frozenset[str] = frozenset()
@@ -218,7 +220,8 @@ def _widest(
     images = train_images(wanted.facts)
     why = ""
     for width in wider:
-        found = _at_width(wanted, width, seconds, machine, measured)
+        tried = wanted.widest is None or width <= wanted.widest
+        found = _at_width(wanted, width, seconds, machine, measured) if tried else None
         if found is None or not _is_enough(found.condense, images):
             why = f"; networks of width {width} would be trained too little"
         elif not _fits(found, wanted, machine):

@@ -229,8 +229,8 @@ def _in_time(
         choice.condense,
         resolved.facts,
         choice.widths,
-        partial(_recipe, request, choice.preset),
-        frozenset(request.evaluate),
+        recipe=partial(_recipe, request, choice.preset),
+        given=frozenset(request.evaluate),
     )
     beside = min(_BESIDE_SECONDS, _BESIDE_SHARE * seconds)
     timed = _checked(

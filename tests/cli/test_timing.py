@@ -80,3 +80,8 @@ def test_a_width_that_was_found_too_slow_is_not_tried_again(monkeypatch: pytest.
     found, _ = measured(plan("digits", None, None, {}, 3), "cpu", DATA, time.monotonic())
     assert widths[0] == 128
     assert found.config.network.width < 128
+    assert found.timed is not None
+    assert (
+        f"; networks of width {2 * found.config.network.width} would be trained too little"
+        in found.timed.chosen
+    )

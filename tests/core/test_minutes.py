@@ -39,7 +39,13 @@ def wanted(facts: DataFacts, *, judged: bool = False, width: int | None = None, 
         own = {"network": config.network.model_dump(), **given}
         return evaluate_config(choice.preset, own, ipc=config.ipc, factor=config.factor)
 
-    return Wanted(choice.condense, facts, choice.widths, recipe if judged else None, frozenset(given))
+    return Wanted(
+        choice.condense,
+        facts,
+        choice.widths,
+        recipe=recipe if judged else None,
+        given=frozenset(given),
+    )
 
 
 DATA = [pictures(), pictures(32, 5000), pictures(8, 140)]
