@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +13,12 @@ from mdc_cli.outlook import HOUR, Outlook, as_options, ask, warning
 from mdc_cli.output import people, print_json, progress_bar
 from mdc_cli.pools import FolderPools
 from mdc_core import rankmajor
+from mdc_core.choices import SCHEDULE, Choice, choose, sentences
 from mdc_core.config import CondenseConfig, DataFacts
 from mdc_core.errors import MdcError
 from mdc_core.estimate import estimate
-from mdc_core.presets import NAMED, condense_config, preset_for
+from mdc_core.minutes import Machine, Timed
+from mdc_core.presets import NAMED
 from mdc_core.shorter import Run, Shorter
 
 if TYPE_CHECKING:  # torch is loaded by the commands that need it, so that --help is quick
@@ -34,8 +36,19 @@ class Planned:
 
     dataset: str
     facts: DataFacts
-    preset: str
-    config: CondenseConfig
+    choice: Choice
+    timed: Timed | None = None
+    """How its time is spent, where that was decided; the schedule is in `choice` then."""
+
+    @property
+    def preset(self) -> str:
+        """What the settings started from."""
+        return self.choice.preset
+
+    @property
+    def config(self) -> CondenseConfig:
+        """The whole condensation."""
+        return self.choice.condense
 
     @property
     def is_named(self) -> bool:
@@ -53,52 +66,87 @@ class Planned:
         return load(self.dataset, root, image_size=self.facts.image_size, download=download)
 
 
-def plan(dataset: str, image_size: int | None, preset: str | None, overrides: dict[str, Any]) -> Planned:
+def plan(
+    dataset: str,
+    image_size: int | None,
+    preset: str | None,
+    overrides: dict[str, Any],
+    minutes: float | None = None,
+) -> Planned:
     """Settings and data against each other, by names and headers alone."""
     from mdc_core.data import survey
 
     facts = survey(dataset, image_size=image_size, preset=preset)
-    chosen = preset or preset_for(facts)
-    config = configured(condense_config, chosen, overrides)
-    config.check_data(facts)
-    return Planned(dataset, facts, chosen, config)
+    choice = configured(
+        lambda: choose(facts, preset, overrides, is_own=dataset not in NAMED, minutes=minutes)
+    )
+    choice.condense.check_data(facts)
+    return Planned(dataset, facts, choice)
 
 
-def saved_state(path: Path, planned: Planned, resume: bool) -> CondenseState | None:
-    """The state to go on from; `MdcError` when there is one and it is not asked for, or when it is another run's."""
+def check_unfinished(path: Path) -> None:
+    """Raise `MdcError` when there is a checkpoint in the way."""
+    saved = files.checkpoint_path(path)
+    if saved.exists():
+        raise MdcError(
+            f"{saved} is from an unfinished run: add --resume to go on, or delete it to start again"
+        )
+
+
+def resumed(path: Path, planned: Planned) -> tuple[Planned, CondenseState]:
+    """The run as it was begun, and the state to go on from; `MdcError` when there is none, or it is another run's."""
     from mdc_core import checkpoint
 
     saved = files.checkpoint_path(path)
-    if not resume:
-        if saved.exists():
-            raise MdcError(
-                f"{saved} is from an unfinished run: add --resume to go on, or delete it to start again"
-            )
-        return None
-    state = checkpoint.resume(files.read(saved), planned.config)
+    data = files.read(saved)
+    planned = as_begun(planned, checkpoint.from_bytes(data)[1])
+    state = checkpoint.resume(data, planned.config)
     side, ours = state.tiles.shape[-1], planned.config.tile_side(planned.facts.image_size)
     if side != ours:
         raise MdcError(
             f"{saved} has tiles of {side} pixels, but images of {planned.facts.image_size} are made of tiles of "
             f"{ours}: give the --image-size that it was begun with (about {side * planned.config.factor})"
         )
-    return state
+    return planned, state
 
 
-def tell(planned: Planned, device: str, state: CondenseState | None, go_on: bool, as_json: bool) -> Outlook:
-    """Measure this machine for a moment, tell what the run will take, and ask where that is long."""
+def as_begun(planned: Planned, made_with: CondenseConfig) -> Planned:
+    """The run with the schedule that its time decided when it began; as it is, where the schedule is given."""
+    choice = planned.choice
+    if choice.minutes is None:
+        return planned
+    network = choice.condense.network
+    if made_with.network.width in choice.widths:
+        network = network.model_copy(update={"width": made_with.network.width})
+    changes = {name: getattr(made_with, name) for name in SCHEDULE} | {"network": network}
+    condense = choice.condense.model_copy(update=changes)
+    return replace(planned, choice=replace(choice, condense=condense, minutes=None))
+
+
+def machine(config: CondenseConfig, facts: DataFacts, device: str) -> Machine:
+    """This machine, measured for a moment with the network of `config` on such data."""
     import torch
 
     from mdc_core.at_once import device_bytes
     from mdc_core.calibrate import calibrate
 
-    config, facts = planned.config, planned.facts
+    there = torch.device(device)
+    return Machine(calibrate(config, facts, device), device_bytes(there), there.type == "cuda")
+
+
+def tell(planned: Planned, here: Machine, state: CondenseState | None, go_on: bool, as_json: bool) -> Outlook:
+    """Tell what the run will take on the machine that is here, and ask where that is long and nobody named a time."""
+    config, facts, timed = planned.config, planned.facts, planned.timed
     left = config.outer_loops - (state.outer if state else 0)
     remaining = config.model_copy(update={"outer_loops": left})
-    speed = calibrate(config, facts, device)
-    there = torch.device(device)
-    limit, gpu = device_bytes(there), there.type == "cuda"
-    expected = estimate(remaining, facts, speed=speed, memory_limit=limit, gpu=gpu)
+    expected = estimate(remaining, facts, speed=here.speed, memory_limit=here.memory_bytes, gpu=here.gpu)
+    if timed is not None:
+        expected = replace(
+            expected,
+            seconds_total=timed.seconds,
+            seconds_pool=timed.seconds_pool,
+            seconds_per_outer_loop=timed.seconds_matching / config.outer_loops,
+        )
     outlook = Outlook(
         facts=facts,
         preset=planned.preset,
@@ -109,13 +157,14 @@ def tell(planned: Planned, device: str, state: CondenseState | None, go_on: bool
         seconds_per_loop=expected.seconds_per_outer_loop,
         seconds_evaluation=None,
         memory_bytes=expected.memory_bytes,
+        chosen=sentences(planned.choice.lowered, None if timed is None else timed.chosen),
     )
     if as_json:
         print_json(outlook.document())
     else:
         people.print(outlook.words(), soft_wrap=True)
-    if outlook.is_long:
-        less = Run(planned.preset, config, facts, None, speed).shorter(HOUR)
+    if outlook.is_long and timed is None:
+        less = Run(planned.preset, config, facts, None, here.speed).shorter(HOUR)
         ask(warning(outlook, _options(less), less.seconds), go_on)
     return outlook
 
@@ -126,6 +175,16 @@ def _options(less: Shorter) -> str:
     loops = [f"--outer-loops {changes.pop('outer_loops')}"] if "outer_loops" in changes else []
     side = [] if less.image_size is None else [f"--image-size {less.image_size}", f"--preset {less.preset}"]
     return " ".join([*loops, *side, *as_options(changes)])
+
+
+def begin(path: Path, planned: Planned, data: DataSet) -> CondenseState:
+    """The state before the first loop, kept at once, so that the schedule outlasts an interruption of the pool."""
+    from mdc_core import checkpoint
+    from mdc_core.condense import start_state
+
+    state = start_state(planned.config, data.train)
+    files.write(files.checkpoint_path(path), checkpoint.to_bytes(state, planned.config))
+    return state
 
 
 def iterate(

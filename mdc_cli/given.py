@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from mdc_core.errors import ConfigError
 from mdc_core.malloc import keep_freed_memory
 from mdc_core.presets import NAMED, merge
+
+T = TypeVar("T")
 
 
 def parsed(settings: list[str] | None) -> dict[str, Any]:
@@ -31,10 +34,10 @@ def parsed(settings: list[str] | None) -> dict[str, Any]:
     return values
 
 
-def configured(make: Any, preset: str, overrides: dict[str, Any]) -> Any:
-    """A configuration; pydantic's findings become one `ConfigError` that names every field."""
+def configured(make: Callable[[], T]) -> T:
+    """What `make` makes of settings; pydantic's findings become one `ConfigError` that names every field."""
     try:
-        return make(preset, overrides)
+        return make()
     except ValidationError as error:
         found = (
             "{}: {}".format(".".join(map(str, item["loc"])) or "settings", item["msg"])

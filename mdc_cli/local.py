@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,11 +11,13 @@ import typer
 from numpy.typing import NDArray
 
 from mdc_cli import files
-from mdc_cli.condensing import iterate, plan, saved_state, tell, write
+from mdc_cli.condensing import begin, check_unfinished, iterate, plan, resumed, tell, write
 from mdc_cli.given import chosen_device, configured, parsed, portable
 from mdc_cli.output import accuracy_table, people, print_json, progress_bar
 from mdc_cli.pools import FolderPools
+from mdc_cli.timing import clock, measured
 from mdc_core import rankmajor
+from mdc_core.choices import METHODS
 from mdc_core.config import DataFacts, EvaluateConfig, check_network
 from mdc_core.errors import MdcError
 from mdc_core.presets import NAMED, PRESETS, evaluate_config, merge, preset_for
@@ -35,6 +36,18 @@ SetFile = Annotated[
     Path, typer.Argument(metavar="SET", help="A condensed set: the file that condense wrote.")
 ]
 Ipc = Annotated[int | None, typer.Option(help="Images per class of the whole set, N. [default: 10]")]
+Method = Annotated[
+    str | None,
+    typer.Option(
+        help=f"What is matched: {', '.join(METHODS)}. [default: feature; mdc for published data sets and presets]"
+    ),
+]
+Minutes = Annotated[
+    float | None,
+    typer.Option(
+        help="How long it may take, which decides the schedule. [default: 10 for own data without a schedule]"
+    ),
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option(
@@ -67,12 +80,12 @@ def condense(
     out: Annotated[
         Path | None, typer.Option(help="File to write. [default: DATASET-ipcN.safetensors]")
     ] = None,
+    method: Method = None,
+    minutes: Minutes = None,
     preset: Annotated[str | None, typer.Option(help=f"Settings to start from: {', '.join(PRESETS)}.")] = None,
     image_size: ImageSize = None,
     outer_loops: Annotated[int | None, typer.Option(help="Outer loops T; fewer is faster and worse.")] = None,
-    subset_loss: Annotated[
-        str | None, typer.Option(help="mls (the method), none (Baseline C) or all.")
-    ] = None,
+    subset_loss: Annotated[str | None, typer.Option(help="mls (MDC), none (Baseline C) or all.")] = None,
     seed: Annotated[int | None, typer.Option(help="Everything random follows from it.")] = None,
     settings: Settings = None,
     resume: Annotated[
@@ -92,18 +105,34 @@ def condense(
 
     Ctrl-C saves a checkpoint; the same command with --resume goes on from it.
     """
-    given = {"ipc": ipc, "outer_loops": outer_loops, "subset_loss": subset_loss, "seed": seed}
+    begun = clock()
+    given = {
+        "method": method,
+        "ipc": ipc,
+        "outer_loops": outer_loops,
+        "subset_loss": subset_loss,
+        "seed": seed,
+    }
     overrides = merge({name: value for name, value in given.items() if value is not None}, parsed(settings))
-    planned = plan(dataset, image_size, preset, overrides)
+    planned = plan(dataset, image_size, preset, overrides, minutes)
     path = None if dry_run else files.check_target(out or planned.default_path())
-    state = None if path is None else saved_state(path, planned, resume)
+    state = None
+    if path is not None and resume:
+        planned, state = resumed(path, planned)
+    elif path is not None:
+        check_unfinished(path)
     chosen = chosen_device(device)
-    # Named sets can be missing, which is to be said before anything is measured; headers of others have been read.
-    data = planned.load(data_root, download) if planned.is_named and not dry_run else None
-    outlook = tell(planned, chosen, state, yes or dry_run, as_json and dry_run)
+    # Named sets can be missing, which is to be said before anything is measured; headers of others have been read. A
+    # schedule that is to be decided is tried out on the data.
+    is_first = planned.is_named or planned.choice.minutes is not None
+    data = planned.load(data_root, download) if is_first and not dry_run else None
+    planned, here = measured(planned, chosen, data, begun)
+    outlook = tell(planned, here, state, yes or dry_run, as_json and dry_run)
     if path is None:
         return
     data = data or planned.load(data_root, download)
+    if planned.timed is not None:
+        state = begin(path, planned, data)
     state = iterate(planned.config, data, chosen, path, state, FolderPools(data_root.parent / "pools"))
     summary = write(path, state, data, planned)
     if as_json:
@@ -145,11 +174,8 @@ def evaluate(
     overrides = {name: value for name, value in given.items() if value is not None}
     if "condense" in run:  # the network that was matched is the one to judge by
         overrides["network"] = run["condense"]["network"]
-    recipe = configured(
-        partial(evaluate_config, ipc=info.ipc, factor=info.factor),
-        run.get("preset", preset_for(facts)),
-        merge(overrides, parsed(settings)),
-    )
+    preset, overrides = run.get("preset", preset_for(facts)), merge(overrides, parsed(settings))
+    recipe = configured(lambda: evaluate_config(preset, overrides, ipc=info.ipc, factor=info.factor))
     recipe.sizes_of(info.ipc)
     check_network(recipe.network, info.image_size)
     chosen = chosen_device(device)

@@ -34,13 +34,17 @@ class Outlook:
     seconds_per_loop: float | None
     seconds_evaluation: float | None
     memory_bytes: int
+    chosen: str | None
+    """What was chosen that nobody asked for, and why."""
 
     def words(self) -> str:
         """What was read, and what it will take, in one line."""
-        return f"{_read(self.facts)}. {self._takes()}."
+        chosen = f" {self.chosen}." if self.chosen else ""
+        return f"{_read(self.facts)}. {self._takes()}.{chosen}"
 
     def _takes(self) -> str:
-        config = f"Preset {self.preset}, {self.condense.network.label()}, ipc {self.condense.ipc}"
+        network, ipc = self.condense.network.label(), self.condense.ipc
+        config = f"Method {_method(self.condense)}, preset {self.preset}, {network}, ipc {ipc}"
         memory = f"{self.memory_bytes / 1e9:.1f} GB of memory"
         if self.seconds is None or self.seconds_per_loop is None:
             return (
@@ -57,7 +61,9 @@ class Outlook:
         """The same as JSON."""
         return {
             "facts": self.facts.model_dump(mode="json"),
+            "method": _method(self.condense),
             "preset": self.preset,
+            "chosen": self.chosen,
             "network": self.condense.network.label(),
             "outer_loops": self.loops,
             "seconds": self.seconds,
@@ -78,7 +84,8 @@ def warning(outlook: Outlook, options: str, seconds: float) -> str:
     sides = " a smaller image side (--image-size)," if outlook.facts.own_side is not None else ""
     return (
         f"This takes about {duration(outlook.seconds or 0)}. What shortens it: fewer outer loops, a smaller network,"
-        f"{sides} fewer inner iterations. The same command takes about {duration(seconds)} with: {options}"
+        f"{sides} fewer inner iterations; or, in place of preset and schedule, a time: --method feature --minutes 60. "
+        f"The same command takes about {duration(seconds)} with: {options}"
     )
 
 
@@ -107,6 +114,11 @@ def as_options(changes: Mapping[str, Any], option: str = "--set") -> list[str]:
         for inner, value in (values.items() if isinstance(values, Mapping) else [("", values)])
     ]
     return [f"{option} {name.removesuffix('.')}={_plain(value)}" for name, value in flat]
+
+
+def _method(config: CondenseConfig) -> str:
+    """The word for what is matched; see `mdc_core.choices.METHODS`."""
+    return "mdc" if config.method == "idc" and config.subset_loss == "mls" else config.method
 
 
 def _plain(value: Any) -> str:

@@ -12,7 +12,7 @@ from rich.progress import Progress, TaskID
 
 from mdc_cli.client import DEFAULT_URL, Service, UnreachableError
 from mdc_cli.given import parsed
-from mdc_cli.local import ImageSize, Json, Yes
+from mdc_cli.local import ImageSize, Json, Method, Minutes, Yes
 from mdc_cli.outlook import Outlook, as_options, ask, warning
 from mdc_cli.output import accuracy_table, people, percent, print_json, progress_bar, table
 from mdc_core.config import CondenseConfig, DataFacts
@@ -43,6 +43,8 @@ def submit(
     ],
     ipc: Annotated[int | None, typer.Option(help="Images per class of the whole set. [default: 10]")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the set. [default: DATASET-ipcN]")] = None,
+    method: Method = None,
+    minutes: Minutes = None,
     preset: Annotated[str | None, typer.Option(help="Settings to start from. [default: by data set]")] = None,
     condense: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A setting of the condensation.")
@@ -65,8 +67,10 @@ def submit(
     service = Service(url, key)
     if dataset not in NAMED and Path(dataset).exists():
         dataset = _upload(service, Path(dataset))
-    settings = parsed(condense) | ({} if ipc is None else {"ipc": ipc})
-    given: dict[str, Any] = {"name": name, "preset": preset, "image_size": image_size}
+    settings = parsed(condense) | {
+        name: value for name, value in (("ipc", ipc), ("method", method)) if value is not None
+    }
+    given: dict[str, Any] = {"name": name, "preset": preset, "image_size": image_size, "minutes": minutes}
     body = {"dataset": dataset, "condense": settings, "evaluate": parsed(evaluate)}
     body |= {field: value for field, value in given.items() if value is not None}
     _tell_and_ask(service.call("POST", "/v1/jobs", json={**body, "dry_run": True}), dry_run, yes, as_json)
@@ -149,6 +153,7 @@ def _tell_and_ask(plan: dict[str, Any], dry_run: bool, yes: bool, as_json: bool)
         seconds_per_loop=estimate["seconds_per_outer_loop"],
         seconds_evaluation=estimate["seconds_evaluation"],
         memory_bytes=estimate["memory_bytes"],
+        chosen=plan["chosen"],
     )
     if dry_run and as_json:
         print_json(plan)

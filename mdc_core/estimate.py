@@ -147,7 +147,7 @@ def outer_loop_work(config: CondenseConfig, facts: DataFacts, gpu_free: float | 
     updates = matching * (len(facts.classes) * config.inner_iterations)
     if "n_data" in UNUSED[config.method]:
         return updates
-    early = _training(net, config.early * _train_images(facts), config.batch_network)
+    early = _training(net, config.early * train_images(facts), config.batch_network)
     training = _training(net, config.n_data, config.batch_network)
     return updates + early + training * (config.inner_iterations - 1)
 
@@ -204,7 +204,7 @@ def measuring_work(config: CondenseConfig, facts: DataFacts) -> Work:
     recipe = EvaluateConfig(epochs=config.accuracy_epochs)
     images = [n * config.factor**2 * len(facts.classes) for n in range(1, config.ipc)]
     training = sum((_training(net, count, recipe.batch_size) for count in images), Work())
-    tests = len(images) * _train_images(facts) * 0.1  # the hold-out
+    tests = len(images) * train_images(facts) * 0.1  # the hold-out
     return (training * recipe.epochs + _test(net, tests)) * measured
 
 
@@ -293,7 +293,7 @@ def lane_bytes(recipe: EvaluateConfig, facts: DataFacts, images: int) -> float:
 
 def data_bytes(facts: DataFacts) -> int:
     """Both splits as uint8."""
-    return round((_train_images(facts) + _test_images(facts)) * facts.channels * facts.image_size**2)
+    return round((train_images(facts) + _test_images(facts)) * facts.channels * facts.image_size**2)
 
 
 def _seconds(work: Work, speed: Speed | None) -> float | None:
@@ -395,12 +395,13 @@ def _test(net: Cost, images: float) -> Work:
     return Work(net.flops_per_image / 3, traffic, 1 / TEST_BATCH) * images
 
 
-def _train_images(facts: DataFacts) -> int:
+def train_images(facts: DataFacts) -> int:
+    """Training images of all classes, at the least where they are not counted."""
     return facts.images or facts.smallest_class * len(facts.classes)
 
 
 def _test_images(facts: DataFacts) -> float:
-    return _train_images(facts) * _TEST_SHARE / (1 - _TEST_SHARE)
+    return train_images(facts) * _TEST_SHARE / (1 - _TEST_SHARE)
 
 
 def _forward(network: NetworkConfig, facts: DataFacts) -> tuple[float, int, int]:

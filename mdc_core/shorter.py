@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from mdc_core.config import CondenseConfig, DataFacts, EvaluateConfig, NetworkConfig, check_network
 from mdc_core.errors import ConfigError
 from mdc_core.estimate import Estimate, Speed, estimate
 from mdc_core.presets import merge
+
+C = TypeVar("C", CondenseConfig, EvaluateConfig)
 
 WANTED_LOOPS = 20
 """Fewer outer loops give little; where time has no room for them, each is made cheaper first."""
@@ -74,7 +76,9 @@ class Run:
             changes = {**changes, "inner_iterations": 20}
             yield changes, None
         networks = [config.network, *([] if self.evaluate is None else [self.evaluate.network])]
-        if facts.own_side is not None and facts.image_size > _SMALL_SIDE and all(map(_takes_small, networks)):
+        # The settings of feature matching go by the side, so that another one would be another run.
+        resized = facts.own_side is not None and config.method == "idc"
+        if resized and facts.image_size > _SMALL_SIDE and all(map(_takes_small, networks)):
             yield changes, _SMALL_SIDE
 
     def _fitted(self, seconds: float, changes: Mapping[str, Any], side: int | None) -> Shorter:
@@ -85,7 +89,7 @@ class Run:
         changes = {**changes, **self._pool(seconds, changes, facts)}
 
         def takes(**more: int) -> Estimate:
-            return estimate(_changed(config, {**changes, **more}), facts, recipe, speed=self.speed)
+            return estimate(with_changes(config, {**changes, **more}), facts, recipe, speed=self.speed)
 
         one = takes(outer_loops=1)
         left = max(0.0, seconds - (one.seconds_total or 0)) / (one.seconds_per_outer_loop or 1)
@@ -103,7 +107,7 @@ class Run:
 
     def _pool(self, seconds: float, changes: Mapping[str, Any], facts: DataFacts) -> dict[str, int]:
         """Changes of the training of a pool."""
-        config = _changed(self.condense, changes)
+        config = with_changes(self.condense, changes)
         takes = estimate(config, facts, speed=self.speed).seconds_pool or 0.0
         samples = int(config.pool_samples * _POOL_SHARE * seconds / max(takes, 1e-9))
         samples = max(_FEWEST_SAMPLES, samples)
@@ -121,20 +125,17 @@ class Run:
         judged: dict[str, Any] = {}
         if "network" in changes and self.evaluate.network == self.condense.network:
             judged["network"] = changes["network"]
-        recipe = _recipe(self.evaluate, judged)
+        recipe = with_changes(self.evaluate, judged)
         takes = estimate(self.condense, facts, recipe, speed=self.speed).seconds_evaluation or 0.0
         epochs = int(recipe.epochs * _EVALUATION_SHARE * seconds / max(takes, 1e-9))
         if (epochs := max(_FEWEST_EPOCHS, epochs)) < recipe.epochs:
             judged["epochs"] = epochs
-        return judged, _recipe(self.evaluate, judged)
+        return judged, with_changes(self.evaluate, judged)
 
 
-def _changed(config: CondenseConfig, changes: Mapping[str, Any]) -> CondenseConfig:
-    return CondenseConfig.model_validate(merge(config.model_dump(), changes))
-
-
-def _recipe(recipe: EvaluateConfig, changes: Mapping[str, Any]) -> EvaluateConfig:
-    return EvaluateConfig.model_validate(merge(recipe.model_dump(), changes))
+def with_changes(config: C, changes: Mapping[str, Any]) -> C:
+    """The configuration with these settings, validated; a nested mapping (the network) changes field by field."""
+    return type(config).model_validate(merge(config.model_dump(), changes))
 
 
 def _takes_small(network: NetworkConfig) -> bool:

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from mdc_core.config import CondenseConfig, DataFacts, EvaluateConfig
 from mdc_core.estimate import Estimate, Speed, estimate, what_to_lower
+from mdc_core.minutes import Machine
 from mdc_core.shorter import Run, Shorter, duration
 from server.problems import FieldError, Problem
 from server.store import workers
@@ -47,10 +48,10 @@ def admit(
         Problem: 422 `does-not-fit` when it needs more memory than that worker has, `takes-too-long` when it would
             take it more than `most_seconds`.
     """
-    worker = workers.largest(session)
-    speed = None if worker is None else Speed(worker.flops, worker.bandwidth, worker.start)
-    limit = None if worker is None else worker.memory_bytes
-    gpu = worker is not None and worker.gpu
+    machine = largest(session)
+    speed = None if machine is None else machine.speed
+    limit = None if machine is None else machine.memory_bytes
+    gpu = machine is not None and machine.gpu
     expected = estimate(condense, facts, evaluate, speed=speed, memory_limit=limit, gpu=gpu)
     if limit is not None and expected.memory_bytes > limit:
         raise _does_not_fit(expected.memory_bytes, limit, what_to_lower(condense, facts, evaluate, limit))
@@ -59,6 +60,14 @@ def admit(
     if run is not None and most_seconds is not None and seconds > most_seconds:
         raise _takes_too_long(seconds, most_seconds, run.shorter(most_seconds))
     return Admitted(expected, run)
+
+
+def largest(session: Session) -> Machine | None:
+    """The largest live worker; None when none is known."""
+    worker = workers.largest(session)
+    if worker is None:
+        return None
+    return Machine(Speed(worker.flops, worker.bandwidth, worker.start), worker.memory_bytes, worker.gpu)
 
 
 def _does_not_fit(needed: int, limit: int, lower: str) -> Problem:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
 from mdc_core.budget import Plan
+from mdc_core.choices import MAX_MINUTES
 from mdc_core.config import MAX_SIDE, MIN_SIDE, CondenseConfig, DataFacts, EvaluateConfig
 from mdc_core.shorter import Shorter
 from mdc_core.verdict import Verdict, advice, judged
@@ -65,12 +66,15 @@ class JobRequest(Body):
     """Name of a named data set, or id of an uploaded one."""
     image_size: Annotated[int, Field(ge=MIN_SIDE, le=MAX_SIDE)] | None = None
     """Side that the images of a zip get; left out: the median of theirs, at most 64, or what `preset` is made for."""
+    minutes: Annotated[float, Field(gt=0, le=MAX_MINUTES)] | None = None
+    """Time that the job should take on the largest worker, which decides its schedule; left out: 10 for uploads,
+    unless a schedule or a published preset is given, else the schedule is the preset's."""
     name: Slug | None = None
     """Name of the set to publish; left out: `<dataset>-ipc<N>`."""
     preset: Annotated[str, Field(max_length=63)] | None = None
     """Settings to start from; left out: those nearest to the data set."""
     condense: Overrides = Field(default_factory=dict)
-    """What differs from the preset's condensation."""
+    """What differs from the preset's condensation; `method` may be `feature`, `idc`, or `mdc` (`idc` with `mls`)."""
     evaluate: Overrides = Field(default_factory=dict)
     """What differs from the preset's evaluation."""
     max_runtime_s: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
@@ -159,6 +163,10 @@ class JobPlan(Shown):
     evaluate: EvaluateConfig
     max_runtime_s: int | None
     estimate: JobEstimate
+    minutes: float | None
+    """Time that decided the schedule; null: it was given."""
+    chosen: str | None
+    """What was chosen for these data and for the time, and why; null: nothing out of the ordinary."""
     shorter: ShorterJob | None
     """Null when it takes no more than an hour, or when no worker tells."""
 
@@ -191,6 +199,10 @@ class JobOut(Shown):
     evaluate: EvaluateConfig
     facts: DataFacts | None
     """What was read of the data; `image_size` is the side that the images get. Null for jobs of earlier releases."""
+    minutes: float | None
+    """Time that decided its schedule; null: it was given."""
+    chosen: str | None
+    """What was chosen for these data and for the time, and why; null: nothing out of the ordinary."""
     max_runtime_s: int | None
     """Seconds that it may run, all attempts together; waiting in the queue does not count."""
     estimate: JobEstimate | None
@@ -231,6 +243,8 @@ class JobOut(Shown):
             evaluate=EvaluateConfig.stored(job.evaluate),
             facts=job.facts and DataFacts.model_validate(job.facts),
             estimate=job.estimate and JobEstimate.of(job.estimate),
+            minutes=job.minutes,
+            chosen=job.chosen,
             max_runtime_s=job.max_runtime_s,
             progress=Progress.of(job.state, job.attempt, job.progress),
             attempt=job.attempt,

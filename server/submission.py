@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
+from mdc_core.choices import Choice, choose, sentences
 from mdc_core.config import CondenseConfig, DataFacts, EvaluateConfig, check_fixed_size, check_network
 from mdc_core.errors import ConfigError
+from mdc_core.minutes import UNKNOWN, Wanted, in_time
 from mdc_core.presets import (
     NAMED,
-    PRESETS,
-    condense_config,
+    check_preset,
     default_side,
     evaluate_config,
     merge,
-    preset_for,
 )
-from server.admission import Admitted, admit
+from mdc_core.shorter import duration
+from server.admission import Admitted, admit, largest
 from server.callers import Caller
 from server.problems import FieldError, Problem, field_errors, invalid
 from server.quotas import check_jobs
@@ -34,6 +35,11 @@ from server.store.db import Database
 from server.store.tables import IdempotencyKey, Job
 
 T = TypeVar("T")
+
+_RUNTIME_SHARE = 0.8
+"""Of the seconds that a job may run, that it may be planned for."""
+_BESIDE_SECONDS, _BESIDE_SHARE = 10.0, 0.1
+"""Of a job's time for what no estimate knows, at the most: its process starts, reads the data, and publishes."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,12 @@ class Resolved:
     """With the side that the images get."""
     condense: CondenseConfig
     evaluate: EvaluateConfig
+    minutes: float | None
+    """Time that decided the schedule; None: it is given."""
+    chosen: str | None
+    """What was chosen for these data and for the time, and why."""
+    max_runtime_s: int | None
+    """Seconds that it may run; None: as long as it needs."""
 
 
 def plan(db: Database, caller: Caller, request: JobRequest, settings: Settings) -> JobPlan:
@@ -55,10 +67,9 @@ def plan(db: Database, caller: Caller, request: JobRequest, settings: Settings) 
     Raises `Problem` as `submit` does, except that neither the set's name nor the number of jobs is looked at.
     """
     with db.read() as session:
-        resolved = resolve(session, caller, request)
-        max_runtime_s = _max_runtime(request, settings.max_runtime_seconds)
+        resolved = resolve(session, caller, request, settings)
         admitted = _admitted(session, resolved, settings)
-    less = admitted.shorter()
+    less = admitted.shorter() if resolved.minutes is None else None  # it takes as long as was asked for
     return JobPlan(
         dataset=resolved.dataset,
         name=resolved.name,
@@ -66,8 +77,10 @@ def plan(db: Database, caller: Caller, request: JobRequest, settings: Settings) 
         facts=resolved.facts,
         condense=resolved.condense,
         evaluate=resolved.evaluate,
-        max_runtime_s=max_runtime_s,
+        max_runtime_s=resolved.max_runtime_s,
         estimate=JobEstimate.of(admitted.estimate.to_dict()),
+        minutes=resolved.minutes,
+        chosen=resolved.chosen,
         shorter=None if less is None else ShorterJob.of(less),
     )
 
@@ -86,8 +99,7 @@ def submit(
     signature = None if idempotency_key is None else (idempotency_key, _digest(request))
     # What takes time comes before the transaction that writes: others wait for it, on SQLite every one.
     with db.read() as session:
-        resolved = resolve(session, caller, request)
-        max_runtime_s = _max_runtime(request, settings.max_runtime_seconds)
+        resolved = resolve(session, caller, request, settings)
         if signature is not None and (first := idempotency.find(session, caller.key_id, signature[0])):
             return _first_answer(session, first, signature[1])
         estimate = _admitted(session, resolved, settings).estimate.to_dict()
@@ -104,9 +116,11 @@ def submit(
             name=resolved.name,
             condense=condense,
             evaluate=evaluate,
-            max_runtime_s=max_runtime_s,
+            max_runtime_s=resolved.max_runtime_s,
             facts=facts,
             estimate=estimate,
+            minutes=resolved.minutes,
+            chosen=resolved.chosen,
         )
         if signature is not None:
             idempotency.answer(session, caller.key_id, signature[0], job.id)
@@ -141,7 +155,7 @@ def _max_runtime(request: JobRequest, most: int | None) -> int | None:
 
 def _digest(request: JobRequest) -> str:
     """What makes two requests the same; a field that older releases did not know counts when it is given."""
-    later = {name for name in ("max_runtime_s", "image_size") if getattr(request, name) is None}
+    later = {name for name in ("max_runtime_s", "image_size", "minutes") if getattr(request, name) is None}
     body = json.dumps(request.model_dump(mode="json", exclude={"dry_run", *later}), sort_keys=True)
     return hashlib.sha256(body.encode()).hexdigest()
 
@@ -158,23 +172,80 @@ def _first_answer(session: Session, first: IdempotencyKey, digest: str) -> Job:
     return job
 
 
-def resolve(session: Session, caller: Caller, request: JobRequest) -> Resolved:
-    """Fill in what the request leaves to the preset, and check it against the data set. `Problem` 422."""
+def resolve(session: Session, caller: Caller, request: JobRequest, settings: Settings) -> Resolved:
+    """Fill in what the request leaves to the preset, the data and the time, and check it. `Problem` 422."""
     facts = _facts(session, caller, request)
-    preset = request.preset if request.preset is not None else preset_for(facts)
-    if preset not in PRESETS:
-        message = f"there is no preset {preset!r}: choose one of {', '.join(PRESETS)}"
-        raise invalid("invalid-config", [FieldError(field="preset", message=message)])
-    condense = _checked("condense", lambda: _built(condense_config, preset, request.condense))
-    # Unless the caller says otherwise, a set is judged by the network that it was made with.
-    judged = merge({"network": condense.network.model_dump()}, request.evaluate)
-    recipe_for = partial(evaluate_config, ipc=condense.ipc, factor=condense.factor)
-    evaluate = _checked("evaluate", lambda: _built(recipe_for, preset, judged))
+    choice = _choice(request, facts)
+    condense = choice.condense
+    evaluate = _checked("evaluate", lambda: _recipe(request, choice.preset, condense))
     _checked("condense", lambda: condense.check_data(facts))
     _checked("evaluate.sizes", lambda: evaluate.sizes_of(condense.ipc))
     _checked("evaluate.network", lambda: check_network(evaluate.network, facts.image_size))
-    name = request.name if request.name is not None else f"{facts.name[:50]}-ipc{condense.ipc}"
-    return Resolved(request.dataset, name, preset, facts, condense, evaluate)
+    max_runtime_s = _max_runtime(request, settings.max_runtime_seconds)
+    resolved = Resolved(
+        dataset=request.dataset,
+        name=request.name if request.name is not None else f"{facts.name[:50]}-ipc{condense.ipc}",
+        preset=choice.preset,
+        facts=facts,
+        condense=condense,
+        evaluate=evaluate,
+        minutes=None,
+        chosen=choice.lowered,
+        max_runtime_s=max_runtime_s,
+    )
+    runtime = None if max_runtime_s is None else _RUNTIME_SHARE * max_runtime_s
+    limits = [most for most in (settings.max_expected_seconds, runtime) if most is not None]
+    return resolved if choice.minutes is None else _in_time(session, request, resolved, choice, limits)
+
+
+def _choice(request: JobRequest, facts: DataFacts) -> Choice:
+    """What the request means on such data. `Problem` 422."""
+    if request.preset is not None:
+        _checked("preset", partial(check_preset, request.preset))
+    made = partial(choose, facts, request.preset, request.condense, is_own=request.dataset not in NAMED)
+    choice = _checked("condense", made)
+    return choice if request.minutes is None else _checked("minutes", partial(made, minutes=request.minutes))
+
+
+def _recipe(request: JobRequest, preset: str, condense: CondenseConfig) -> EvaluateConfig:
+    """The evaluation that is asked for; unless the caller says otherwise, by the network that the set is made with."""
+    judged = merge({"network": condense.network.model_dump()}, request.evaluate)
+    return evaluate_config(preset, judged, ipc=condense.ipc, factor=condense.factor)
+
+
+def _in_time(
+    session: Session, request: JobRequest, resolved: Resolved, choice: Choice, limits: list[float]
+) -> Resolved:
+    """The job with a schedule for its time, on the largest worker. `Problem` 422 for one that no job may take."""
+    assert choice.minutes is not None
+    seconds = 60 * choice.minutes
+    if choice.is_default_time:
+        seconds = min([seconds, *limits])
+    elif limits and seconds > min(limits):
+        message = f"jobs may take {duration(min(limits))} here (it is {choice.minutes:g}): ask for less"
+        raise invalid("invalid-request", [FieldError(field="minutes", message=message)])
+    machine = largest(session)
+    wanted = Wanted(
+        choice.condense,
+        resolved.facts,
+        choice.widths,
+        recipe=partial(_recipe, request, choice.preset),
+        given=frozenset(request.evaluate),
+    )
+    beside = min(_BESIDE_SECONDS, _BESIDE_SHARE * seconds)
+    timed = _checked(
+        "minutes",
+        lambda: in_time(wanted, seconds - beside, machine or UNKNOWN, or_longer=choice.is_default_time),
+    )
+    assert timed.evaluate is not None
+    unknown = None if machine else "No worker is there to go by, so this is planned for one slow core"
+    return replace(
+        resolved,
+        condense=timed.condense,
+        evaluate=timed.evaluate,
+        minutes=seconds / 60,
+        chosen=sentences(choice.lowered, unknown, timed.chosen),
+    )
 
 
 def _facts(session: Session, caller: Caller, request: JobRequest) -> DataFacts:
@@ -200,10 +271,6 @@ def _facts(session: Session, caller: Caller, request: JobRequest) -> DataFacts:
     )  # an earlier release kept the side of the first image, 224 at most
     side = default_side(own, request.preset) if wanted is None else wanted
     return facts.model_copy(update={"own_side": own, "image_size": side})
-
-
-def _built(build: Callable[[str, Mapping[str, Any]], T], preset: str, overrides: Mapping[str, Any]) -> T:
-    return build(preset, overrides)
 
 
 def _checked(field: str, check: Callable[[], T]) -> T:

@@ -30,6 +30,8 @@ def submit(
     max_runtime_s: int | None = None,
     facts: dict[str, Any] | None = None,
     estimate: dict[str, Any] | None = None,
+    minutes: float | None = None,
+    chosen: str | None = None,
 ) -> Job:
     """Add a queued job. The set name must be the owner's: see `server.store.sets.claim_name`."""
     job = Job(
@@ -42,6 +44,8 @@ def submit(
         max_runtime_s=max_runtime_s,
         facts=facts,
         estimate=estimate,
+        minutes=minutes,
+        chosen=chosen,
         state=JobState.QUEUED,
         attempt=0,
     )

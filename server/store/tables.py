@@ -164,6 +164,10 @@ class Job(Base):
     """A `DataFacts` with the side that the job's images get; None: submitted to an earlier release."""
     estimate: Mapped[dict[str, Any] | None]
     """A `mdc_core.estimate.Estimate`, made when it was submitted."""
+    minutes: Mapped[float | None] = mapped_column(Float)
+    """Time that decided its schedule; None: the schedule was given."""
+    chosen: Mapped[str | None] = mapped_column(Text)
+    """What was chosen that nobody asked for, and why, for people."""
     created_at: Mapped[datetime] = mapped_column(default=utcnow)
     started_at: Mapped[datetime | None]
     """Start of the first attempt."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+import mdc_cli.local
 import mdc_cli.outlook
 import mdc_cli.output
 import mdc_core.calibrate
@@ -21,8 +23,8 @@ import mdc_core.condense
 import mdc_core.data
 from mdc_cli.main import app
 from mdc_cli.output import progress_bar
-from mdc_core import rankmajor
-from mdc_core.condense import Step
+from mdc_core import checkpoint, rankmajor
+from mdc_core.condense import Step, prepare
 from mdc_core.estimate import Speed
 from mdc_core.presets import NAMED
 from mdc_core.verdict import advice, judged
@@ -72,7 +74,7 @@ def test_a_dry_run_tells_memory_and_time_and_writes_nothing(tmp_path: Path) -> N
     assert told.exit_code == 0, told.output
     assert told.stderr.startswith(
         "digits: 10 classes, 1438 training images and 359 test images, 8 pixels, grey. "
-        "Preset digits, convnet-d2-w4, ipc 2: about "
+        "Method mdc, preset digits, convnet-d2-w4, ipc 2: about "
     )
     assert re.search(r"about .+ for 6 outer loops \(.+ each\), \d\.\d GB of memory\.\n$", told.stderr)
     expected = json.loads(condense(out, "--dry-run", "--json").stdout)
@@ -101,7 +103,8 @@ def test_own_pictures_from_the_side_to_the_evaluation(tmp_path: Path) -> None:
     told = run("condense", folder, "--dry-run", *TOY)
     assert told.stderr.startswith(
         "pictures: 2 classes, 36 training images and 4 test images (held out, as there is no test split), "
-        "64 pixels (of 80), colour, files or folders ignored: 1. Preset photos, convnet-d4-w4, ipc 2: about "
+        "64 pixels (of 80), colour, files or folders ignored: 1. "
+        "Method mdc, preset photos, convnet-d4-w4, ipc 2: about "
     ), told.stderr
     side = ["--image-size", "12", "--set", "network.depth=2"]
     made = run("condense", folder, "--out", out, *TOY, *side, "--json")
@@ -154,7 +157,7 @@ def measured_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--ipc", "9"], "takes (start_index + 1)·ipc·factor² = 36 of each class, but 'pictures' has"),
+        (["--ipc", "19"], "takes (start_index + 1)·ipc·factor² = 19 of each class, but 'pictures' has"),
         (["--set", "speed=9"], "speed: Extra inputs"),
         (["--set", "network.depth=7"], "lower the depth"),
         (["--preset", "mine"], "there is no preset 'mine'"),
@@ -426,3 +429,76 @@ def test_a_set_of_other_data_is_refused(made: Path, tmp_path: Path) -> None:
     result = run("evaluate", made, "--data", tmp_path / "own")
     assert result.exit_code == 1
     assert "evaluate it on the data it was made from" in result.output
+
+
+SMALL = ["--image-size", "8", "--set", "network.width=4", "--ipc", "2"]
+
+
+@pytest.fixture
+def just_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if this process had computed nothing before the command."""
+    monkeypatch.setattr(mdc_cli.local, "clock", time.monotonic)
+    torch.set_num_threads(1)
+
+
+@pytest.mark.usefixtures("just_begun")
+def test_a_run_takes_the_time_that_it_is_given(tmp_path: Path) -> None:
+    folder, out = pictures(tmp_path / "pictures"), tmp_path / "s.safetensors"
+    begun = time.monotonic()
+    made = run("condense", folder, "--out", out, *SMALL, "--minutes", "0.1", "--data-root", tmp_path / "d")
+    assert made.exit_code == 0, made.output
+    assert 2 < time.monotonic() - begun < 15
+    assert "Method feature, preset digits, convnet-d2-w4, ipc 2: about " in made.stderr
+    assert re.search(r"Chosen for the time: \d networks? of width 4, trained on \d+ images each", made.stderr)
+    recorded = json.loads(out.with_name("s.json").read_text())["condense"]
+    assert f"then {recorded['outer_loops'] * recorded['inner_iterations']} updates of the set" in made.stderr
+    assert not out.with_name("s.checkpoint").exists()
+
+
+@pytest.mark.usefixtures("just_begun")
+@pytest.mark.parametrize("stopped", [prepare, mdc_core.condense.condense])
+def test_a_run_of_a_given_time_goes_on_with_the_schedule_that_it_began_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped: Any
+) -> None:
+    """Whether it was stopped in the training of its pool or later, and however fast the machine is now."""
+    folder, out = pictures(tmp_path / "pictures"), tmp_path / "s.safetensors"
+    command = ["condense", folder, "--out", out, *SMALL, "--minutes", "0.1", "--data-root", tmp_path / "d"]
+    whole = getattr(mdc_core.condense, stopped.__name__)
+
+    def interrupted(config: Any, *arguments: Any, **options: Any) -> Iterator[Any]:
+        for number, step in enumerate(whole(config, *arguments, **options), 1):
+            yield step
+            if number == 2 and config.pool_samples > 128:  # not in the pilot
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(mdc_core.condense, stopped.__name__, interrupted)
+    first = run(*command)
+    assert first.exit_code == 130, first.output
+    monkeypatch.undo()
+    _, began = checkpoint.from_bytes(out.with_name("s.checkpoint").read_bytes())
+    assert began.pool > 1
+    monkeypatch.setattr(mdc_core.calibrate, "calibrate", lambda *_: Speed(1e6, 1e6, 1.0))
+    assert "add --resume to go on" in run(*command).output
+    resumed = run(*command, "--resume")
+    assert resumed.exit_code == 0, resumed.output
+    recorded = json.loads(out.with_name("s.json").read_text())["condense"]
+    assert recorded == began.model_dump(mode="json")
+
+
+def test_own_pictures_get_ten_minutes_and_are_asked_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mdc_cli.local, "clock", time.monotonic)
+    monkeypatch.setattr(mdc_core.calibrate, "calibrate", lambda *_: Speed(2e11, 2.5e9, 1e-3))
+    folder = pictures(tmp_path / "pictures")
+    told = run("condense", folder, "--dry-run")
+    assert told.exit_code == 0, told.output
+    assert "about 9.5 min" in told.stderr
+    assert ". The default ipc" not in told.stderr
+    more = json.loads(run("condense", folder, "--dry-run", "--minutes", "3000", "--json").stdout)
+    assert more["seconds"] == pytest.approx(3000 * 60 * 0.95, rel=0.01)
+    assert "What shortens it" not in run("condense", folder, "--dry-run", "--minutes", "3000").stderr
+    refused = run("condense", folder, "--minutes", "5", "--outer-loops", "3")
+    assert "minutes chooses outer_loops by itself" in refused.output
+    short = run("condense", folder, "--dry-run", "--minutes", "0.01")
+    assert (short.exit_code, "ask for more minutes" in short.output) == (1, True)

@@ -94,7 +94,10 @@ def test_what_fits_no_worker_is_refused_with_both_figures(api: Api) -> None:
     assert api.client.get("/v1/jobs", headers=api.admin).json()["data"] == []
 
 
-PICTURES = {"condense": {"ipc": 1, "factor": 1, "network": {"width": 8}}, "evaluate": {"sizes": [1]}}
+PICTURES = {
+    "condense": {"method": "mdc", "ipc": 1, "factor": 1, "network": {"width": 8}},
+    "evaluate": {"sizes": [1]},
+}
 
 
 def uploaded(api: Api, side: int = 100) -> str:
@@ -226,3 +229,94 @@ def test_the_side_makes_another_request(api: Api) -> None:
     assert planned(api, **body)["name"] == first["name"]
     told = api.client.post("/v1/jobs", json={**body, "dry_run": True}, headers={**headers})
     assert told.status_code == 200, "a dry run has nothing to repeat"
+
+
+FAST = {"flops": 2e11, "bandwidth": 2.5e9, "start": 1e-3}
+
+
+def test_an_upload_gets_ten_minutes_of_the_largest_worker(api: Api) -> None:
+    with api.services.db.begin() as session:
+        workers.register(session, "one", memory_bytes=2**40, seconds=60, **{**MACHINE, **FAST})  # type: ignore[arg-type]
+    dataset = uploaded(api)
+    job = submit(api, dataset=dataset, condense={})
+    assert (job["minutes"], job["condense"]["method"], job["condense"]["ipc"]) == (10, "feature", 3)
+    assert 0.85 * 600 < job["estimate"]["seconds"] <= 600
+    assert job["chosen"].startswith(
+        "The default ipc is lowered to 3 from 10, as a class has 3 training images. "
+    )
+    assert "Chosen for the time: " in job["chosen"]
+    config, recipe = (
+        CondenseConfig.model_validate(job["condense"]),
+        EvaluateConfig.model_validate(job["evaluate"]),
+    )
+    assert (
+        f"{config.pool} networks of width {config.network.width}, trained on {config.pool_samples}"
+        in job["chosen"]
+    )
+    assert recipe.network == config.network
+    assert api.client.get(job["links"]["self"], headers=api.admin).json() == job
+    plan = planned(api, dataset=dataset, minutes=120)
+    assert (plan["minutes"], plan["shorter"]) == (120, None)
+    assert 0.85 * 7200 < plan["estimate"]["seconds"] <= 7200
+    assert planned(api, dataset=dataset, minutes=120)["condense"] == plan["condense"]
+
+
+def test_without_a_worker_a_time_is_planned_for_a_slow_one(api: Api) -> None:
+    plan = planned(api, dataset=uploaded(api))
+    assert plan["minutes"] == 10
+    assert "No worker is there to go by, so this is planned for one slow core" in plan["chosen"]
+
+
+def test_what_has_a_schedule_has_no_time(api: Api) -> None:
+    dataset = uploaded(api)
+    small = {"ipc": 1, "factor": 1}
+    for body in (
+        {"dataset": "digits"},
+        {"dataset": dataset, "condense": {**small, "pool": 2}},
+        {"dataset": dataset, "condense": small, "preset": "cifar10"},
+        {"dataset": dataset, "condense": {**small, "method": "mdc"}},
+    ):
+        plan = planned(api, **body)
+        assert (plan["minutes"], plan["chosen"]) == (None, None)
+    assert planned(api, dataset="digits", minutes=3)["minutes"] == 3
+
+
+@pytest.mark.parametrize(
+    ("more", "field", "message"),
+    [
+        ({"minutes": 5, "condense": {"outer_loops": 3}}, "minutes", "minutes chooses outer_loops by itself"),
+        ({"minutes": 5, "preset": "cifar10", "condense": {"ipc": 1, "factor": 1}}, "minutes", "published schedule"),
+        ({"minutes": 5, "condense": {"method": "mdc", "ipc": 1}}, "minutes", "this run is of method 'idc'"),
+        ({"minutes": 0}, "minutes", "greater than 0"),
+        ({"minutes": 1e-3}, "minutes", "ask for more minutes"),
+        ({"minutes": 121}, "minutes", "jobs may take 2 h here (it is 121): ask for less"),
+        ({"minutes": 5, "max_runtime_s": 300}, "minutes", "jobs may take 4 min here (it is 5): ask for less"),
+        ({"condense": {"method": "mdc", "subset_loss": "all"}}, "condense", "method 'mdc' has subset_loss 'mls'"),
+    ],
+)  # fmt: skip
+def test_a_time_that_cannot_be_kept_is_refused(
+    api: Api, monkeypatch: pytest.MonkeyPatch, more: dict[str, Any], field: str, message: str
+) -> None:
+    limited = api.services.settings.model_copy(update={"max_expected_seconds": 7200.0})
+    monkeypatch.setattr(api.client.app.state, "services", replace(api.services, settings=limited))  # type: ignore[attr-defined]
+    refused = api.client.post("/v1/jobs", json={"dataset": uploaded(api), **more}, headers=api.admin)
+    assert refused.status_code == 422
+    (error,) = refused.json()["errors"]
+    assert error["field"] == field
+    assert message in error["message"]
+
+
+def test_nobody_s_time_gives_way_to_the_operator_s(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    limited = api.services.settings.model_copy(update={"max_expected_seconds": 420.0})
+    monkeypatch.setattr(api.client.app.state, "services", replace(api.services, settings=limited))  # type: ignore[attr-defined]
+    dataset = uploaded(api)
+    assert planned(api, dataset=dataset)["minutes"] == 7
+    assert planned(api, dataset=dataset, max_runtime_s=500)["minutes"] == pytest.approx(20 / 3)
+
+
+def test_another_time_makes_another_request(api: Api) -> None:
+    headers, body = {**api.admin, "Idempotency-Key": "one"}, {"dataset": uploaded(api)}
+    first = api.client.post("/v1/jobs", json={**body, "minutes": 10}, headers=headers).json()
+    assert api.client.post("/v1/jobs", json={**body, "minutes": 10}, headers=headers).json() == first
+    other = api.client.post("/v1/jobs", json={**body, "minutes": 11}, headers=headers)
+    assert other.json()["code"] == "idempotency-mismatch"

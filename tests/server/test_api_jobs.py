@@ -46,7 +46,8 @@ def test_a_submission_is_resolved_to_whole_configurations(api: Api) -> None:
     assert (condense.ipc, condense.seed) == (5, 7)
     preset = PRESETS["digits"]
     assert (condense.network.depth, condense.network.width) == (preset.condense["network"]["depth"], 8)
-    assert condense.outer_loops == preset.condense["outer_loops"] != CondenseConfig().outer_loops
+    assert (condense.method, preset.method) == ("feature", "feature")
+    assert condense.outer_loops == preset.schedules["feature"]["outer_loops"] != CondenseConfig().outer_loops
     assert (evaluate.sizes, evaluate.epochs) == ((1, 5), preset.evaluate["epochs"])
     assert (job["state"], job["name"], job["attempt"]) == ("queued", "digits-ipc5", 0)
     assert job["progress"]["phase"] == "queued"

@@ -1,0 +1,70 @@
+"""What a run's parts take on this machine right now: by doing a little of each, on the data themselves.
+
+A calibration knows a machine in general; a pilot knows the run that is planned, and what else the machine is doing.
+"""
+
+from __future__ import annotations
+
+import time
+from itertools import islice
+
+import torch
+
+from mdc_core.condense import condense, prepare
+from mdc_core.config import CondenseConfig
+from mdc_core.data import RealSet
+from mdc_core.minutes import Pace
+from mdc_core.pool import MemoryPools
+from mdc_core.shorter import with_changes
+
+_WARM_UP_STEPS = 2
+_MOST_UPDATES = 1000
+_TRIES = 3
+
+
+def pilot(config: CondenseConfig, real: RealSet, device: torch.device | str, seconds: float) -> Pace:
+    """The pace of feature matching with that network and these batches, measured for about so many seconds.
+
+    Half of the time goes to training a network, half to updates of the tiles, after a few of either to warm up. Nothing
+    is kept.
+    """
+    few = config.batch_network * _WARM_UP_STEPS
+    sample = _training(config, real, device, few) / few
+    for _ in range(_TRIES):  # the first steps are slow, and tell of less than there is time for
+        samples = max(few, int(seconds / 2 / sample))
+        sample = _training(config, real, device, samples) / samples
+        if samples * sample > seconds / 4:
+            break
+    return Pace(sample=sample, update=_updating(config, real, device, few, seconds / 2))
+
+
+def _training(config: CondenseConfig, real: RealSet, device: torch.device | str, samples: int) -> float:
+    """Seconds of one network's training."""
+    begun = time.perf_counter()
+    for _ in prepare(
+        with_changes(config, {"pool": 1, "pool_samples": samples}), real, device, pools=MemoryPools()
+    ):
+        pass
+    return time.perf_counter() - begun
+
+
+def _updating(
+    config: CondenseConfig, real: RealSet, device: torch.device | str, samples: int, seconds: float
+) -> float:
+    """Mean seconds of an update; the first one, slow in a new process, counts only where a second takes too long."""
+    schedule = {
+        "pool": 1,
+        "pool_samples": samples,
+        "outer_loops": _MOST_UPDATES,
+        "inner_iterations": 1,
+    }
+    steps = condense(with_changes(config, schedule), real, device)
+    first = next(steps).seconds
+    if first > 4 * max(seconds, 1.0):
+        return first
+    taken: list[float] = []
+    for step in islice(steps, _MOST_UPDATES - 1):
+        taken.append(step.seconds)
+        if sum(taken) >= seconds:
+            break
+    return sum(taken) / len(taken)

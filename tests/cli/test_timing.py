@@ -1,0 +1,87 @@
+"""The schedule of a given time: a calibration proposes, a pilot decides."""
+
+from __future__ import annotations
+
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import mdc_core.calibrate
+import mdc_core.pilot
+from mdc_cli.condensing import plan
+from mdc_cli.timing import measured
+from mdc_core.config import CondenseConfig
+from mdc_core.estimate import Speed
+from mdc_core.minutes import Pace, pace_of
+
+DATA: Any = SimpleNamespace(train=None)
+
+
+@pytest.fixture
+def piloted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Widths that are piloted on a fast machine, which turns out to be ten times slower."""
+    widths: list[int] = []
+
+    def slow(config: CondenseConfig, *_: object) -> Pace:
+        widths.append(config.network.width)
+        return Pace(2e-5 * config.network.width, 1e-4 * config.network.width)
+
+    monkeypatch.setattr(mdc_core.pilot, "pilot", slow)
+    monkeypatch.setattr(mdc_core.calibrate, "calibrate", lambda *_: Speed(2e12, 2.5e10, 1e-5))
+    return widths
+
+
+def test_a_pilot_goes_before_the_calibration(piloted: list[int]) -> None:
+    planned = plan("digits", None, None, {}, 3)
+    told, here = measured(planned, "cpu", None, time.monotonic())
+    assert (told.config.network.width, piloted) == (128, [])
+    assert told.timed is not None
+    assert told.timed.pace.sample == pytest.approx(pace_of(told.config, planned.facts, here).sample, rel=1e-3)
+    found, _ = measured(planned, "cpu", DATA, time.monotonic())
+    assert found.timed is not None
+    assert piloted[0] == 128
+    assert piloted[-1] == found.config.network.width == 32
+    assert piloted == sorted(piloted, reverse=True)
+    pace = Pace(2e-5 * piloted[-1], 1e-4 * piloted[-1])
+    assert found.timed.pace.sample == pytest.approx(pace.sample, rel=0.02)
+    assert found.timed.pace.update == pytest.approx(pace.update, rel=0.02)
+    spent = found.config.pool * found.config.pool_samples * pace.sample + 300 * pace.update
+    assert spent == pytest.approx(0.95 * 180, rel=0.02)
+    assert found.config == found.timed.condense
+
+
+def test_what_is_spent_already_belongs_to_the_time(piloted: list[int]) -> None:
+    planned = plan("digits", None, None, {"network": {"width": 32}}, 3)
+    found, _ = measured(planned, "cpu", DATA, time.monotonic() - 80)
+    assert piloted == [32]
+    assert found.timed is not None
+    assert found.timed.seconds == pytest.approx(0.95 * 100, rel=0.02)
+
+
+def test_a_schedule_that_is_given_is_left_alone(piloted: list[int]) -> None:
+    planned = plan("digits", None, None, {"outer_loops": 3})
+    assert measured(planned, "cpu", DATA, time.monotonic())[0] == planned
+    assert piloted == []
+
+
+def test_a_width_that_was_found_too_slow_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However fast narrower networks are found to be."""
+    widths: list[int] = []
+
+    def slow_where_wide(config: CondenseConfig, *_: object) -> Pace:
+        widths.append(config.network.width)
+        assert len(widths) < 5
+        return Pace(1e-2, 1e-2) if config.network.width == 128 else Pace(1e-7, 1e-7)
+
+    monkeypatch.setattr(mdc_core.pilot, "pilot", slow_where_wide)
+    monkeypatch.setattr(mdc_core.calibrate, "calibrate", lambda *_: Speed(2e12, 2.5e10, 1e-5))
+    found, _ = measured(plan("digits", None, None, {}, 3), "cpu", DATA, time.monotonic())
+    assert widths[0] == 128
+    assert found.config.network.width < 128
+    assert found.timed is not None
+    assert (
+        f"; networks of width {2 * found.config.network.width} would be trained too little"
+        in found.timed.chosen
+    )
