@@ -121,7 +121,9 @@ def depth_for(image_size: int) -> int:
 def _in_full(overrides: Mapping[str, Any]) -> dict[str, Any]:
     """The settings, with what their method's name stands for."""
     word = overrides.get("method")
-    meant = METHODS.get(word, {}) if isinstance(word, str) else {}
+    if isinstance(word, str) and word not in METHODS:
+        raise ConfigError(f"method is {word!r}: choose one of {', '.join(METHODS)}")
+    meant = METHODS[word] if isinstance(word, str) else {}
     for name, value in meant.items():
         if name != "method" and overrides.get(name, value) != value:
             raise ConfigError(

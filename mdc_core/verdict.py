@@ -54,8 +54,8 @@ def advice(rows: Sequence[Mapping[str, Any]]) -> str | None:
     if not told:
         return None
     return (
-        f"Not worth the bytes: {'; '.join(told)}. Take another k, or condense again with more outer_loops, with "
-        "subset_loss 'all', which has every size in the loss, or with another factor."
+        f"Not worth the bytes: {'; '.join(told)}. Take another k, or condense again for longer, with every size in the "
+        "loss (method 'feature', or subset_loss 'all'), or with another factor."
     )
 
 

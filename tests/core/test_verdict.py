@@ -157,7 +157,7 @@ def test_rows_of_a_manifest_are_judged_and_told_in_words() -> None:
     told = advice(found)
     assert told is not None
     assert f"k = 2 ({SMALLER}); k = 3-4 ({RANDOM}); k = 6 ({SHRUNK})" in told
-    assert "outer_loops" in told
+    assert "condense again for longer, with every size in the loss" in told
     assert advice(found[:1]) is None
     assert advice(judged([{**rows[1], "random_mean": None, "shrunk_mean": None}], 6)) is None
     with pytest.raises(FormatError, match=r"accuracy\[0\]\.k is 7"):
