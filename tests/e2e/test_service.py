@@ -145,7 +145,7 @@ def test_from_an_uploaded_zip_to_a_device(running: Running, tmp_path: Path) -> N
     assert submitted.returncode == 0, submitted.stderr
     assert (
         "photos: 2 classes, 22 training images and 2 test images (held out, as there is no test split), 12 pixels, "
-        "colour. Preset digits, convnet-d2-w4, ipc 3: "
+        "colour. Method mdc, preset digits, convnet-d2-w4, ipc 3: "
     ) in submitted.stderr
     job = json.loads(submitted.stdout)
     assert job["facts"] == plan["facts"]
