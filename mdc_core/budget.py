@@ -8,16 +8,15 @@ states, B bytes of a rank and H bytes of a header:
     time(k)   = epochs·(n·(F + 140·A) + ⌈n / batch⌉·140·4P) / flops + 8·(bytes to fetch) / bandwidth
     energy(k) = watts · time(k)
 
-**The rule.** All four grow with k, so the sizes that meet every limit are 1..K. Among them the plan takes, if there
-are any, those that are measured to be better than random real images of the same count and not worse than a smaller
-size (see `mdc_core.verdict`); of these the one with the best measured accuracy; of equally good ones the largest (on a
-metered connection: the one with the fewest bytes to fetch, then the largest). A size that was not measured counts as
+**The rule.** All four grow with k, so the sizes that meet every limit are 1..K. Among them the plan takes the one with
+the best measured accuracy; of equally good ones one that is better than random real images of the same count (see
+`mdc_core.verdict`), then the largest (on a metered connection: the one with the fewest bytes to fetch, then the
+largest). A size that was not measured counts as
 the next smaller one that was; with nothing measured, K itself is taken. With `min_accuracy` the plan takes the least k
 that reaches it. A caller who names a size gets the largest of 1..K up to that one, whatever its accuracy.
 
 Each is a fixed order of the sizes, of which a larger budget only admits more. So with more budget k never falls. Nor
-(unless a size was named) does the measured accuracy, though it need not rise with k; it may fall, by less than two
-standard errors, where more budget admits the first size that is better than random real images.
+(unless a size was named) does the measured accuracy, though it need not rise with k.
 """
 
 from __future__ import annotations
@@ -166,9 +165,8 @@ class Plan:
     accuracy: float | None
     """Measured mean test accuracy at this k, or at the next smaller k that was measured."""
     limited_by: str | None
-    """Why not k + 1: the budget field that excludes it; `accuracy` when it would fit but is no better, `verdict` when
-    it is more accurate but not better than random real images; `min_accuracy` when it would fit but is not needed.
-    None: the set, or the k asked for, ends here."""
+    """Why not k + 1: the budget field that excludes it; `accuracy` when it would fit but is no better;
+    `min_accuracy` when it would fit but is not needed. None: the set, or the k asked for, ends here."""
     verdict: Verdict | None = None
     """Whether the size that `accuracy` is of is worth its bytes."""
     reason: str | None = None

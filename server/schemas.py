@@ -397,9 +397,8 @@ class PlanOut(Shown):
     accuracy: float | None
     """Measured mean test accuracy at this k, or at the next smaller k that was measured."""
     limited_by: str | None
-    """Why not k + 1: the budget field that excludes it; `accuracy` when it would fit but is no better, `verdict` when
-    it is more accurate but not better than random real images; `min_accuracy` when it would fit but is not needed.
-    Null: the set ends here."""
+    """Why not k + 1: the budget field that excludes it; `accuracy` when it would fit but is no better;
+    `min_accuracy` when it would fit but is not needed. Null: the set ends here."""
     verdict: Verdict | None
     """Whether the size that `accuracy` is of is worth its bytes; see the manifest's accuracy table."""
     reason: str | None
