@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import random
+import re
 import resource
 import signal
 import subprocess
@@ -115,14 +116,27 @@ def kill(stores: Stores, thread: threading.Thread) -> None:
 
 
 def shut_down(stores: Stores, thread: threading.Thread) -> None:
-    """Stop the worker, then start another."""
+    """Stop the worker, then start another. The child waits for the signal: the job is short, and could end before."""
+    (child,) = children()
+    os.kill(child, signal.SIGSTOP)
     stores.stop.set()
+    while not _is_pending(signal.SIGTERM, child):
+        assert thread.is_alive()
+        time.sleep(0.01)
+    os.kill(child, signal.SIGCONT)
     thread.join(60)
     assert not children()
     stores.stop.clear()
     restarted = threading.Thread(target=stores.supervisor().drain)
     restarted.start()
     restarted.join(120)
+
+
+def _is_pending(number: signal.Signals, process: int) -> bool:
+    """Whether the signal was sent to a process that has not met it yet; as proc_pid_status(5) has it."""
+    status = Path(f"/proc/{process}/status").read_text()
+    masks = re.findall(r"^(?:Sig|Shd)Pnd:\t(\w+)$", status, re.MULTILINE)
+    return any(int(mask, 16) >> (number - 1) & 1 for mask in masks)
 
 
 def hang(stores: Stores, thread: threading.Thread) -> None:
