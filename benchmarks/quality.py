@@ -5,8 +5,9 @@
 A variant is a method with its settings and a share of the time. Every run has one thread, a process of its own and so
 many processor seconds, the pool's training included, and stops after the outer loop in which they end. Sets are judged
 as they are delivered, every k by as many training steps, on networks and draws that condensing has not seen. Test
-images are read for nothing else. The seeds are others than the one that settings were tuned on (0). Each result is kept
-under --out as JSON, and a run that is there is not repeated. Prints JSON lines, and a Markdown table last.
+images are read for nothing else. The seeds are others than the one that settings were tuned on (0). Each set and each
+result is kept under --out, and what is there is not repeated. --judges adds networks of other kinds, which no set was
+condensed with. Prints JSON lines, and a Markdown table per kind last.
 """
 
 from __future__ import annotations
@@ -28,12 +29,14 @@ import torch
 from mdc_vs_baseline import with_test_images
 
 from mdc_cli.pools import FolderPools
+from mdc_core import rankmajor
 from mdc_core.condense import CondenseState, condense, prepare, result
-from mdc_core.config import CondenseConfig, EvaluateConfig
+from mdc_core.config import CondenseConfig, EvaluateConfig, NetworkConfig
 from mdc_core.data import DataSet, load
 from mdc_core.evaluate import evaluate
 from mdc_core.malloc import keep_freed_memory
 from mdc_core.presets import condense_config, evaluate_config, preset_for
+from mdc_core.synthetic import SyntheticSet
 
 TUNING_SEED = 0
 ENDLESS = 100_000
@@ -74,14 +77,17 @@ def main() -> None:
     """Do what is missing, then print the table."""
     args = parse()
     args.out.mkdir(parents=True, exist_ok=True)
+    args.kinds = [matched(args), *args.judges]
     runs = [(name, seed) for seed in args.seeds for name in args.variants]
-    missing = [run for run in runs if not path_of(args, *run).exists()]
+    missing = [run for run in runs if not all(path_of(args, *run, judge).exists() for judge in args.kinds)]
     missing.sort(key=lambda run: variants(args.ipc)[run[0]].pool_is_there)  # last: by then it is
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(args.jobs, mp_context=context, max_tasks_per_child=1) as pool:
-        for line in pool.map(perform, [args] * len(missing), *zip(*missing, strict=True)) if missing else ():
-            print(json.dumps(line), flush=True)
-    print(table(args))
+        for lines in pool.map(perform, [args] * len(missing), *zip(*missing, strict=True)) if missing else ():
+            for line in lines:
+                print(json.dumps(line), flush=True)
+    for judge in args.kinds:
+        print(f"\nNetworks: {judge.label()}\n\n{table(args, judge)}")
 
 
 def parse() -> argparse.Namespace:
@@ -102,6 +108,14 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--variants", nargs="+", default=list(variants(2)), choices=list(variants(2)))
     parser.add_argument("--steps", type=int, default=1000, help="training steps of an evaluation")
     parser.add_argument("--repeats", type=int, default=2, help="networks per size")
+    parser.add_argument(
+        "--judges",
+        type=network,
+        nargs="+",
+        default=[],
+        metavar="NAME:DEPTH:WIDTH",
+        help="further networks, such as resnet_ap:4:16 (whose depth is fixed) and convnet:2:48",
+    )
     parser.add_argument("--test-images", type=int, default=2000, help="so many random ones")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
     args = parser.parse_args()
@@ -110,38 +124,66 @@ def parse() -> argparse.Namespace:
     return args
 
 
-def path_of(args: argparse.Namespace, name: str, seed: int) -> Path:
-    """Where a run is kept."""
+def network(text: str) -> NetworkConfig:
+    """From `name:depth:width`."""
+    name, depth, width = text.split(":")
+    return NetworkConfig.model_validate({"name": name, "depth": int(depth), "width": int(width)})
+
+
+def matched(args: argparse.Namespace) -> NetworkConfig:
+    """The network that sets are condensed with."""
+    preset = preset_for(load(args.data, args.data_root).facts())
+    return condense_config(preset, {"network": {"width": args.width}}).network
+
+
+def path_of(args: argparse.Namespace, name: str, seed: int, judge: NetworkConfig | None = None) -> Path:
+    """Where a result is kept; without `judge`, or with the matched network, that of the run itself."""
     words = name.replace(",", "").replace(" ", "-")
-    path: Path = args.out / f"ipc{args.ipc}-{words}-seed{seed}.json"
+    by = f"-by-{judge.label()}" if judge in args.judges else ""
+    path: Path = args.out / f"ipc{args.ipc}-{words}-seed{seed}{by}.json"
     return path
 
 
-def perform(args: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
-    """Condense, evaluate and keep the result."""
+def perform(args: argparse.Namespace, name: str, seed: int) -> list[dict[str, Any]]:
+    """Condense and evaluate what is missing of a run, and keep it."""
     torch.set_num_threads(1)
     keep_freed_memory()
     variant = variants(args.ipc)[name]
     data = with_test_images(load(args.data, args.data_root), args.test_images)
     preset, common = preset_for(data.facts()), {"ipc": args.ipc, "network": {"width": args.width}}
     config = condense_config(preset, {**common, **variant.settings, "seed": seed})
-    state, seconds = condensed(args, config, data, variant, seed)
-    judging = {"network": {"width": args.width}, "repeats": args.repeats, "random_baseline": False}
-    recipe = evaluate_config(preset, {**judging, "seed": 1000 + seed}, ipc=args.ipc, factor=config.factor)
-    line = {
-        "variant": name,
-        "seed": seed,
-        "ipc": args.ipc,
-        "condense": config.model_dump(mode="json"),
-        "evaluate": recipe.model_dump(mode="json"),
-        "machine": f"{platform.machine()}, 1 thread, torch {torch.__version__}",
-        "outer_loops_done": state.outer,
-        "seconds": seconds,
-        "test_images": len(data.test.labels),
-        "trials": list(judged(args, state, data, recipe)),
-    }
-    path_of(args, name, seed).write_text(json.dumps(line))
-    return {"variant": name, "seed": seed, "seconds": seconds, "accuracy": by_size([line])}
+    path, told = path_of(args, name, seed), []
+    kept = path.with_suffix(".mdc")
+    if not path.exists():
+        state, seconds = condensed(args, config, data, variant, seed)
+        found = result(state, data.train)
+        kept.write_bytes(rankmajor.pack(found.quantised().numpy(), found.info(data.train)))
+    elif not kept.exists():
+        raise SystemExit(f"{path} is there without its set, {kept.name}: remove it to condense once more")
+    info, tiles = rankmajor.read(kept.read_bytes())
+    delivered = SyntheticSet(torch.tensor(tiles) / 255, info.image_size)
+    for judge in args.kinds:
+        judged_path = path_of(args, name, seed, judge)
+        if judged_path.exists():
+            continue
+        judging = {"network": judge.model_dump(), "repeats": args.repeats, "random_baseline": False}
+        recipe = evaluate_config(preset, {**judging, "seed": 1000 + seed}, ipc=args.ipc, factor=config.factor)
+        line: dict[str, Any] = {"variant": name, "seed": seed, "ipc": args.ipc}
+        if judged_path == path:
+            line |= {
+                "condense": config.model_dump(mode="json"),
+                "outer_loops_done": state.outer,
+                "seconds": seconds,
+            }
+        line |= {
+            "evaluate": recipe.model_dump(mode="json"),
+            "machine": f"{platform.machine()}, 1 thread, torch {torch.__version__}",
+            "test_images": len(data.test.labels),
+            "trials": list(judged(args, delivered, data, recipe)),
+        }
+        judged_path.write_text(json.dumps(line))
+        told.append({"variant": name, "seed": seed, "judge": judge.label(), "accuracy": by_size([line])})
+    return told
 
 
 def condensed(
@@ -165,10 +207,9 @@ def condensed(
 
 
 def judged(
-    args: argparse.Namespace, state: CondenseState, data: DataSet, recipe: EvaluateConfig
+    args: argparse.Namespace, delivered: SyntheticSet, data: DataSet, recipe: EvaluateConfig
 ) -> Iterator[dict[str, Any]]:
     """Every training of every k, of --steps steps and the rest of an epoch."""
-    delivered = result(state, data.train).delivered()
     for k in args.k:
         images = len(delivered.subset(k).labels())
         epochs = -(-args.steps // -(-images // recipe.batch_size))
@@ -177,7 +218,7 @@ def judged(
             yield dataclasses.asdict(trial)
 
 
-def table(args: argparse.Namespace) -> str:
+def table(args: argparse.Namespace, judge: NetworkConfig) -> str:
     """Markdown: a row per variant, mean accuracy in per cent at every k, and the average with its spread over seeds."""
     rows = [
         "| variant | processor seconds: pool, condensing | "
@@ -186,13 +227,13 @@ def table(args: argparse.Namespace) -> str:
         "|-" * (len(args.k) + 3) + "|",
     ]
     for name in args.variants:
-        paths = [path_of(args, name, seed) for seed in args.seeds]
-        lines = [json.loads(path.read_text()) for path in paths if path.exists()]
-        if not lines:
+        done = [seed for seed in args.seeds if path_of(args, name, seed, judge).exists()]
+        if not done:
             continue
+        runs = [json.loads(path_of(args, name, seed).read_text()) for seed in done]
+        lines = [json.loads(path_of(args, name, seed, judge).read_text()) for seed in done]
         seconds = [
-            f"{statistics.fmean(line['seconds'][phase] for line in lines):.0f}"
-            for phase in ("pool", "condense")
+            f"{statistics.fmean(run['seconds'][phase] for run in runs):.0f}" for phase in ("pool", "condense")
         ]
         averages = [statistics.fmean(by_size([line]).values()) for line in lines]
         spread = f" ± {statistics.stdev(averages):.2f}" if len(averages) > 1 else ""
