@@ -139,7 +139,7 @@ def matched(args: argparse.Namespace) -> NetworkConfig:
 def path_of(args: argparse.Namespace, name: str, seed: int, judge: NetworkConfig | None = None) -> Path:
     """Where a result is kept; without `judge`, or with the matched network, that of the run itself."""
     words = name.replace(",", "").replace(" ", "-")
-    by = f"-by-{judge.label()}" if judge in args.judges else ""
+    by = f"-by-{judge.label()}" if judge is not None and judge in args.judges else ""
     path: Path = args.out / f"ipc{args.ipc}-{words}-seed{seed}{by}.json"
     return path
 
