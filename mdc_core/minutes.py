@@ -1,13 +1,15 @@
 """How a given time is spent by feature matching: networks of a pool, their samples and width, updates of the tiles.
 
 Seven tenths of the time train the pool, a quarter matches, up to as many updates as bring anything; what is left over
-goes to the pool. Few networks that know the classes are worth more than many that do not, so that a second network
-comes when each has seen enough, and a wider one when the time is enough for both parts. An evaluation, where there is
-one, comes first out of the time. All of it is arithmetic over `mdc_core.estimate`. Knows no torch.
+goes to the pool, up to as many samples as the widest network there is makes use of. Few networks that know the classes
+are worth more than many that do not, so that a second network comes when each has seen enough, and a wider one when the
+time is enough for both parts. An evaluation, where there is one, comes first out of the time. All of it is arithmetic
+over `mdc_core.estimate`. Knows no torch.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -26,6 +28,11 @@ _INNER = 10
 _WORTH_ANOTHER, _TRAINED_WELL, _FEWEST_SAMPLES = (20, 20_000), (100, 100_000), (5, 2_000)
 """Epochs and samples, of which the fewer count: of each network before a second one is worth it, of one that needs no
 more, and of any."""
+_RUNGS = (
+    *(1.0, 1.12, 1.25, 1.4, 1.6, 1.8, 2.0, 2.25, 2.5, 2.8),
+    *(3.15, 3.55, 4.0, 4.5, 5.0, 5.6, 6.3, 7.1, 8.0, 9.0),
+)
+"""Samples are one of these times a power of ten, so that a run of about the same time finds the pool of another."""
 _FEW_NETWORKS, _MOST_NETWORKS = 3, 5
 _JUDGING_SHARE, _MOST_JUDGING_SHARE = 0.25, 0.5
 """Of the time for an evaluation, and at the most where it would otherwise have fewer epochs than is worth anything."""
@@ -177,15 +184,19 @@ def pace_of(config: CondenseConfig, facts: DataFacts, machine: Machine) -> Pace:
     )
 
 
-def divided(seconds: float, pace: Pace, images: int) -> Division | None:
-    """A time for condensing `images` real ones, divided between pool and matching; None: it is too short."""
+def divided(seconds: float, pace: Pace, images: int, *, is_widest: bool = False) -> Division | None:
+    """A time for condensing `images` real ones, divided between pool and matching; None: it is too short.
+
+    Networks that are the widest there are do not take more than brings anything.
+    """
     share = _MATCHING_SHARE / (_MATCHING_SHARE + _POOL_SHARE)
     updates = min(_MOST_UPDATES, int(share * seconds / pace.update))
     inner = _INNER if updates >= 3 * _INNER else 1
     loops = updates // inner
     samples = (seconds - loops * inner * pace.update) / pace.sample
     networks = _networks(samples, images)
-    each = _rounded(samples / networks)
+    most = _most_samples(images) if is_widest else math.inf
+    each = _rounded(min(samples / networks, most))
     if updates < _FEWEST_UPDATES or each < _fewer(_FEWEST_SAMPLES, images):
         return None
     return Division(networks, each, loops, inner)
@@ -205,11 +216,18 @@ def _fewer(limits: tuple[int, int], images: int) -> int:
     return min(epochs * images, samples)
 
 
+def _most_samples(images: int) -> int:
+    """Of a network: the same limits as for one that needs no more, of which the more count."""
+    epochs, samples = _TRAINED_WELL
+    return max(epochs * images, samples)
+
+
 def _rounded(samples: float) -> int:
-    """Down to three digits."""
-    whole = max(0, int(samples))
-    step: int = 10 ** max(0, len(str(whole)) - 3)
-    return whole // step * step
+    """Down to a rung; below a hundred to a whole number."""
+    if samples < 100:
+        return max(0, int(samples))
+    power: int = 10 ** (len(str(int(samples))) - 1)
+    return int(max(rung * power for rung in _RUNGS if rung * power <= samples))
 
 
 def _widest(
@@ -257,9 +275,11 @@ def _at_width(
         return None
     recipe, seconds_evaluation = judged
     left = (_POOL_SHARE + _MATCHING_SHARE) * seconds - seconds_evaluation
-    division = divided(left, pace, train_images(facts)) if left > 0 else None
+    images, is_widest = train_images(facts), width == wanted.widths[0]
+    division = divided(left, pace, images, is_widest=is_widest) if left > 0 else None
     if division is None:
         return None
+    is_all = is_widest and division == divided(2 * left, pace, images, is_widest=True)
     return Timed(
         condense=with_changes(
             config,
@@ -275,7 +295,8 @@ def _at_width(
         seconds_pool=division.networks * division.samples * pace.sample,
         seconds_matching=division.updates * pace.update,
         seconds_evaluation=seconds_evaluation,
-        chosen=_sentence(config, division, pace, recipe),
+        chosen=_sentence(config, division, pace, recipe)
+        + ("; more time would bring nothing" if is_all else ""),
     )
 
 

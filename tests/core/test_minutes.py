@@ -62,7 +62,8 @@ def test_it_takes_what_it_says_which_is_all_but_a_little_of_the_time(
         found.condense, facts, found.evaluate, speed=CORE.speed, memory_limit=CORE.memory_bytes
     )
     assert expected.seconds_total == pytest.approx(found.seconds, rel=0.01)
-    assert 0.88 * seconds <= found.seconds <= 0.96 * seconds
+    assert found.seconds <= 0.96 * seconds
+    assert found.seconds >= 0.8 * seconds or found.chosen.endswith("more time would bring nothing")
     found.condense.check_data(facts)
     assert found.condense.pool <= 5
     assert found.condense.outer_loops * found.condense.inner_iterations <= 300
@@ -76,7 +77,7 @@ def test_more_time_gives_more_of_everything(facts: DataFacts) -> None:
     runs = [in_time(wanted(facts, width=32), seconds, CORE).condense for seconds in TIMES]
     for less, more in pairwise(runs):
         assert more.pool >= less.pool
-        assert more.pool * more.pool_samples > less.pool * less.pool_samples
+        assert more.pool * more.pool_samples >= less.pool * less.pool_samples
         assert more.outer_loops * more.inner_iterations >= less.outer_loops * less.inner_iterations
     widths = [in_time(wanted(facts), seconds, CORE).condense.network.width for seconds in TIMES]
     assert widths == sorted(widths)
@@ -86,17 +87,32 @@ def test_most_of_the_time_trains_the_pool_and_few_networks_are_trained_well() ->
     def at(seconds: float) -> tuple[int, int, int]:
         found = divided(seconds, Pace(sample=1e-3, update=0.1), 50_000)
         assert found is not None
-        assert found.networks * found.samples * 1e-3 + found.updates * 0.1 == pytest.approx(seconds, rel=0.01)
+        assert 0.8 * seconds <= found.networks * found.samples * 1e-3 + found.updates * 0.1 <= seconds
         return found.networks, found.samples, found.updates
 
-    assert at(40) == (1, 30_000, 100)
-    assert at(70) == (2, 26_000, 180)
+    assert at(40) == (1, 28_000, 100)
+    assert at(70) == (2, 25_000, 180)
     assert at(114) == (3, 28_000, 300)
     assert at(300) == (3, 90_000, 300)
-    assert at(460) == (4, 107_000, 300)
-    assert at(5000) == (5, 994_000, 300)
+    assert at(460) == (4, 100_000, 300)
+    assert at(5000) == (5, 900_000, 300)
     assert divided(3.7, Pace(1e-3, 0.1), 50_000) is None, "too few updates"
     assert divided(40, Pace(2e-2, 0.1), 50_000) is None, "too few samples"
+
+
+def test_about_the_same_time_takes_the_same_pool() -> None:
+    """One that an earlier run has trained is found again, though no pace is measured twice alike."""
+    found = [divided(300 * share, Pace(sample=1e-3, update=0.1), 50_000) for share in (1.02, 1.04, 1.06)]
+    assert len({(division.networks, division.samples) for division in found if division}) == 1
+
+
+def test_the_widest_network_takes_no_more_than_brings_anything() -> None:
+    """A hundred epochs, or 100 000 samples where these are more."""
+    for images, most in ((1438, 140_000), (50_000, 5_000_000), (200, 100_000)):
+        found = divided(10**6, Pace(sample=1e-3, update=0.1), images, is_widest=True)
+        assert found is not None
+        assert (found.networks, found.samples, found.updates) == (5, most, 300)
+    assert in_time(wanted(pictures(8, 140)), 10**6, CORE).chosen.endswith("more time would bring nothing")
 
 
 def test_of_few_images_epochs_count() -> None:
