@@ -25,7 +25,7 @@ from mdc_core.networks import Network, reset_parameters
 from mdc_core.real_training import RealTraining
 from mdc_core.streams import stream
 
-FORMAT = "mdc-pool/1"
+FORMAT = "mdc-pool/2"
 """Of the bytes of a network, and of what its weights are computed by; another one is never looked for."""
 _DIGEST_BYTES = 32
 

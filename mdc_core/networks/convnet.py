@@ -6,9 +6,9 @@ from torch import Tensor, nn
 
 from mdc_core.networks.base import Network
 from mdc_core.networks.convolution import Conv2d
-from mdc_core.networks.layers import AveragePool, InstanceNorm, Linear
+from mdc_core.networks.layers import Linear, NormReluPool
 
-_LAYERS = 4
+_LAYERS = 2
 """Of a block."""
 
 
@@ -24,10 +24,8 @@ class ConvNet(Network):
             padding = 3 if block == 0 and channels == 1 and image_size == 28 else 1
             side = (side + 2 * padding - 2) // 2
             layers += [
-                Conv2d(channels if block == 0 else width, width, kernel_size=3, padding=padding),
-                InstanceNorm(width),
-                nn.ReLU(inplace=True),
-                AveragePool(2),
+                Conv2d(channels if block == 0 else width, width, 3, padding=padding, normed=True),
+                NormReluPool(width, pool=2),
             ]
         self.blocks = nn.Sequential(*layers)
         self.linear = Linear(width * side * side, classes)

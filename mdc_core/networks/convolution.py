@@ -31,18 +31,32 @@ Parts = tuple[int, ...]
 
 
 class Conv2d(nn.Conv2d):
-    """Torch's layer, stride 1. A weight (M, out, in, kh, kw) and bias (M, out) convolve M equal parts of the batch."""
+    """Torch's layer, stride 1. A weight (M, out, in, kh, kw) and bias (M, out) convolve M equal parts of the batch.
+
+    An instance norm behind it takes the bias off again, whose gradient is 0: where the layer is `normed` next, a GPU
+    leaves it out, which would be a pass over all activations each way.
+    """
+
+    def __init__(self, *args: Any, normed: bool = False, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.normed = normed
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, in, H, W) to (B, out, H', W')."""
+        if self.normed and self.bias is not None and _shifts_are_costly(input):
+            out = self._convolved(input, None)
+            return _Unshifted.apply(out, self.bias) if self.bias.requires_grad else out
+        return self._convolved(input, self.bias)
+
+    def _convolved(self, input: Tensor, bias: Tensor | None) -> Tensor:
         assert not isinstance(self.padding, str)
         if self.weight.ndim == 5:
-            biases = [None] * len(self.weight) if self.bias is None else list(self.bias)
+            biases = [None] * len(self.weight) if bias is None else list(bias)
             parts = zip(input.chunk(len(self.weight)), self.weight, biases, strict=True)
             return torch.cat([F.conv2d(x, w, b, padding=self.padding) for x, w, b in parts])
         if self.weight.requires_grad:
-            return super().forward(input)
-        out: Tensor = _Convolve.apply(input, self.weight, self.bias, tuple(self.padding))
+            return F.conv2d(input, self.weight, bias, padding=self.padding)
+        out: Tensor = _Convolve.apply(input, self.weight, bias, tuple(self.padding))
         return out
 
 
@@ -54,6 +68,26 @@ def weight_gradient(layer: nn.Conv2d, x: Tensor, g: Tensor, parts: Sequence[int]
     assert not isinstance(layer.padding, str)
     found: Tensor = _WeightGradient.apply(x, g, layer.weight.shape, tuple(layer.padding), tuple(parts))
     return found
+
+
+def _shifts_are_costly(images: Tensor) -> bool:
+    """Whether activations are on a device that is limited by memory."""
+    return images.device.type == "cuda"
+
+
+class _Unshifted(torch.autograd.Function):
+    """What a convolution without its bias gives, where the bias would change nothing: its gradient is 0."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(bias)
+        return x.view_as(x)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        (bias,) = ctx.saved_tensors
+        return grads[0], torch.zeros_like(bias)
 
 
 class _Convolve(torch.autograd.Function):

@@ -2,18 +2,22 @@
 
 On a CPU more than half of a training step is not convolution. Two layers stood out (docs/performance.md): average
 pooling, which becomes a matrix product, and the second derivative of instance norm, which torch composes of dozens
-of elementwise steps, and which here is written out.
+of elementwise steps, and which here is written out. A GPU has one kernel each way for all of it (`networks.kernels`).
 """
 
 from __future__ import annotations
 
+import logging
 from functools import cache
+from types import ModuleType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+_LARGEST_PLANE = 128**2
+"""Pixels of a channel that one program of a kernel holds."""
 _WIDEST_PRODUCT = 64
 """Rows of more pixels are pooled by torch: the product's cost per pixel grows with the row."""
 
@@ -57,6 +61,34 @@ class InstanceNorm(nn.GroupNorm):
         return torch.addcmul(bias, normal, weight).to(x.dtype)
 
 
+class NormReluPool(InstanceNorm):
+    """Instance norm, ReLU, and the mean over squares of `pool`² pixels; one kernel each way on a GPU.
+
+    Differentiated like `InstanceNorm`.
+    """
+
+    def __init__(self, channels: int, pool: int = 1) -> None:
+        super().__init__(channels)
+        self.pool = AveragePool(pool)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, ch, H, W) to (B, ch, H // pool, W // pool)."""
+        if x.device.type == "cuda" and self._fits_a_program(x):
+            kernels = _kernels(x.device)
+            if kernels is not None:
+                out: Tensor = kernels.NormReluPool.apply(
+                    x, self.weight, self.bias, self.pool.factor, self.eps
+                )
+                return out
+        y = F.relu_(super().forward(x))
+        return y if self.pool.factor == 1 else self.pool(y)
+
+    def _fits_a_program(self, x: Tensor) -> bool:
+        """Whether the kernels can hold a plane of x, in whole squares."""
+        p, (height, width) = self.pool.factor, x.shape[2:]
+        return height * width <= _LARGEST_PLANE and p in (1, 2, 4) and height % p == 0 and width % p == 0
+
+
 class Linear(nn.Linear):
     """Torch's layer, that takes weights (S, out, in) and biases (S, out) for a batch of S equal parts as well."""
 
@@ -66,6 +98,20 @@ class Linear(nn.Linear):
             return super().forward(input)
         parts = input.view(len(self.weight), -1, input.shape[1])  # (S, B, in)
         return torch.baddbmm(self.bias[:, None], parts, self.weight.mT).flatten(0, 1)
+
+
+@cache
+def _kernels(device: torch.device) -> ModuleType | None:
+    """`networks.kernels`, after a trial; None, and the reason is logged, where Triton or its compiler is missing."""
+    try:
+        from mdc_core.networks import kernels  # Triton comes with torch for GPUs alone
+
+        x = torch.zeros(1, 1, 2, 2, device=device)
+        kernels.norm_relu_pool(x, x[0, 0, 0, :1], x[0, 0, 0, :1], 2, 1.0)
+    except Exception as error:  # whatever a compiler says
+        logging.getLogger(__name__).warning("Triton's kernels are left out, which costs time only: %s", error)
+        return None
+    return kernels
 
 
 @cache

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from mdc_core.config import resnet_stem
 from mdc_core.networks.base import Network
 from mdc_core.networks.convolution import Conv2d
-from mdc_core.networks.layers import AveragePool, InstanceNorm, Linear
+from mdc_core.networks.layers import AveragePool, InstanceNorm, Linear, NormReluPool
 
 
 class ResNetAP(Network):
@@ -19,9 +19,7 @@ class ResNetAP(Network):
         kernel, pool = resnet_stem(image_size)
         self.stem = nn.Sequential(
             Conv2d(channels, width, kernel, padding=kernel // 2, bias=False),
-            InstanceNorm(width),
-            nn.ReLU(inplace=True),
-            _shrink(pool),
+            NormReluPool(width, pool),
         )
         self.stages = nn.Sequential(
             _Block(width, width, pool=1),
@@ -51,9 +49,7 @@ class _Block(nn.Module):
         super().__init__()
         self.body = nn.Sequential(
             Conv2d(before, after, 3, padding=1, bias=False),
-            InstanceNorm(after),
-            nn.ReLU(inplace=True),
-            _shrink(pool),
+            NormReluPool(after, pool),
             Conv2d(after, after, 3, padding=1, bias=False),
             InstanceNorm(after),
         )
@@ -61,12 +57,10 @@ class _Block(nn.Module):
         if pool > 1 or before != after:
             # The published shortcut pools what its convolution gives out: the same, with fewer pixels to convolve.
             self.shortcut = nn.Sequential(
-                _shrink(pool), Conv2d(before, after, 1, bias=False), InstanceNorm(after)
+                AveragePool(pool) if pool > 1 else nn.Identity(),
+                Conv2d(before, after, 1, bias=False),
+                InstanceNorm(after),
             )
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu_(self.body(x) + self.shortcut(x))
-
-
-def _shrink(pool: int) -> nn.Module:
-    return AveragePool(pool) if pool > 1 else nn.Identity()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mdc_core import augment
 from mdc_core.networks import Network
-from mdc_core.networks.layers import AveragePool, InstanceNorm
+from mdc_core.networks.layers import AveragePool, InstanceNorm, NormReluPool
 from mdc_core.train import Steps
 
 View = Callable[[Tensor], Tensor]
@@ -30,7 +30,10 @@ def literal_network(net: Network) -> Network:
             if isinstance(child, InstanceNorm):
                 norm = nn.GroupNorm(child.num_groups, child.num_channels)
                 norm.load_state_dict(child.state_dict())
-                setattr(parent, name, norm.to(child.weight))
+                layer: nn.Module = norm.to(child.weight)
+                if isinstance(child, NormReluPool):
+                    layer = nn.Sequential(layer, nn.ReLU(), nn.AvgPool2d(child.pool.factor))
+                setattr(parent, name, layer)
             elif isinstance(child, AveragePool):
                 setattr(parent, name, nn.AvgPool2d(child.factor))
     return net

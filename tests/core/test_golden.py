@@ -35,8 +35,8 @@ def network(golden: Mapping[str, Tensor]) -> Network:
     net = build_network(
         config, channels=3, image_size=32, classes=10, generator=stream(0, "overwritten")
     ).double()
-    layers = {f"blocks.{4 * i}": f"layers.conv.{i}" for i in range(3)}
-    layers |= {f"blocks.{4 * i + 1}": f"layers.norm.{i}" for i in range(3)}
+    layers = {f"blocks.{2 * i}": f"layers.conv.{i}" for i in range(3)}
+    layers |= {f"blocks.{2 * i + 1}": f"layers.norm.{i}" for i in range(3)}
     layers["linear"] = "classifier"
     net.load_state_dict(
         {

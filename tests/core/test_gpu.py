@@ -20,6 +20,8 @@ from mdc_core.networks.convolution import Conv2d, weight_gradient
 from mdc_core.networks.layers import InstanceNorm
 from mdc_core.pool import MemoryPools
 from mdc_core.recorder import Recorder, _tell
+from mdc_core.streams import stream
+from mdc_core.synthetic import decode
 from tests.core.test_recorder import VARIANTS
 from tests.core.toys import FEATURE, TOY_NETWORK, toy_config, toy_real
 
@@ -109,6 +111,19 @@ def derivatives(device: str, of: Callable[[Tensor], Tensor], x: Tensor, directio
         (slope * torch.linspace(-1, 1, x[0].numel(), device=device).view(x[0].shape)).sum(), leaf
     )
     return [value.detach().cpu() for value in (y, slope, second)]
+
+
+def test_tiles_are_enlarged_as_on_the_cpu() -> None:
+    tiles = torch.rand(5, 3, 4, 4, generator=stream(1, "tiles"))
+    found = []
+    for device in ("cpu", "cuda"):
+        leaf = tiles.to(device).requires_grad_()
+        images = decode(leaf, 8)
+        assert images.is_contiguous()
+        (slope,) = torch.autograd.grad(images.square().sum(), leaf)
+        found.append([images.detach().cpu(), slope.cpu()])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize("permuted", [False, True])

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mdc_core.config import NetworkConfig
 from mdc_core.cost import convnet_cost
 from mdc_core.errors import ConfigError
-from mdc_core.networks import Network, build_network, stacked
+from mdc_core.networks import Network, build_network, convolution, stacked
 from mdc_core.networks.cost import measure_cost
 from mdc_core.streams import stream
 
@@ -82,6 +82,27 @@ def test_stacked_networks_are_networks_side_by_side(name: str) -> None:
         expected = torch.autograd.grad(own.square().sum(), list(net.parameters()))
         for slope, value in zip(slopes, expected, strict=True):
             torch.testing.assert_close(slope[i], value)
+
+
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_a_bias_that_a_norm_takes_off_may_be_left_out(lanes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a GPU does: the logits and all slopes but the bias's, which is 0 but for rounding."""
+    nets = [build("convnet", 3, 8, depth=2, width=4).double() for _ in range(lanes)]
+    net = stacked(nets) if lanes > 1 else nets[0]
+    images = torch.randn(3 * lanes, 3, 8, 8, generator=stream(2, "images"), dtype=torch.float64)
+    names, parameters = zip(*net.named_parameters(), strict=True)
+    found = []
+    for left_out in (False, True):
+        monkeypatch.setattr(convolution, "_shifts_are_costly", lambda _, it=left_out: it)
+        logits = net(images)
+        found.append((logits, torch.autograd.grad(logits.square().sum(), parameters)))
+    (logits, slopes), (fewer, fewer_slopes) = found
+    torch.testing.assert_close(fewer, logits)
+    for name, one, other in zip(names, fewer_slopes, slopes, strict=True):
+        torch.testing.assert_close(one, other, msg=name, rtol=1e-9, atol=1e-12)
+        assert one.any() != (
+            name.startswith("blocks.") and int(name.split(".")[1]) % 2 == 0 and "bias" in name
+        )
 
 
 def test_too_deep_is_refused() -> None:

@@ -170,7 +170,7 @@ def test_nothing_is_prepared_without_a_pool(real: RealSet) -> None:
 
 def test_another_format_is_never_looked_for(real: RealSet, monkeypatch: pytest.MonkeyPatch) -> None:
     key = member_key(CONFIG, real, 0)
-    monkeypatch.setattr(pool_module, "FORMAT", "mdc-pool/2")
+    monkeypatch.setattr(pool_module, "FORMAT", "mdc-pool/0")
     assert member_key(CONFIG, real, 0) != key
 
 
