@@ -73,13 +73,10 @@ class NormReluPool(InstanceNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, ch, H, W) to (B, ch, H // pool, W // pool)."""
-        if x.device.type == "cuda" and self._fits_a_program(x):
-            kernels = _kernels(x.device)
-            if kernels is not None:
-                out: Tensor = kernels.NormReluPool.apply(
-                    x, self.weight, self.bias, self.pool.factor, self.eps
-                )
-                return out
+        kernels = _kernels(x.device) if _is_on_gpu(x) and self._fits_a_program(x) else None
+        if kernels is not None:
+            out: Tensor = kernels.norm_relu_pool(x, self.weight, self.bias, self.pool.factor, self.eps)
+            return out
         y = F.relu_(super().forward(x))
         return y if self.pool.factor == 1 else self.pool(y)
 
@@ -98,6 +95,10 @@ class Linear(nn.Linear):
             return super().forward(input)
         parts = input.view(len(self.weight), -1, input.shape[1])  # (S, B, in)
         return torch.baddbmm(self.bias[:, None], parts, self.weight.mT).flatten(0, 1)
+
+
+def _is_on_gpu(x: Tensor) -> bool:
+    return x.device.type == "cuda"
 
 
 @cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib.util import find_spec
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -13,7 +14,9 @@ from torch import Tensor
 if find_spec("triton") is None:
     pytest.skip("Triton is not made for this system", allow_module_level=True)
 
-from mdc_core.networks import kernels
+from mdc_core.config import NetworkConfig
+from mdc_core.networks import build_network, kernels, layers, stacked
+from mdc_core.streams import stream
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -71,3 +74,42 @@ def test_activations_in_bfloat16_keep_sums_in_float32() -> None:
     assert found.dtype == torch.bfloat16
     expected = literal(x.double(), weight.double(), bias.double(), 2)
     torch.testing.assert_close(found.cpu().double(), expected, rtol=0.01, atol=0.01)
+
+
+@pytest.mark.parametrize("lanes", [1, 2])
+@pytest.mark.parametrize("name", ["convnet", "resnet_ap"])
+def test_networks_by_kernels_are_those_of_torch(
+    name: Literal["convnet", "resnet_ap"], lanes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Logits, and the slopes of all weights; side by side too."""
+    config = NetworkConfig(name=name, depth=2, width=4)
+    nets = [
+        build_network(config, channels=3, image_size=16, classes=2, generator=stream(lane, "weights")).to(
+            DEVICE
+        )
+        for lane in range(lanes)
+    ]
+    net = stacked(nets) if lanes > 1 else nets[0]
+    images = torch.randn(2 * lanes, 3, 16, 16, generator=stream(1, "images")).to(DEVICE)
+    kernels_used, found = spied(monkeypatch), []
+    for by_kernels in (False, True):
+        monkeypatch.setattr(layers, "_is_on_gpu", lambda _, it=by_kernels: it)
+        logits = net(images)
+        slopes = torch.autograd.grad(logits.square().sum(), list(net.parameters()))
+        found.append([logits.detach(), *slopes])
+        assert bool(kernels_used) == by_kernels
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def spied(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A list that grows with every call of the kernels."""
+    calls: list[str] = []
+    run = kernels.norm_relu_pool
+
+    def spy(*args: Any) -> Tensor:
+        calls.append("called")
+        return run(*args)
+
+    monkeypatch.setattr(kernels, "norm_relu_pool", spy)
+    return calls
