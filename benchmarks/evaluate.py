@@ -28,7 +28,7 @@ from mdc_core.at_once import how_many
 from mdc_core.config import CondenseConfig, EvaluateConfig, NetworkConfig, Precision
 from mdc_core.data import DataSet, RealSet
 from mdc_core.estimate import lane_bytes
-from mdc_core.evaluate import Trial, evaluate, trials_planned
+from mdc_core.evaluate import Trial, evaluate
 from mdc_core.malloc import keep_freed_memory
 from mdc_core.streams import stream
 from mdc_core.synthetic import SyntheticSet, initial_tiles
@@ -126,7 +126,7 @@ def report(
             "image": [channels, side, side],
             "network": f"convnet, depth {depth}, width {args.width}",
             **{name: getattr(args, name) for name in ("ipc", "repeats", "epochs", "test_images")},
-            "trainings": trials_planned(recipe, args.ipc, factor),
+            "trainings": recipe.trainings(args.ipc, factor),
         },
         "machine": f"{where}, {torch.get_num_threads()} threads, torch {torch.__version__}, {args.precision}",
         "warm_up": "one shorter evaluation each",

@@ -3,10 +3,10 @@
     python benchmarks/on_gpu.py cifar10.npz --minutes 9      # again and again, until it prints the published table
 
 First the tests that need a GPU; then an inner iteration beside the literal update, with its breakdown by operator, for
-both ends of n* and both reduced precisions; then an evaluation as one batch of models; then, for as long as there is
-time, the published experiment (paper_run.py), which goes on in the next call. What is done is kept under --out with its
-command, and repeated only where that has changed; a test that fails is told and holds nothing up. Prints Markdown last.
-`--toy` goes through all of it in a minute, on a CPU too.
+both ends of n* and both reduced precisions; then the two parts of feature matching; then an evaluation as one batch of
+models; then, for as long as there is time, the published experiment (paper_run.py), which goes on in the next call.
+What is done is kept under --out with its command, and repeated only where that has changed; a test that fails is told
+and holds nothing up. Prints Markdown last. `--toy` goes through all of it in a minute, on a CPU too.
 """
 
 from __future__ import annotations
@@ -85,15 +85,27 @@ def steps(args: argparse.Namespace) -> dict[str, list[str]]:
     iteration = ["benchmarks/condense_step.py", *size.split(), *pairs]
     shape = "--ipc 2 --width 4 --epochs 1" if args.toy else "--shape cifar10 --width 128"
     most = "1" if args.toy else "9"
+    width = (
+        ["--ipc", "2", "--width", "4", "--steps", "2", "--updates", "2"] if args.toy else ["--width", "128"]
+    )
     return {
         # The folder's own conftest.py alone: those above it want the servers' packages.
         "tests": [
-            *["-m", "pytest", "tests/core/test_gpu.py", "tests/core/test_recorder.py"],
+            *[
+                "-m",
+                "pytest",
+                "tests/core/test_gpu.py",
+                "tests/core/test_kernels.py",
+                "tests/core/test_recorder.py",
+            ],
             *["--confcutdir=tests/core", "-rs", "-W", "default"],
         ],
         "largest-subset-tf32": [*iteration, "--selected", most, "--precision", "tf32"],
         "smallest-subset-tf32": [*iteration, "--selected", "1", "--precision", "tf32"],
         "largest-subset-bf16": [*iteration, "--selected", most, "--precision", "bf16"],
+        "feature-matching-tf32": [
+            *["benchmarks/feature_step.py", *width, "--device", args.device, "--precision", "tf32"],
+        ],
         "evaluation": ["benchmarks/evaluate.py", *shape.split(), *pairs, "--precision", "tf32"],
     }
 
@@ -117,7 +129,11 @@ def output(name: str, command: list[str]) -> str:
         [sys.executable, *command],
         check=False,
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},  # the packages need not be installed
+        # The packages need not be installed.
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        },
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -143,6 +159,10 @@ def table(found: dict[str, str]) -> str:
         ]
         whole = f"{1000 * (taken['engine'] + taken['network']):.1f}"
         rows.append(f"| {' | '.join([name, whole, *ratios, str(one['unrecorded']), one['machine']])} |")
+    if "feature-matching-tf32" in measured:
+        one = measured["feature-matching-tf32"]
+        step, update = (f"{one[part]['median']:.2f} ms" for part in ("training_step", "update"))
+        rows.append(f"\nFeature matching: {step} a training step, {update} an update ({one['machine']})")
     if "evaluation" in measured:
         one = measured["evaluation"]
         rows.append(f"\nEvaluation at once against one by one: {one['ratio']} ({one['machine']})")

@@ -24,7 +24,7 @@ from mdc_core.condense import CondenseState, condense, result
 from mdc_core.config import CondenseConfig, EvaluateConfig
 from mdc_core.data import DataSet, load
 from mdc_core.estimate import estimate
-from mdc_core.evaluate import Trial, evaluate, trials_planned
+from mdc_core.evaluate import Trial, evaluate
 from mdc_core.malloc import keep_freed_memory
 from mdc_core.presets import condense_config, evaluate_config, preset_for
 
@@ -94,11 +94,12 @@ class Run:
         path = args.out / method.lower().replace(" ", "-")
         saved = path.with_suffix(".checkpoint")
         state = checkpoint.resume(saved.read_bytes(), config) if saved.exists() else None
+        recipe = evaluate_config(preset, judged, ipc=config.ipc, factor=config.factor)
         trials, seconds = [], {"condense": 0.0, "evaluate": 0.0}
         if path.with_suffix(".json").exists():
             kept = json.loads(path.with_suffix(".json").read_text())
-            trials, seconds = [Trial(**trial) for trial in kept["trials"]], kept["seconds"]
-        recipe = evaluate_config(preset, judged, ipc=config.ipc, factor=config.factor)
+            trials = [Trial(**{"epochs": recipe.epochs, **trial}) for trial in kept["trials"]]
+            seconds = kept["seconds"]
         return cls(config, recipe, path, state, trials, seconds)
 
     def go_on(self, data: DataSet, device: str, in_time: Callable[[], bool]) -> bool:
@@ -134,7 +135,7 @@ class Run:
 
     def _planned(self) -> int:
         """Trainings of the whole evaluation."""
-        return trials_planned(self.recipe, self.config.ipc, self.config.factor)
+        return self.recipe.trainings(self.config.ipc, self.config.factor)
 
     def _gpu_bytes(self) -> int | None:
         """Most that was reserved in this call, for the comparison with the estimate."""

@@ -161,7 +161,7 @@ def evaluate(
     """Train networks on the first k images per class, for every k, beside real images; table, verdicts and plot."""
     from mdc_cli.plot import accuracy_plot
     from mdc_core.data import load
-    from mdc_core.evaluate import accuracy_rows, summarise, trials_planned
+    from mdc_core.evaluate import accuracy_rows, summarise
 
     run = files.read_run(path)
     source = data or run.get("data")
@@ -185,14 +185,13 @@ def evaluate(
     try:
         _train_all(synthetic, loaded, recipe, chosen, done)
     except KeyboardInterrupt:
-        people.print(
-            f"Stopped after {len(done)} of {trials_planned(recipe, info.ipc, info.factor)} trainings."
-        )
+        people.print(f"Stopped after {len(done)} of {recipe.trainings(info.ipc, info.factor)} trainings.")
         _print_rows(summarise(done), recipe, info.ipc)
         raise
     rows = summarise(done)
     picture = plot or files.beside(path, ".png")
-    accuracy_plot(rows, f"{path.stem}: {recipe.network.label()}, {recipe.epochs} epochs", picture)
+    whole = [row for row in rows if row.epochs == recipe.epochs]
+    accuracy_plot(whole, f"{path.stem}: {recipe.network.label()}, {recipe.epochs} epochs", picture)
     if as_json:
         table = judged(accuracy_rows(rows, recipe), info.ipc)
         document = {
@@ -286,11 +285,10 @@ def _train_all(
 ) -> None:
     """Every training under a progress bar, each added to `done`, which so outlives an interruption."""
     from mdc_core.evaluate import evaluate as trainings
-    from mdc_core.evaluate import trials_planned
 
     with progress_bar() as bar:
         task = bar.add_task(
-            "evaluating", total=trials_planned(recipe, len(synthetic.tiles), synthetic.factor), detail=""
+            "evaluating", total=recipe.trainings(len(synthetic.tiles), synthetic.factor), detail=""
         )
         for trial in trainings(synthetic, data, recipe, device):
             done.append(trial)

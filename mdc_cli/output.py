@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from rich.console import Console
@@ -120,16 +121,17 @@ def accuracy_table(title: str, rows: list[dict[str, Any]], *, with_best: bool = 
         {"shrunk": "shrunk real"} if with_shrunk else {}
     )
     best = ["condensed, best of 4 tests"] if with_best else []
+    lengths = ["epochs"] if len({row["epochs"] for row in rows}) > 1 else []
     cells = [
         [
-            str(row["k"]),
+            *(str(row[name]) for name in ("k", *lengths)),
             *(percent(row, source) for source in sources),
             _MARKS[row.get("verdict")],
             *(f"{100 * row['mdc_best']:.2f} %" for _ in best),
         ]
         for row in rows
     ]
-    table(title, ["k", *sources.values(), "worth it", *best], cells)
+    table(title, ["k", *lengths, *sources.values(), "worth it", *best], cells)
     if (told := advice(rows)) is not None:
         tables.print(told, soft_wrap=True)
 
@@ -143,6 +145,6 @@ _MARKS = {
 }
 
 
-def percent(row: dict[str, Any], source: str) -> str:
+def percent(row: Mapping[str, Any], source: str) -> str:
     """One cell of an accuracy table, from a manifest's row; that of an earlier release has no shrunk images."""
     return accuracy(row.get(f"{source}_mean"), row.get(f"{source}_std"))

@@ -18,6 +18,7 @@ from mdc_cli.output import accuracy_table, people, percent, print_json, progress
 from mdc_core.config import CondenseConfig, DataFacts
 from mdc_core.errors import MdcError
 from mdc_core.presets import NAMED
+from mdc_core.verdict import longest
 
 Url = Annotated[str, typer.Option(help="The service.", envvar="MDC_URL")]
 Key = Annotated[str | None, typer.Option(help="API key. [default: the local admin key]", envvar="MDC_KEY")]
@@ -267,7 +268,8 @@ def _print_set(one: dict[str, Any]) -> None:
 
 def _summary(one: dict[str, Any]) -> list[str]:
     rows = one["accuracy"]
-    ends = [percent(rows[0], "mdc"), percent(rows[-1], "mdc")] if rows else ["-", "-"]
+    whole = longest(rows)
+    ends = [percent(whole[0], "mdc"), percent(whole[-1], "mdc")] if whole else ["-", "-"]
     return [
         one["name"],
         str(one["version"]),

@@ -15,8 +15,11 @@ largest). A size that was not measured counts as
 the next smaller one that was; with nothing measured, K itself is taken. With `min_accuracy` the plan takes the least k
 that reaches it. A caller who names a size gets the largest of 1..K up to that one, whatever its accuracy.
 
-Each is a fixed order of the sizes, of which a larger budget only admits more. So with more budget k never falls. Nor
-(unless a size was named) does the measured accuracy, though it need not rise with k.
+Where time or energy limits the training and accuracies of shorter trainings were measured too, the plan chooses between
+pairs of k and epochs in the same way; of equally good pairs of one k it takes the shorter training.
+
+Each is a fixed order of the candidates, of which a larger budget only admits more. So with more budget (unless a size
+was named) the measured accuracy never falls; nor does k, for the same epochs or a named size.
 """
 
 from __future__ import annotations
@@ -90,7 +93,7 @@ class Budget:
     network: str | None = None
     """Name of the network to train, as in the manifest; left out: the first one measured."""
     epochs: int | None = None
-    """Epochs of the training; left out: those of the manifest."""
+    """Epochs of the training; left out: those of the manifest, of which there may be several to choose from."""
     batch_size: int | None = None
     """Images per step; left out: that of the manifest's recipe."""
 
@@ -167,6 +170,8 @@ class Plan:
     limited_by: str | None
     """Why not k + 1: the budget field that excludes it; `accuracy` when it would fit but is no better;
     `min_accuracy` when it would fit but is not needed. None: the set, or the k asked for, ends here."""
+    epochs: int
+    """Epochs of the training that all of this is about."""
     verdict: Verdict | None = None
     """Whether the size that `accuracy` is of is worth its bytes."""
     reason: str | None = None
@@ -187,15 +192,20 @@ def plan(manifest: Manifest, budget: Budget, at_most: int | None = None) -> Plan
     top = ipc if at_most is None else rankmajor.check_size(manifest.info, at_most)
     if budget.have_k > ipc:
         raise ConfigError(f"have_k is {budget.have_k}, but the set has {ipc} ranks: give 0..{ipc}")
-    training = _Training.of(manifest, budget)
-    candidates = [_candidate(manifest, budget, training, k) for k in range(1, top + 1)]
+    trainings = _trainings(manifest, budget)
+    candidates = [
+        _candidate(manifest, budget, training, k) for k in range(1, top + 1) for training in trainings
+    ]
     feasible = [plan_ for plan_ in candidates if next(_excesses(plan_, budget), None) is None]
     if budget.min_accuracy is None:
         if not feasible:
             _refuse(candidates[0], budget)
-        named = feasible[-1] if at_most is not None else None
-        chosen = named or max(feasible, key=lambda p: _preference(p, budget))
-        return _with_words(_with_limit(chosen, candidates, budget), feasible[chosen.k :])
+        if at_most is not None:
+            chosen = max(feasible, key=lambda p: (p.k, _preference(p, budget)))
+        else:
+            chosen = max(feasible, key=lambda p: _preference(p, budget))
+        larger = [p for p in feasible if p.k > chosen.k and p.epochs == chosen.epochs]
+        return _with_words(_with_limit(chosen, candidates, budget), larger)
     reaching = [p for p in candidates if p.accuracy is not None and p.accuracy >= budget.min_accuracy]
     if not reaching:
         best = max((p.accuracy for p in candidates if p.accuracy is not None), default=0.0)
@@ -205,15 +215,15 @@ def plan(manifest: Manifest, budget: Budget, at_most: int | None = None) -> Plan
             "min_accuracy",
             best,
         )
-    # The resources of a size grow with it, so if the least that is accurate enough does not fit, none does.
-    if next(_excesses(reaching[0], budget), None) is not None:
-        _refuse(reaching[0], budget)
-    return _with_limit(reaching[0], candidates, budget)
+    chosen = next((p for p in reaching if next(_excesses(p, budget), None) is None), reaching[0])
+    if chosen not in feasible:
+        _refuse(chosen, budget)
+    return _with_limit(chosen, candidates, budget)
 
 
 @dataclass(frozen=True)
 class _Training:
-    """What the device will do with the subset."""
+    """What the device may do with a subset."""
 
     cost: Cost | None
     epochs: int
@@ -221,26 +231,32 @@ class _Training:
     measured: Mapping[int, tuple[float, Verdict | None]]
     """Measured mean accuracy by k, under the epochs that come nearest from below, and the verdict on it."""
 
-    @classmethod
-    def of(cls, manifest: Manifest, budget: Budget) -> _Training:
-        names = list(dict.fromkeys([row.network for row in manifest.accuracy] + list(manifest.cost)))
-        if budget.network is not None and budget.network not in names:
-            raise ConfigError(
-                f"network is {budget.network!r}, but the manifest of {manifest.name!r} knows "
-                f"{', '.join(names) or 'none'}"
-            )
-        network = budget.network or (names[0] if names else None)
-        cost = manifest.cost.get(network) if network is not None else None
-        limited = (budget.memory_bytes, budget.flops)
-        if cost is None and any(limit is not None for limit in limited):
-            raise ConfigError(
-                f"the manifest of {manifest.name!r} states no cost of training {network or 'any network'}: "
-                "leave memory_bytes and flops out of the budget, or name another network"
-            )
-        rows = [row for row in manifest.accuracy if row.network == network]
-        epochs = budget.epochs or (rows[0].epochs if rows else _recipe(manifest, "epochs", 1))
-        batch = budget.batch_size or _recipe(manifest, "batch_size", DEFAULT_BATCH)
-        return cls(cost=cost, epochs=epochs, batch_size=batch, measured=_measured(rows, epochs))
+
+def _trainings(manifest: Manifest, budget: Budget) -> list[_Training]:
+    """Those to choose from, the shortest first: one, unless the time of a training is limited."""
+    names = list(dict.fromkeys([row.network for row in manifest.accuracy] + list(manifest.cost)))
+    if budget.network is not None and budget.network not in names:
+        raise ConfigError(
+            f"network is {budget.network!r}, but the manifest of {manifest.name!r} knows "
+            f"{', '.join(names) or 'none'}"
+        )
+    network = budget.network or (names[0] if names else None)
+    cost = manifest.cost.get(network) if network is not None else None
+    limited = (budget.memory_bytes, budget.flops)
+    if cost is None and any(limit is not None for limit in limited):
+        raise ConfigError(
+            f"the manifest of {manifest.name!r} states no cost of training {network or 'any network'}: "
+            "leave memory_bytes and flops out of the budget, or name another network"
+        )
+    rows = [row for row in manifest.accuracy if row.network == network]
+    batch = budget.batch_size or _recipe(manifest, "batch_size", DEFAULT_BATCH)
+    measured = sorted({row.epochs for row in rows}) or [_recipe(manifest, "epochs", 1)]
+    lengths = measured[-1:]
+    if budget.epochs is not None:
+        lengths = [budget.epochs]
+    elif budget.flops is not None and (budget.seconds is not None or budget.joules is not None):
+        lengths = measured
+    return [_Training(cost, epochs, batch, _measured(rows, epochs)) for epochs in lengths]
 
 
 def _measured(rows: list[Accuracy], epochs: int) -> dict[int, tuple[float, Verdict | None]]:
@@ -270,6 +286,7 @@ def _candidate(manifest: Manifest, budget: Budget, training: _Training, k: int) 
         memory_bytes=_memory(training, _images(manifest, k), info),
         accuracy=accuracy,
         limited_by=None,
+        epochs=training.epochs,
         verdict=verdict,
     )
 
@@ -317,22 +334,23 @@ def _excesses(candidate: Plan, budget: Budget) -> Iterator[tuple[str, float, flo
             yield name, limit, need
 
 
-def _preference(candidate: Plan, budget: Budget) -> tuple[float, bool, int, int]:
-    """The fixed order of the sizes: a larger value is preferred.
+def _preference(candidate: Plan, budget: Budget) -> tuple[float, bool, int, int, int]:
+    """The fixed order of the candidates: a larger value is preferred.
 
     Accuracy comes first: a device has no real images to take in place of a subset that they match.
     """
     accuracy = -1.0 if candidate.accuracy is None else candidate.accuracy
     is_better = candidate.verdict in (BETTER, NOT_ABOVE_SHRUNK)
-    return accuracy, is_better, -candidate.delta_bytes if budget.metered else 0, candidate.k
+    fetched = -candidate.delta_bytes if budget.metered else 0
+    return accuracy, is_better, fetched, candidate.k, -candidate.epochs
 
 
 def _with_limit(chosen: Plan, candidates: list[Plan], budget: Budget) -> Plan:
     """The plan, with what keeps it from being one larger."""
-    if chosen.k == len(candidates):
+    following = [p for p in candidates if p.k == chosen.k + 1 and p.epochs == chosen.epochs]
+    if not following:
         return chosen
-    following = candidates[chosen.k]  # sizes count from 1, so this is k + 1
-    excess = next(_excesses(following, budget), None)
+    excess = next(_excesses(following[0], budget), None)
     if excess is not None:
         return replace(chosen, limited_by=excess[0])
     if budget.min_accuracy is not None:

@@ -256,6 +256,8 @@ class EvaluateConfig(Frozen):
     """Networks per k; the spread is over them."""
     epochs: int = Field(default=1000, ge=1)
     """Epochs of each training."""
+    epoch_shares: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
+    """Shorter trainings on the condensed set besides, each with a whole schedule, in shares of `epochs`."""
     network: NetworkConfig = NetworkConfig()
     """The network that is trained."""
     batch_size: int = Field(default=64, ge=1)
@@ -297,6 +299,17 @@ class EvaluateConfig(Frozen):
         if not self.shrunk_baseline or factor == 1:
             return ("condensed", "random")
         return ("condensed", "random", "shrunk")
+
+    def epochs_of(self, source: Source) -> tuple[int, ...]:
+        """Epochs of the trainings on that source at every k, the longest first."""
+        shares = self.epoch_shares if source == "condensed" else ()
+        lengths = {self.epochs, *(max(1, round(share * self.epochs)) for share in shares)}
+        return tuple(sorted(lengths, reverse=True))
+
+    def trainings(self, ipc: int, factor: int) -> int:
+        """How many an evaluation of such a set takes."""
+        at_every_k = sum(len(self.epochs_of(source)) for source in self.sources_of(factor))
+        return len(self.sizes_of(ipc)) * self.repeats * at_every_k
 
     @classmethod
     def stored(cls, values: Mapping[str, Any]) -> Self:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from itertools import product
 from typing import Any
 
 from mdc_core.config import UNUSED, CondenseConfig, DataFacts, EvaluateConfig, NetworkConfig, resnet_stem
@@ -211,12 +212,12 @@ def measuring_work(config: CondenseConfig, facts: DataFacts) -> Work:
 def evaluation_work(recipe: EvaluateConfig, config: CondenseConfig, facts: DataFacts) -> Work:
     """Every training of the evaluation of a set with N images per class, each tested four times."""
     net = network_cost(recipe.network, facts)
-    sizes = recipe.sizes_of(config.ipc)
-    per_image = [1 if source == "random" else config.factor**2 for source in recipe.sources_of(config.factor)]
-    images = [k * count * len(facts.classes) for k in sizes for count in per_image]
-    training = sum((_training(net, count, recipe.batch_size) for count in images), Work())
-    tests = 4 * len(images) * _test_images(facts)
-    return (training * recipe.epochs + _test(net, tests)) * recipe.repeats
+    found, tests = Work(), _test(net, 4 * _test_images(facts))
+    for source, k in product(recipe.sources_of(config.factor), recipe.sizes_of(config.ipc)):
+        images = k * (1 if source == "random" else config.factor**2) * len(facts.classes)
+        for epochs in recipe.epochs_of(source):
+            found += _training(net, images, recipe.batch_size) * epochs + tests
+    return found * recipe.repeats
 
 
 def network_cost(network: NetworkConfig, facts: DataFacts) -> Cost:
@@ -325,8 +326,7 @@ def _gpu_memory(
     phases = [matched, _condense_phases(config, facts)["batch_network"]]
     if recipe is not None:
         lane = lane_bytes(recipe, facts, _largest_training(recipe, config, facts))
-        sources = recipe.sources_of(config.factor)
-        lanes = len(recipe.sizes_of(config.ipc)) * recipe.repeats * len(sources)
+        lanes = recipe.trainings(config.ipc, config.factor)
         phases.append(lane * min(lanes, together(lane, free)))
     return GPU_BASE_BYTES + _held_data(facts, limit) + _weight_bytes(config, facts) + GPU_COPIES * max(phases)
 

@@ -37,11 +37,13 @@ class Trial:
     """Test accuracy in [0, 1] after the last epoch."""
     best: float
     """The best of four tests, after 25, 50, 75 and 100 % of the epochs: for comparison with tables that report it."""
+    epochs: int = 0
+    """Of the training; 0: the recipe's, as earlier releases had it."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """All trainings of one k and source."""
+    """All trainings of one k, source and length."""
 
     k: int
     source: Source
@@ -52,6 +54,7 @@ class Row:
     best: float
     """Mean of the best of four tests."""
     repeats: int
+    epochs: int
 
 
 def evaluate(
@@ -73,7 +76,7 @@ def evaluate(
         ConfigError: a k is not in 1..N.
     """
     train, test = data.train.to(torch.device(device)), data.test.to(torch.device(device))
-    passed = {(trial.k, trial.source, trial.repeat) for trial in done}
+    passed = {(trial.k, trial.source, trial.epochs or config.epochs, trial.repeat) for trial in done}
     sources = config.sources_of(synthetic.factor)
     sizes = config.sizes_of(len(synthetic.tiles))
     images = {(k, source): _images(synthetic, train, k, source) for k, source in product(sizes, sources)}
@@ -82,19 +85,15 @@ def evaluate(
     for _, group in groupby(small_first, lambda which: min(images[which], config.batch_size)):
         alike = list(group)
         lanes = (
-            _Training(k, source, repeat, synthetic, train, test, config)
-            for (k, source), repeat in product(alike, range(config.repeats))
-            if (k, source, repeat) not in passed
+            _Training(k, source, repeat, synthetic, train, test, config.model_copy(update={"epochs": epochs}))
+            for k, source in alike
+            for epochs, repeat in product(config.epochs_of(source), range(config.repeats))
+            if (k, source, epochs, repeat) not in passed
         )
         largest = images[alike[-1]]
         most = at_once or how_many(lane_bytes(config, data.facts(), largest), train.device)
         stops = train_lanes(lanes, most, recorder, most_images=largest, bf16=config.precision == "bf16")
         yield from _tested(stops, test, config.precision)
-
-
-def trials_planned(config: EvaluateConfig, ipc: int, factor: int) -> int:
-    """How many trials `evaluate` yields."""
-    return len(config.sizes_of(ipc)) * config.repeats * len(config.sources_of(factor))
 
 
 def random_images(real: RealSet, k: int, seed: int, repeat: int) -> tuple[Tensor, Tensor]:
@@ -117,10 +116,10 @@ def shrunk_images(real: RealSet, tiles: int, side: int, seed: int, repeat: int) 
 
 
 def summarise(trials: Iterable[Trial]) -> list[Row]:
-    """Mean and spread per k and source, in order of k, then of the name of the source."""
-    groups: dict[tuple[int, Source], list[Trial]] = {}
+    """Mean and spread per length, k and source: the longest first, in order of k, then of the name of the source."""
+    groups: dict[tuple[int, int, Source], list[Trial]] = {}
     for trial in trials:
-        groups.setdefault((trial.k, trial.source), []).append(trial)
+        groups.setdefault((-trial.epochs, trial.k, trial.source), []).append(trial)
     return [
         Row(
             k=k,
@@ -129,30 +128,31 @@ def summarise(trials: Iterable[Trial]) -> list[Row]:
             std=statistics.stdev(t.accuracy for t in group) if len(group) > 1 else 0.0,
             best=statistics.fmean(t.best for t in group),
             repeats=len(group),
+            epochs=-shorter,
         )
-        for (k, source), group in sorted(groups.items())
+        for (shorter, k, source), group in sorted(groups.items())
     ]
 
 
 def accuracy_rows(rows: Iterable[Row], recipe: EvaluateConfig) -> list[dict[str, Any]]:
-    """The accuracy table of a manifest: a row per k, beside it the baselines that have as many repeats."""
-    found = {(row.k, row.source): row for row in rows}
+    """The accuracy table of a manifest: a row per length and k, beside it the baselines that have as many repeats."""
+    found = {(row.epochs, row.k, row.source): row for row in rows}
 
-    def figures(k: int, source: Source, repeats: int) -> dict[str, float | None]:
-        row = found.get((k, source))
-        mean, std = (None, None) if row is None or row.repeats != repeats else (row.mean, row.std)
+    def figures(ours: Row, source: Source) -> dict[str, float | None]:
+        row = found.get((ours.epochs, ours.k, source))
+        mean, std = (None, None) if row is None or row.repeats != ours.repeats else (row.mean, row.std)
         return {f"{source}_mean": mean, f"{source}_std": std}
 
     return [
         {
             "network": recipe.network.label(),
-            "epochs": recipe.epochs,
+            "epochs": row.epochs or recipe.epochs,
             "k": row.k,
             "mdc_mean": row.mean,
             "mdc_std": row.std,
             "mdc_best": row.best,
-            **figures(row.k, "random", row.repeats),
-            **figures(row.k, "shrunk", row.repeats),
+            **figures(row, "random"),
+            **figures(row, "shrunk"),
             "repeats": row.repeats,
         }
         for row in found.values()
@@ -181,7 +181,7 @@ class _Training(Lane):
         test: RealSet,
         config: EvaluateConfig,
     ) -> None:
-        self.k, self.source, self.repeat = k, source, repeat
+        self.k, self.source, self.repeat, self.epochs = k, source, repeat, config.epochs
         self.scores: list[float] = []
         if source == "condensed":
             subset = synthetic.subset(k)
@@ -213,4 +213,6 @@ def _tested(trainings: Iterator[_Training], test: RealSet, precision: Precision)
             training.scores.append(accuracy(training.net, test))
         if training.finished:
             scores = training.scores
-            yield Trial(training.k, training.source, training.repeat, scores[-1], max(scores))
+            yield Trial(
+                training.k, training.source, training.repeat, scores[-1], max(scores), training.epochs
+            )

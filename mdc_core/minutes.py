@@ -37,6 +37,8 @@ _FEW_NETWORKS, _MOST_NETWORKS = 3, 5
 _JUDGING_SHARE, _MOST_JUDGING_SHARE = 0.25, 0.5
 """Of the time for an evaluation, and at the most where it would otherwise have fewer epochs than is worth anything."""
 _ENOUGH_EPOCHS, _FEWEST_EPOCHS = 100, 20
+_MANY_EPOCHS = 1000
+"""So many that shares of them are whole numbers."""
 _LADDER = (1, 2, 3, 5, 10, 20, 30, 50, 100, 200, 300, 500)
 """Sizes that are evaluated beside the whole set where there is no time for every one."""
 _PRECISE = 1.1
@@ -343,11 +345,12 @@ def _epochs(
     recipe: EvaluateConfig, config: CondenseConfig, facts: DataFacts, machine: Machine, seconds: float
 ) -> int:
     """How many epochs there is time for; 0 for none."""
-    one, two = (
+    some, more = (
         _evaluation_seconds(with_changes(recipe, {"epochs": epochs}), config, facts, machine)
-        for epochs in (1, 2)
+        for epochs in (_MANY_EPOCHS, 2 * _MANY_EPOCHS)
     )
-    return max(0, 1 + int((seconds - one) / (two - one))) if seconds >= one else 0
+    each = (more - some) / _MANY_EPOCHS
+    return max(0, math.floor((seconds - some) / each) + _MANY_EPOCHS)
 
 
 def _evaluation_seconds(

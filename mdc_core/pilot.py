@@ -20,6 +20,8 @@ from mdc_core.shorter import with_changes
 _WARM_UP_STEPS = 2
 _MOST_UPDATES = 1000
 _TRIES = 3
+_MOST_STARTING = 10
+"""Starting takes at most all but so small a part of a training."""
 
 
 def pilot(config: CondenseConfig, real: RealSet, device: torch.device | str, seconds: float) -> Pace:
@@ -29,11 +31,15 @@ def pilot(config: CondenseConfig, real: RealSet, device: torch.device | str, sec
     is kept.
     """
     few = config.batch_network * _WARM_UP_STEPS
-    sample = _training(config, real, device, few) / few
+    first = _training(config, real, device, few)
+    # A GPU's first training waits for compilers, and each of them records a step before it repeats it.
+    starting = 0.0 if torch.device(device).type == "cpu" else _training(config, real, device, few)
+    sample = (starting or first) / few
     for _ in range(_TRIES):  # the first steps are slow, and tell of less than there is time for
-        samples = max(few, int(seconds / 2 / sample))
-        sample = _training(config, real, device, samples) / samples
-        if samples * sample > seconds / 4:
+        samples = max(2 * few, int(seconds / 2 / sample))
+        taken = _training(config, real, device, samples)
+        sample = max(taken - starting, taken / _MOST_STARTING) / samples
+        if taken > seconds / 4:
             break
     return Pace(sample=sample, update=_updating(config, real, device, few, seconds / 2))
 

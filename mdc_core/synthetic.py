@@ -74,7 +74,7 @@ def decode(tiles: Tensor, image_size: int) -> Tensor:
         # Torch's kernel for images one after the other has a thread for each pixel of one; the other, for all.
         planes = tiles.flatten(0, 1)[None].contiguous(memory_format=torch.channels_last)
         enlarged = F.interpolate(planes, size=size, mode="bilinear", align_corners=False)
-        return enlarged.reshape(*tiles.shape[:2], *size)
+        return enlarged.reshape(*tiles.shape[:2], *size).contiguous()
     return F.interpolate(tiles, size=size, mode="bilinear", align_corners=False)
 
 

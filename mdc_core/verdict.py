@@ -45,7 +45,11 @@ def judged(rows: Sequence[Mapping[str, Any]], ipc: int) -> list[dict[str, Any]]:
 
 
 def advice(rows: Sequence[Mapping[str, Any]]) -> str | None:
-    """Which k of `judged` rows are not worth their bytes and what to do about it, in words; None: all are."""
+    """Which k of `judged` rows are not worth their bytes and what to do about it, in words; None: all are.
+
+    Of trainings of several lengths the longest count.
+    """
+    rows = longest(rows)
     found = [
         (verdict, [row["k"] for row in rows if row.get("verdict") == verdict])
         for verdict in (WORSE_THAN_SMALLER, NOT_ABOVE_RANDOM, NOT_ABOVE_SHRUNK)
@@ -57,6 +61,12 @@ def advice(rows: Sequence[Mapping[str, Any]]) -> str | None:
         f"Not worth the bytes: {'; '.join(told)}. Take another k, or condense again for longer, with every size in the "
         "loss (method 'feature', or subset_loss 'all'), or with another factor."
     )
+
+
+def longest(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Those of a manifest's accuracy rows that are of the longest trainings."""
+    most = max((row["epochs"] for row in rows), default=0)
+    return [row for row in rows if row["epochs"] == most]
 
 
 def sizes_text(sizes: Collection[int]) -> str:

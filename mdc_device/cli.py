@@ -116,6 +116,7 @@ def _plan(given: argparse.Namespace) -> int:
         ("memory to train", chosen.memory_bytes, "bytes"),
         ("time", chosen.seconds, "s"),
         ("energy", chosen.joules, "J"),
+        ("training", chosen.epochs, "epochs"),
         ("accuracy", chosen.accuracy, "measured"),
     )
     for what, value, unit in rows:

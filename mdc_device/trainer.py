@@ -70,7 +70,7 @@ def train(
     whole = open_subset(file)
     chosen = plan(manifest, replace(budget, have_k=whole.k), at_most=whole.k)
     subset = replace(whole, tiles=whole.tiles[: chosen.k], k=chosen.k)
-    recipe = recipe_of(manifest, budget)
+    recipe = recipe_of(manifest, replace(budget, epochs=chosen.epochs))
     tested = None if test is None else _test_images(test, data_root, subset.info)
     net = _network(recipe.network, subset.info, seed).to(where)
     images = torch.from_numpy(_normalised(subset)).to(where)

@@ -8,7 +8,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 PATHS = ("/subsets/", "/v1/sets", "/v1/keyset")
-EXPOSED = ("Content-Range", "ETag", "Repr-Digest", "Content-Location", "MDC-Verdict")
+EXPOSED = ("Content-Range", "ETag", "Repr-Digest", "Content-Location", "MDC-Epochs", "MDC-Verdict")
 SENT = ("Authorization", "Content-Type", "If-Match", "If-None-Match", "If-Range", "Range")
 MINUTES = 10
 

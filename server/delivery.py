@@ -23,9 +23,11 @@ MEDIA_TYPE = "application/octet-stream"
 YEAR = 31_536_000
 URL_SECONDS = 300
 """How long a signed URL of the object store works."""
+EPOCHS = "MDC-Epochs"
+"""Header of an answer whose k was chosen: how many epochs of training it was chosen for."""
 VERDICT = "MDC-Verdict"
 """Header of an answer whose k was chosen: whether that subset is worth its bytes; see `mdc_core.verdict`."""
-_WITH_REDIRECT = ("Content-Location", "Repr-Digest", VERDICT)
+_WITH_REDIRECT = ("Content-Location", "Repr-Digest", EPOCHS, VERDICT)
 CHUNK = 64 * 1024
 """Bytes of a large body that are handed over at once."""
 

@@ -399,6 +399,8 @@ class PlanOut(Shown):
     limited_by: str | None
     """Why not k + 1: the budget field that excludes it; `accuracy` when it would fit but is no better;
     `min_accuracy` when it would fit but is not needed. Null: the set ends here."""
+    epochs: int
+    """Epochs of the training that all of this is about."""
     verdict: Verdict | None
     """Whether the size that `accuracy` is of is worth its bytes; see the manifest's accuracy table."""
     reason: str | None

@@ -36,6 +36,8 @@ from server.store.tables import IdempotencyKey, Job
 
 T = TypeVar("T")
 
+_EPOCH_SHARES = (0.3, 0.1)
+"""Shorter trainings that a set of somebody's own pictures is judged by besides, for devices with little time."""
 _RUNTIME_SHARE = 0.8
 """Of the seconds that a job may run, that it may be planned for."""
 _BESIDE_SECONDS, _BESIDE_SHARE = 10.0, 0.1
@@ -209,7 +211,9 @@ def _choice(request: JobRequest, facts: DataFacts) -> Choice:
 
 def _recipe(request: JobRequest, preset: str, condense: CondenseConfig) -> EvaluateConfig:
     """The evaluation that is asked for; unless the caller says otherwise, by the network that the set is made with."""
-    judged = merge({"network": condense.network.model_dump()}, request.evaluate)
+    own = request.preset is None and request.dataset not in NAMED
+    shares = _EPOCH_SHARES if own or preset == "digits" else ()
+    judged = merge({"network": condense.network.model_dump(), "epoch_shares": shares}, request.evaluate)
     return evaluate_config(preset, judged, ipc=condense.ipc, factor=condense.factor)
 
 

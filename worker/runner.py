@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 import torch
@@ -25,7 +25,7 @@ from mdc_core.condense import CondenseState, Step, condense, prepare, result
 from mdc_core.config import CondenseConfig, EvaluateConfig
 from mdc_core.data import DataSet
 from mdc_core.errors import MdcError
-from mdc_core.evaluate import Trial, evaluate, trials_planned
+from mdc_core.evaluate import Trial, evaluate
 from mdc_core.malloc import keep_freed_memory
 from server.logs import configure_logging
 from server.settings import Settings
@@ -222,8 +222,9 @@ def _evaluate(attempt: Attempt, data: DataSet, state: CondenseState) -> list[Tri
     """Every training of the evaluation, of the set as it is delivered; those of an earlier attempt are kept."""
     trials: list[Trial] = []
     if attempt.objects.head(attempt.trials_key) is not None:
-        trials = _TRIALS.validate_json(attempt.objects.get(attempt.trials_key))
-    total = trials_planned(attempt.recipe, attempt.config.ipc, attempt.config.factor)
+        kept = _TRIALS.validate_json(attempt.objects.get(attempt.trials_key))
+        trials = [replace(trial, epochs=trial.epochs or attempt.recipe.epochs) for trial in kept]
+    total = attempt.recipe.trainings(attempt.config.ipc, attempt.config.factor)
     delivered = result(state, data.train).delivered()
     begun, before = time.monotonic(), len(trials)
     attempt.report("evaluating", before, total)

@@ -10,6 +10,7 @@ from starlette.concurrency import run_in_threadpool
 
 from server.auth import SubsetsReader
 from server.delivery import (
+    EPOCHS,
     MEDIA_TYPE,
     VERDICT,
     Conditions,
@@ -147,17 +148,17 @@ async def _answer(
 ) -> Response:
     version, pinned = await find_set(services, reference)
     fields = {name: value for name, value in request.query_params.items() if name != "set"}
-    verdict = None
+    about: dict[str, str] = {}
     if wanted == "auto" or fields:  # a plan compares all sizes
         chosen = await run_in_threadpool(choose_size, version.manifest, wanted, fields)
-        k, verdict = chosen.k, chosen.verdict
+        k, about[EPOCHS] = chosen.k, str(chosen.epochs)
+        if chosen.verdict is not None:
+            about[VERDICT] = chosen.verdict
     else:
         k = named_size(version.manifest, wanted)
     head = request.method == "HEAD"
     answer = answer_subset(version, k, conditions, pinned=pinned, head=head)
-    if verdict is not None:
-        answer = replace(answer, headers={**answer.headers, VERDICT: verdict})
-    return await send(services, version, answer)
+    return await send(services, version, replace(answer, headers={**answer.headers, **about}))
 
 
 @router.head("/v1/sets/{name}/ranks/{r}", operation_id="headRank", responses=_RANK_RESPONSES)

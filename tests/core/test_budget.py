@@ -27,21 +27,29 @@ RISING = {k: 0.5 + k / 20 for k in range(1, N + 1)}
 
 
 def manifest_of(
-    accuracy: dict[int, float], epochs: int = 10, random: dict[int, float] | None = None, std: float = 0.0
+    accuracy: dict[int, float],
+    epochs: int = 10,
+    random: dict[int, float] | None = None,
+    std: float = 0.0,
+    shorter: dict[int, dict[int, float]] | None = None,
 ) -> Manifest:
-    """With `random`, where it has a value, as the accuracy of random real images; `std` is that of both."""
+    """With `random`, where it has a value, as the accuracy of random real images; `std` is that of both.
+
+    `shorter`: by epochs, accuracies of shorter trainings.
+    """
     rows = [
         {
             "network": "net",
-            "epochs": epochs,
+            "epochs": length,
             "k": k,
             "mdc_mean": mean,
             "mdc_std": std,
-            "random_mean": (random or {}).get(k),
+            "random_mean": (random or {}).get(k) if length == epochs else None,
             "random_std": std,
             "repeats": 3,
         }
-        for k, mean in accuracy.items()
+        for length, measured in {epochs: accuracy, **(shorter or {})}.items()
+        for k, mean in measured.items()
     ]
     return parse_manifest(
         build_manifest(
@@ -90,6 +98,7 @@ def test_the_formulas() -> None:
         memory_bytes=4 * 1000 * 3 + 9000 + images * 8 * 8 * 8 + 3 * B + LIBRARIES,  # 2.25 * 500 * 8
         accuracy=RISING[3],
         limited_by=None,
+        epochs=20,
     )
     assert json.loads(json.dumps(found.to_dict()))["byte_range"] == [4096 + 2 * B, 4096 + 3 * B]
 
@@ -192,6 +201,68 @@ def test_unmeasured_sizes_count_as_the_next_smaller_measured_one() -> None:
 def test_accuracy_is_that_of_the_longest_training_within_the_epochs() -> None:
     assert plan(MANIFEST, Budget(epochs=9)).accuracy is None
     assert plan(MANIFEST, Budget(epochs=11)).accuracy == RISING[N]
+
+
+SEVERAL = manifest_of(
+    {1: 0.5, 3: 0.8, 5: 0.9},
+    epochs=100,
+    shorter={30: {1: 0.45, 3: 0.7, 5: 0.85}, 10: {1: 0.3, 3: 0.5, 5: 0.6}},
+)
+
+
+def seconds_of(k: int, epochs: int) -> float:
+    """Of a training on subset k in steps of 16, at 10⁹ operations per second."""
+    return epochs * (k * 8 * IMAGE + -(-k * 8 // 16) * STEP) / 1e9
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        (seconds_of(5, 100), (5, 100, 0.9)),
+        (0.99 * seconds_of(5, 100), (5, 30, 0.85)),  # rather than three images for 100 epochs
+        (0.99 * seconds_of(5, 30), (4, 30, 0.7)),  # 4 counts as 3
+        (0.99 * seconds_of(3, 30), (5, 10, 0.6)),
+        (seconds_of(1, 10), (1, 10, 0.3)),
+    ],
+)
+def test_few_seconds_go_where_they_are_best_spent(seconds: float, expected: tuple[int, int, float]) -> None:
+    found = plan(SEVERAL, Budget(flops=1e9, seconds=seconds))
+    assert (found.k, found.epochs, found.accuracy) == expected
+    assert found.seconds is not None
+    assert found.seconds <= seconds
+    energy = plan(SEVERAL, Budget(flops=1e9, joules=3 * seconds, watts=3))
+    assert (energy.k, energy.epochs) == expected[:2]
+
+
+def test_where_no_time_is_short_the_longest_training_is_planned() -> None:
+    for budget in (Budget(), Budget(flops=1e9), Budget(seconds=1, bandwidth_bps=1e9), room_for(3)):
+        assert plan(SEVERAL, budget).epochs == 100
+    given = plan(SEVERAL, Budget(flops=1e9, seconds=seconds_of(5, 40), epochs=40))
+    assert (given.k, given.epochs, given.accuracy) == (5, 40, 0.85)
+
+
+def test_a_named_size_comes_before_its_epochs() -> None:
+    few = Budget(flops=1e9, seconds=seconds_of(3, 30))
+    assert (plan(SEVERAL, few, at_most=5).k, plan(SEVERAL, few, at_most=5).epochs) == (5, 10)
+    assert (plan(SEVERAL, few, at_most=3).k, plan(SEVERAL, few, at_most=3).epochs) == (3, 30)
+
+
+def test_an_accuracy_may_be_reached_by_a_shorter_training_of_more_images() -> None:
+    few = Budget(flops=1e9, seconds=seconds_of(5, 30), min_accuracy=0.8)
+    assert seconds_of(3, 100) > seconds_of(5, 30)
+    assert (plan(SEVERAL, few).k, plan(SEVERAL, few).epochs) == (5, 30)
+    with pytest.raises(BudgetError, match="too small for subset 3"):
+        plan(SEVERAL, replace(few, seconds=seconds_of(1, 10)))
+
+
+@given(st.floats(0.001, 2), st.floats(0, 2))
+def test_more_time_never_gives_less_accuracy(seconds: float, more: float) -> None:
+    try:
+        before = plan(SEVERAL, Budget(flops=1e9, seconds=seconds))
+    except BudgetError:
+        return
+    after = plan(SEVERAL, Budget(flops=1e9, seconds=seconds + more))
+    assert (after.accuracy or 0) >= (before.accuracy or 0)
 
 
 def test_min_accuracy_takes_the_least_that_reaches_it() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import pytest
@@ -21,7 +22,6 @@ from mdc_core.evaluate import (
     random_images,
     shrunk_images,
     summarise,
-    trials_planned,
 )
 from mdc_core.lanes import fit
 from mdc_core.networks import Network, build_network
@@ -61,7 +61,7 @@ def test_shuffled_epochs_use_every_image_once() -> None:
 
 def test_an_evaluation_learns_and_counts_its_trials() -> None:
     trials = list(evaluate(prototypes(), data(), RECIPE))
-    assert len(trials) == trials_planned(RECIPE, 3, 1) == 2 * 2 * 2
+    assert len(trials) == RECIPE.trainings(3, 1) == 2 * 2 * 2
     assert {(t.k, t.source, t.repeat) for t in trials} == set(
         itertools.product((1, 3), ("condensed", "random"), (0, 1))
     )
@@ -73,7 +73,7 @@ def test_an_evaluation_learns_and_counts_its_trials() -> None:
 def test_shrunk_real_images_are_a_baseline_of_its_own() -> None:
     recipe = RECIPE.model_copy(update={"sizes": (1, 2)})
     trials = list(evaluate(tiled(), data(), recipe))
-    assert len(trials) == trials_planned(recipe, 2, 2) == 2 * 3 * 2
+    assert len(trials) == recipe.trainings(2, 2) == 2 * 3 * 2
     rows = summarise(trials)
     assert [(row.k, row.source) for row in rows] == list(
         itertools.product((1, 2), ("condensed", "random", "shrunk"))
@@ -84,6 +84,24 @@ def test_shrunk_real_images_are_a_baseline_of_its_own() -> None:
     assert [(row["k"], row["repeats"]) for row in table] == [(1, 2), (2, 2)]
     assert [(row["shrunk_mean"], row["shrunk_std"]) for row in table] == [(r.mean, r.std) for r in rows[2::3]]
     assert [(row["random_mean"], row["random_std"]) for row in table] == [(r.mean, r.std) for r in rows[1::3]]
+
+
+def test_shorter_trainings_are_measured_on_the_condensed_set_alone() -> None:
+    recipe = RECIPE.model_copy(update={"epoch_shares": (0.5, 0.01)})
+    assert (recipe.epochs_of("condensed"), recipe.epochs_of("random")) == ((30, 15, 1), (30,))
+    trials = list(evaluate(prototypes(), data(), recipe))
+    assert len(trials) == recipe.trainings(3, 1) == 2 * 2 * (3 + 1)
+    lengths = {(t.source, t.epochs) for t in trials}
+    assert lengths == {("condensed", 30), ("condensed", 15), ("condensed", 1), ("random", 30)}
+    table = accuracy_rows(summarise(trials), recipe)
+    assert [(row["epochs"], row["k"]) for row in table] == [(e, k) for e in (30, 15, 1) for k in (1, 3)]
+    assert [row["random_mean"] is None for row in table] == [False] * 2 + [True] * 4
+    # The long ones are those of an evaluation without short ones, and what is done is not repeated.
+    plain = list(evaluate(prototypes(), data(), RECIPE))
+    assert [t for t in trials if t.epochs == 30] == plain
+    earlier = [dataclasses.replace(t, epochs=0) for t in plain]  # as an earlier release kept them
+    missing = list(evaluate(prototypes(), data(), recipe, done=earlier))
+    assert missing == [t for t in trials if t.epochs != 30]
 
 
 def test_a_baseline_that_is_not_measured_or_not_as_often_is_null() -> None:

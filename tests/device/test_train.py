@@ -112,6 +112,22 @@ def test_the_budget_counts(file: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "memory_bytes is 1, but it needs" in err
 
 
+def test_few_seconds_get_the_epochs_that_are_best_for_them(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = json.loads(files.manifest_of(file).read_text())
+    row = {"network": NAME, "k": 1, "mdc_std": 0.0, "random_mean": None, "random_std": None, "repeats": 1}
+    manifest["accuracy"] = [
+        {**row, "epochs": epochs, "mdc_mean": mean} for epochs, mean in ((30, 0.9), (3, 0.5))
+    ]
+    files.manifest_of(file).write_text(json.dumps(manifest))
+    cost = convnet_cost(2, 8, 1, 8, 10)
+    work = 40 * cost.flops_per_image + 140 * (40 * cost.activation_bytes + 3 * 4 * cost.parameters)
+    for epochs in (30, 3):
+        code, found, _ = trained(capsys, file, "--seconds", epochs * work / 1e9, "--flops", "1G")
+        assert (code, found["k"], found["epochs"]) == (0, 4, epochs)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -63,6 +63,7 @@ def test_a_submission_is_resolved_to_whole_configurations(api: Api) -> None:
 def test_a_job_of_an_earlier_release_is_shown_with_the_baselines_that_it_had(api: Api) -> None:
     job = submit(api)
     assert job["evaluate"]["shrunk_baseline"]
+    assert job["evaluate"]["epoch_shares"] == [0.3, 0.1]
     earlier = {name: value for name, value in job["evaluate"].items() if name != "shrunk_baseline"}
     with api.services.db.begin() as session:
         session.execute(update(Job).where(Job.id == job["id"]).values(evaluate=earlier))

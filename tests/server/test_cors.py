@@ -13,7 +13,7 @@ from tests.server.conftest import TestClient, sqlite_only
 
 pytestmark = sqlite_only
 ORIGIN = "https://page.test"
-EXPOSED = {"Content-Range", "ETag", "Repr-Digest", "Content-Location", "MDC-Verdict"}
+EXPOSED = {"Content-Range", "ETag", "Repr-Digest", "Content-Location", "MDC-Epochs", "MDC-Verdict"}
 
 
 @pytest.fixture

@@ -150,7 +150,8 @@ def test_an_answer_whose_k_was_chosen_names_the_verdict(mixed: Published) -> Non
     assert chosen.headers["MDC-Verdict"] == RANDOM
     lowered = mixed.get("/v1/sets/mixed@1/subsets/4?storage_bytes=9999", "HEAD")
     assert lowered.headers["MDC-Verdict"] == RANDOM
-    assert "MDC-Verdict" not in mixed.get("/subsets/4?set=mixed@1").headers
+    assert chosen.headers["MDC-Epochs"] == "10"
+    assert not {"MDC-Verdict", "MDC-Epochs"} & mixed.get("/subsets/4?set=mixed@1").headers.keys()
     assert "MDC-Verdict" not in mixed.get("/subsets/auto?set=toy").headers  # compared with nothing
 
 
