@@ -193,12 +193,14 @@ def divided(seconds: float, pace: Pace, images: int, *, is_widest: bool = False)
     """
     share = _MATCHING_SHARE / (_MATCHING_SHARE + _POOL_SHARE)
     updates = min(_MOST_UPDATES, int(share * seconds / pace.update))
-    inner = _INNER if updates >= 3 * _INNER else 1
-    loops = updates // inner
-    samples = (seconds - loops * inner * pace.update) / pace.sample
+    samples = (seconds - updates * pace.update) / pace.sample
     networks = _networks(samples, images)
     most = _most_samples(images) if is_widest else math.inf
     each = _rounded(min(samples / networks, most))
+    left = seconds - networks * each * pace.sample  # after rounding
+    updates = min(_MOST_UPDATES, int(left / pace.update))
+    inner = _INNER if updates >= 3 * _INNER else 1
+    loops = updates // inner
     if updates < _FEWEST_UPDATES or each < _fewer(_FEWEST_SAMPLES, images):
         return None
     return Division(networks, each, loops, inner)

@@ -33,6 +33,10 @@ def piloted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return widths
 
 
+RUNG = 1 / 1.13
+"""What is left of a time, at the least, where samples are rounded down to a rung."""
+
+
 def test_a_pilot_goes_before_the_calibration(piloted: list[int]) -> None:
     planned = plan("digits", None, None, {}, 3)
     told, here = measured(planned, "cpu", None, time.monotonic())
@@ -48,7 +52,7 @@ def test_a_pilot_goes_before_the_calibration(piloted: list[int]) -> None:
     assert found.timed.pace.sample == pytest.approx(pace.sample, rel=0.02)
     assert found.timed.pace.update == pytest.approx(pace.update, rel=0.02)
     spent = found.config.pool * found.config.pool_samples * pace.sample + 300 * pace.update
-    assert spent == pytest.approx(0.95 * 180, rel=0.02)
+    assert RUNG * 0.95 * 180 <= spent <= 0.95 * 180
     assert found.config == found.timed.condense
 
 
@@ -57,7 +61,7 @@ def test_what_is_spent_already_belongs_to_the_time(piloted: list[int]) -> None:
     found, _ = measured(planned, "cpu", DATA, time.monotonic() - 80)
     assert piloted == [32]
     assert found.timed is not None
-    assert found.timed.seconds == pytest.approx(0.95 * 100, rel=0.02)
+    assert RUNG * 0.95 * 100 <= found.timed.seconds <= 0.95 * 100
 
 
 def test_a_schedule_that_is_given_is_left_alone(piloted: list[int]) -> None:
