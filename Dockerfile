@@ -25,6 +25,8 @@ CMD ["python", "-m", "uvicorn", "--factory", "server.app:app_from_env", "--loop"
      "--host", "0.0.0.0", "--port", "8000", "--no-access-log", "--log-level", "warning"]
 
 FROM base AS worker
+# Kernels for GPUs are compiled when they are first run.
+RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
 RUN pip install '.[worker]'
 COPY mdc_core mdc_core
 COPY mdc_device mdc_device

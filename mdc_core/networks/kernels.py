@@ -114,18 +114,19 @@ def _start(kernel: Any, x: Tensor, weight: Tensor, factor: int, *args: Tensor | 
     squares = (height // factor) * (width // factor)
     held = triton.next_power_of_2(squares) * factor**2
     planes, together = batch * channels, max(1, _PROGRAM // held)
-    kernel[(triton.cdiv(planes, together),)](
-        *args,
-        planes,
-        batch * weight.shape[-1] // weight.numel(),  # images of a part
-        channels,
-        width,
-        squares,
-        PLANES=together,
-        SQUARES=triton.next_power_of_2(squares),
-        FACTOR=factor,
-        num_warps=min(32, max(1, together * held // (32 * _PER_THREAD))),
-    )
+    with torch.cuda.device_of(x):  # kernels start on the current GPU, whichever their tensors are on
+        kernel[(triton.cdiv(planes, together),)](
+            *args,
+            planes,
+            batch * weight.shape[-1] // weight.numel(),  # images of a part
+            channels,
+            width,
+            squares,
+            PLANES=together,
+            SQUARES=triton.next_power_of_2(squares),
+            FACTOR=factor,
+            num_warps=min(32, max(1, together * held // (32 * _PER_THREAD))),
+        )
 
 
 @triton.jit
