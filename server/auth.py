@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import re
 import secrets
 from datetime import datetime
 from functools import lru_cache
@@ -22,6 +23,7 @@ from server.settings import Settings, write_private
 from server.store import keys
 from server.store.tables import ApiKey, utcnow
 
+_TOKEN = re.compile(r"mdc_([0-9a-f]{16})_")
 _bearer = HTTPBearer(auto_error=False, scheme_name="ApiKey", description="An API key: `mdc_<id>_<secret>`.")
 
 
@@ -71,8 +73,8 @@ def ensure_admin_key(settings: Settings, session: Session) -> None:
 
 def _key_id(token: str) -> str:
     """The id in `mdc_<id>_<secret>`; empty when the token has another form, and then it is nobody's."""
-    parts = token.split("_", 2)
-    return parts[1] if len(parts) == 3 and parts[0] == "mdc" else ""
+    found = _TOKEN.match(token)
+    return found[1] if found else ""
 
 
 def _hmac(secret_key: bytes, token: str) -> str:

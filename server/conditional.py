@@ -3,12 +3,54 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from server.problems import Problem
+
+LONGEST = 4096
+"""Characters of a conditional header that is read; a longer one is refused."""
 
 _RANGE = re.compile(r"bytes=\s*(?:(\d+)-(\d*)|-(\d+))\s*", re.IGNORECASE)
 _WEIGHT = re.compile(r"0(\.\d{0,3})?|1(\.0{0,3})?")
 _TAG = re.compile(r'(W/)?("[\x21\x23-\x7e\x80-\xff]*")')
+_DIGITS = 18
+"""Decimal digits of a position that may lie inside a file; more of them are beyond the end of any."""
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What a request asks of the representation; the texts of the headers, None where absent."""
+
+    range: str | None = None
+    if_range: str | None = None
+    if_match: str | None = None
+    if_none_match: str | None = None
+
+
+class Decision(NamedTuple):
+    """What the conditions of a request come to: all that an answer depends on, and none of the caller's text."""
+
+    status: int
+    """200, 206 or 304."""
+    part: tuple[int, int] | None = None
+    """Which bytes, half open; None: all."""
+
+
+def decide(conditions: Conditions, etag: str, length: int) -> Decision:
+    """What to send of a representation of `length` bytes.
+
+    Raises:
+        Problem: 412 when If-Match names another representation, 416 for a range beyond the end.
+    """
+    if conditions.if_match is not None and not matches(conditions.if_match, etag, weak=False):
+        raise Problem(
+            412, "precondition-failed", f"If-Match names other bytes than these, whose ETag is {etag}"
+        )
+    if conditions.if_none_match is not None and matches(conditions.if_none_match, etag, weak=True):
+        return Decision(304)
+    part = byte_range(conditions.range, conditions.if_range, etag, length)
+    return Decision(200 if part is None else 206, part)
 
 
 def matches(header: str, etag: str, *, weak: bool) -> bool:
@@ -34,19 +76,27 @@ def byte_range(header: str | None, if_range: str | None, etag: str, length: int)
         return None
     first, last, suffix = found.groups()
     if suffix is not None:
-        start, end = max(0, length - int(suffix)), length
+        start, end = max(0, length - _position(suffix)), length
     else:
-        start, end = int(first), min(length, int(last) + 1) if last else length
-        if last and int(last) < int(first):
-            return None
+        start, end = _position(first), length
+        if last:
+            if _position(last) < start:
+                return None
+            end = min(length, _position(last) + 1)
     if start >= end:
         raise Problem(
             416,
             "range-not-satisfiable",
-            f"the range {header!r} is beyond the {length} bytes: they are numbered 0..{length - 1}",
+            f"the range {header[:80]!r} is beyond the {length} bytes: they are numbered 0..{length - 1}",
             headers={"Content-Range": f"bytes */{length}", "Accept-Ranges": "bytes"},
         )
     return start, end
+
+
+def _position(digits: str) -> int:
+    """The number; what has so many digits that it is beyond every end is taken for the least of these."""
+    digits = digits.lstrip("0")
+    return int(digits or "0") if len(digits) <= _DIGITS else 10**_DIGITS
 
 
 def prefers(accept: str | None, other: str, default: str) -> bool:

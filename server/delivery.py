@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import AsyncIterator, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
@@ -14,7 +14,7 @@ from mdc_core.budget import Budget, Plan, plan
 from mdc_core.errors import BudgetError, ConfigError
 from mdc_core.manifest import Manifest
 from server.catalog import Version
-from server.conditional import byte_range, matches
+from server.conditional import Conditions, Decision, decide
 from server.deps import Services
 from server.problems import FieldError, Problem, invalid
 from server.ranks import AT_ONCE, Piece
@@ -30,16 +30,6 @@ VERDICT = "MDC-Verdict"
 _WITH_REDIRECT = ("Content-Location", "Repr-Digest", EPOCHS, VERDICT)
 CHUNK = 64 * 1024
 """Bytes of a large body that are handed over at once."""
-
-
-@dataclass(frozen=True)
-class Conditions:
-    """What a request asks of the representation; the texts of the headers, None where absent."""
-
-    range: str | None = None
-    if_range: str | None = None
-    if_match: str | None = None
-    if_none_match: str | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +53,15 @@ def named_size(manifest: Manifest, wanted: str) -> int:
         Problem: 404 when the set has no such subset.
     """
     return _whole(wanted, manifest.info.ipc, "subset")
+
+
+def named_rank(manifest: Manifest, wanted: str) -> int:
+    """The r in 1..N that is `wanted`.
+
+    Raises:
+        Problem: 404 when the set has no such rank.
+    """
+    return _whole(wanted, manifest.info.ipc, "rank")
 
 
 def choose_size(manifest: Manifest, wanted: str, fields: Mapping[str, str]) -> Plan:
@@ -111,42 +110,58 @@ def answer_subset(version: Version, k: int, conditions: Conditions, *, pinned: b
     Raises:
         Problem: 412 or 416; see `server.conditional`.
     """
-    length = version.length(k)
-    headers = _headers(version, version.manifest.digests.subsets[k - 1], pinned)
-    headers |= {"Content-Location": f"{version.path}/subsets/{k}", "Accept-Ranges": "bytes"}
-    etag = headers["ETag"]
-    if conditions.if_match is not None and not matches(conditions.if_match, etag, weak=False):
-        raise Problem(
-            412,
-            "precondition-failed",
-            f"If-Match names another file than {headers['Content-Location']}, whose ETag is {etag}",
-        )
-    if conditions.if_none_match is not None and matches(conditions.if_none_match, etag, weak=True):
-        return Answer(304, headers, k)
-    part = None if head else byte_range(conditions.range, conditions.if_range, etag, length)
-    start, end = part or (0, length)
-    headers |= {"Content-Length": str(end - start), "Content-Type": MEDIA_TYPE}
-    if part is not None:
-        headers["Content-Range"] = f"bytes {start}-{end - 1}/{length}"
-    status = 200 if part is None else 206
-    return Answer(
-        status, headers, k, None if head else (start, end), _in_store(version, k, start, end, conditions)
+    if head:
+        conditions = replace(conditions, range=None)
+    decision = decide_subset(version, k, conditions)
+    answer = decided_subset(version, k, decision, pinned=pinned)
+    if answer.span is None:
+        return answer
+    return replace(
+        answer, span=None if head else answer.span, in_store=in_store(version, k, conditions, decision)
     )
 
 
-def answer_rank(version: Version, wanted: str, conditions: Conditions, *, pinned: bool, head: bool) -> Answer:
+def decide_subset(version: Version, k: int, conditions: Conditions) -> Decision:
+    """What to send of subset k. Raises as `decide` does."""
+    return decide(conditions, _etag(version.manifest.digests.subsets[k - 1]), version.length(k))
+
+
+def decided_subset(version: Version, k: int, decision: Decision, *, pinned: bool) -> Answer:
+    """Subset k, or a part of it."""
+    length = version.length(k)
+    headers = _headers(version, version.manifest.digests.subsets[k - 1], pinned)
+    headers |= {"Content-Location": f"{version.path}/subsets/{k}", "Accept-Ranges": "bytes"}
+    if decision.status == 304:
+        return Answer(304, headers, k)
+    start, end = decision.part or (0, length)
+    headers |= {"Content-Length": str(end - start), "Content-Type": MEDIA_TYPE}
+    if decision.part is not None:
+        headers["Content-Range"] = f"bytes {start}-{end - 1}/{length}"
+    return Answer(decision.status, headers, k, (start, end))
+
+
+def answer_rank(version: Version, r: int, conditions: Conditions, *, pinned: bool, head: bool) -> Answer:
     """A whole rank, always with 200: for browsers, and for clients that cannot keep partial answers.
 
     Raises:
-        Problem: 404 when the set has no such rank, 412 when If-Match names another one.
+        Problem: 412 when If-Match names another one.
     """
+    answer = decided_rank(version, r, decide_rank(version, r, conditions), pinned=pinned)
+    return replace(answer, span=None) if head else answer
+
+
+def decide_rank(version: Version, r: int, conditions: Conditions) -> Decision:
+    """What to send of rank r, which comes whole or not at all. Raises as `decide` does."""
+    etag = _etag(version.manifest.digests.ranks[r - 1])
+    return decide(replace(conditions, range=None), etag, version.rank_bytes)
+
+
+def decided_rank(version: Version, r: int, decision: Decision, *, pinned: bool) -> Answer:
+    """Rank r."""
     ipc = version.manifest.info.ipc
-    r = _whole(wanted, ipc, "rank")
     headers = _headers(version, version.manifest.digests.ranks[r - 1], pinned)
     headers |= {"Content-Location": f"{version.path}/ranks/{r}", "Accept-Ranges": "none"}
-    if conditions.if_match is not None and not matches(conditions.if_match, headers["ETag"], weak=False):
-        raise Problem(412, "precondition-failed", f"If-Match names another rank than {headers['ETag']}")
-    if conditions.if_none_match is not None and matches(conditions.if_none_match, headers["ETag"], weak=True):
+    if decision.status == 304:
         return Answer(304, headers, ipc)
     start, end = version.length(r - 1), version.length(r)
     headers |= {
@@ -154,20 +169,24 @@ def answer_rank(version: Version, wanted: str, conditions: Conditions, *, pinned
         "Content-Type": MEDIA_TYPE,
         "Content-Digest": headers["Repr-Digest"],
     }
-    return Answer(200, headers, ipc, None if head else (start, end))
+    return Answer(200, headers, ipc, (start, end))
+
+
+def _etag(digest: str) -> str:
+    return f'"{digest}"'
 
 
 def _headers(version: Version, digest: str, pinned: bool) -> dict[str, str]:
     """What every answer about bytes of this hex sha256 says."""
     control = f"immutable, max-age={YEAR}, no-transform" if pinned else "max-age=60, no-transform"
     return {
-        "ETag": f'"{digest}"',
+        "ETag": _etag(digest),
         "Cache-Control": f"private, {control}",
         "Repr-Digest": f"sha-256=:{base64.b64encode(bytes.fromhex(digest)).decode()}:",
     }
 
 
-def _in_store(version: Version, k: int, start: int, end: int, conditions: Conditions) -> bool:
+def in_store(version: Version, k: int, conditions: Conditions, decision: Decision) -> bool:
     """Whether the object answers this request with the same bytes.
 
     It is the file of subset N. Of a smaller subset it has the ranks at the same place, but another header, and it
@@ -177,6 +196,7 @@ def _in_store(version: Version, k: int, start: int, end: int, conditions: Condit
         return False
     if k == version.manifest.info.ipc:
         return True
+    start, end = decision.part or (0, version.length(k))
     closed = f"bytes={start}-{end - 1}"
     return start >= version.header_bytes and (conditions.range or "").strip().lower() == closed
 

@@ -27,6 +27,7 @@ from server.watch import Watchers
 
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 """Seconds."""
+METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
 
 
 class Metrics(Collector):
@@ -61,6 +62,8 @@ class Metrics(Collector):
 
     def answered(self, method: str, route: str, status: int, seconds: float, sent: int) -> None:
         """Count a request of the ordinary way."""
+        if method not in METHODS:  # any word may come, and each would be a series that is kept for ever
+            method = "other"
         self._requests.labels(method, route, str(status)).inc()
         self._seconds.labels(method, route).observe(seconds)
         self._sent.labels(route).inc(sent)

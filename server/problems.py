@@ -24,6 +24,8 @@ from server.store.errors import STORE_ERRORS
 MEDIA_TYPE = "application/problem+json"
 MAX_BODY_BYTES = 2**20
 """Largest body of a request that is not an upload."""
+MAX_HEADER_BYTES = 2**15
+"""Most bytes of a request's headers, names and values together; as much as nginx lets through unless it is told to."""
 UPLOAD_PATH = "/v1/datasets"
 RETRY_SECONDS = 10
 """When it is worth trying again what failed because of a store."""
@@ -148,7 +150,7 @@ async def _on_http(request: Request, error: Exception) -> Response:
     headers = dict(error.headers or {})
     detail = str(error.detail)
     if error.status_code == 404:
-        detail = f"there is nothing at {request.url.path}: the routes are listed in /openapi.json"
+        detail = f"there is nothing at {_path(request.scope)}: the routes are listed in /openapi.json"
     elif error.status_code == 405:
         # Each method is a route of its own, and the router names only those of the first.
         headers["Allow"] = ", ".join(_allowed(request))
@@ -176,7 +178,7 @@ async def _on_validation(request: Request, error: Exception) -> Response:
 
 async def _on_store(request: Request, error: Exception) -> Response:
     structlog.get_logger().error(
-        "a store does not answer", error=repr(error), path=request.url.path, request_id=_id(request)
+        "a store does not answer", error=repr(error), path=_path(request.scope), request_id=_id(request)
     )
     detail = "the database or the object store does not answer: send the request again in a while"
     headers = {"Retry-After": str(RETRY_SECONDS)}
@@ -185,7 +187,7 @@ async def _on_store(request: Request, error: Exception) -> Response:
 
 async def _on_crash(request: Request, error: Exception) -> Response:
     structlog.get_logger().error(
-        "request failed", exc_info=error, path=request.url.path, request_id=_id(request)
+        "request failed", exc_info=error, path=_path(request.scope), request_id=_id(request)
     )
     detail = "the server failed; nothing is known to be wrong with the request: report the request_id"
     return _respond(request, Problem(500, "internal-error", detail))
@@ -197,7 +199,7 @@ def _respond(request: Request, problem: Problem) -> Response:
         title=problem.code.replace("-", " ").capitalize(),
         status=problem.status_code,
         detail=problem.detail,
-        instance=request.url.path,
+        instance=_path(request.scope),
         code=problem.code,
         errors=problem.errors,
         request_id=_id(request),
@@ -209,6 +211,12 @@ def _respond(request: Request, problem: Problem) -> Response:
 
 def _id(request: Request) -> str:
     return str(getattr(request.state, "request_id", ""))
+
+
+def _path(scope: Scope) -> str:
+    """The path for logs and answers, whose length is the caller's choice; the URL as a whole may not even be one."""
+    path = str(scope["path"])
+    return path if len(path) <= _SHOWN else path[:_SHOWN] + "…"
 
 
 def request_id_of(scope: Scope) -> str:
@@ -224,7 +232,7 @@ def log_request(scope: Scope, status: int, started: float) -> None:
     _log.info(
         "request",
         method=scope["method"],
-        path=scope["path"],
+        path=_path(scope),
         route=getattr(scope.get("route"), "path", None),
         status=status,
         seconds=round(time.perf_counter() - started, 4),
@@ -255,13 +263,26 @@ class RequestContext:
                 log_request(scope, message["status"], started)
             await send(message)
 
-        if "\0" in scope["path"] or b"%00" in scope["query_string"]:
-            # PostgreSQL knows no such text, and no name or id of ours has it.
-            refusal = Problem(400, "invalid-request", "the URL has a NUL character: no name or id has one")
+        refusal = _refusal(scope)
+        if refusal is not None:
             await _respond(Request(scope), refusal)(scope, receive, send_with_id)
             return
         bounded = receive if scope["path"] == UPLOAD_PATH else _bounded(receive)
         await self.app(scope, bounded, send_with_id)
+
+
+def _refusal(scope: Scope) -> Problem | None:
+    """Why a request is refused whatever it asks for."""
+    if "\0" in scope["path"] or b"%00" in scope["query_string"]:
+        # PostgreSQL knows no such text, and no name or id of ours has it.
+        return Problem(400, "invalid-request", "the URL has a NUL character: no name or id has one")
+    if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADER_BYTES:
+        return Problem(
+            431,
+            "headers-too-large",
+            f"the headers have more than {MAX_HEADER_BYTES} bytes: send shorter ones",
+        )
+    return None
 
 
 def _bounded(receive: Receive) -> Receive:

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Hashable
 from functools import lru_cache, partial
 from typing import Any, NamedTuple, TypeVar
-from weakref import WeakKeyDictionary
 
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
@@ -23,26 +22,49 @@ from starlette.types import Scope, Send
 from server.auth import checked_caller, confirmed_caller, present
 from server.callers import Caller
 from server.catalog import Version
-from server.delivery import Conditions, answer_rank, answer_subset, in_chunks, named_size
+from server.conditional import LONGEST, Conditions, Decision
+from server.delivery import (
+    decide_rank,
+    decide_subset,
+    decided_rank,
+    decided_subset,
+    in_chunks,
+    in_store,
+    named_rank,
+    named_size,
+)
 from server.deps import Services
 from server.logs import RequestLines, begin_line
 from server.lru import Lru
-from server.problems import Problem, request_id_of
+from server.problems import MAX_HEADER_BYTES, Problem, request_id_of
 from server.ranks import Piece
 
-KEPT = 256
-"""Answers that are kept for each version, without their bytes."""
+KEPT_BYTES = 4 * 2**20
+"""Memory for answers that are kept, without the bytes of sets."""
+WANTED = 256
+"""Paths and queries that are kept with what they mean."""
+LONGEST_PATH = 120
+LONGEST_QUERY = 80
 
 _PATH = re.compile(
-    r"/v1/sets/([a-z0-9-]{1,63}@[0-9]{1,9})/(subsets|ranks)/([0-9]{1,9})|/(subsets)/([0-9]{1,9})"
+    r"/v1/sets/([a-z0-9-]{1,63}@[1-9][0-9]{0,8})/(subsets|ranks)/([1-9][0-9]{0,8})|/(subsets)/([1-9][0-9]{0,8})"
 )
-_QUERY = re.compile(rb"set=([a-z0-9-]{1,63})(?:@|%40)([0-9]{1,9})")
+_QUERY = re.compile(rb"set=([a-z0-9-]{1,63})(?:@|%40)([1-9][0-9]{0,8})")
 _CONDITIONS = {b"range": 0, b"if-range": 1, b"if-match": 2, b"if-none-match": 3}
 """Place of each header among the fields of `Conditions`."""
 
-_Conditions = tuple[str | None, ...]
 _Headers = list[tuple[bytes, bytes]]
+_Answer = tuple[str, str, Decision]
+"""What an answer depends on: the version, the path, and what the conditions come to."""
 T = TypeVar("T")
+
+
+class _Wanted(NamedTuple):
+    """What a path and a query ask for."""
+
+    reference: str
+    noun: str
+    number: str
 
 
 class _Ready(NamedTuple):
@@ -61,14 +83,18 @@ class _Ready(NamedTuple):
         """Bytes of the body."""
         return self.span[1] - self.span[0]
 
+    @property
+    def weight(self) -> int:
+        """About how much memory it takes, with its place among those that are kept."""
+        return 1200 + sum(100 + len(name) + len(value) for name, value in self.headers) + len(self.line)
+
 
 class Shortcut:
     """Answers before everything else what can be answered from memory."""
 
     def __init__(self) -> None:
         """It knows no answer yet."""
-        # By path and conditions: all that an answer of a version depends on.
-        self._ready: WeakKeyDictionary[Version, Lru[_Conditions, _Ready]] = WeakKeyDictionary()
+        self._ready: Lru[_Answer, _Ready] = Lru(KEPT_BYTES, lambda ready: ready.weight)
         self._asking: dict[Hashable, asyncio.Task[Any]] = {}
         self._lines = RequestLines()
 
@@ -80,6 +106,9 @@ class Shortcut:
         try:
             found = await self._from_memory(services, scope)
         except (Problem, SQLAlchemyError):
+            return False
+        except Exception as error:  # the ordinary way answers whatever comes
+            structlog.get_logger().error("the quick way failed", exc_info=error)
             return False
         if found is None:
             return False
@@ -96,25 +125,23 @@ class Shortcut:
 
     async def _from_memory(self, services: Services, scope: Scope) -> tuple[str, _Ready, list[Piece]] | None:
         """Id of the key, answer and bytes; None, or a `Problem`, where not all is in memory, or not as usual."""
-        path = scope["path"]
-        wanted = _wanted(path, scope["query_string"])
-        given = _given(scope["headers"])
+        path, query = scope["path"], scope["query_string"]
+        if len(path) > LONGEST_PATH or len(query) > LONGEST_QUERY:
+            return None
+        wanted, given = _wanted(path, query), _given(scope["headers"])
         if wanted is None or given is None:
             return None
         token, conditions = given
-        reference, noun, number = wanted
-        caller, version = await self._trusted(services, scope, token, reference)
+        caller, version = await self._trusted(services, scope, token, wanted.reference)
         if caller is None or version is None or not caller.may("subsets:read"):
             return None
-        kept = self._ready.get(version)
-        if kept is None:
-            kept = self._ready[version] = Lru(KEPT)
-        ready = kept.get((path, *conditions))
+        decision = _decision(services, version, wanted, conditions)
+        if decision is None:
+            return None
+        ready = self._ready.get((wanted.reference, path, decision))
         if ready is None:
-            ready = _prepared(services, version, path, noun, number, Conditions(*conditions))
-            if ready is None:
-                return None
-            kept.put((path, *conditions), ready)
+            ready = _prepared(version, path, wanted, decision)
+            self._ready.put((wanted.reference, path, decision), ready)
         pieces = services.ranks.warm(version, ready.k, *ready.span)
         return None if pieces is None else (caller.key_id, ready, in_chunks(pieces))
 
@@ -161,29 +188,39 @@ class Shortcut:
             del self._asking[subject]
 
 
-def _prepared(
-    services: Services, version: Version, path: str, noun: str, number: str, conditions: Conditions
-) -> _Ready | None:
-    """The answer as the routes work it out. `Problem` when they refuse; None when it has no bytes of ours."""
-    if noun == "ranks":
-        answer = answer_rank(version, number, conditions, pinned=True, head=False)
+def _decision(
+    services: Services, version: Version, wanted: _Wanted, conditions: Conditions
+) -> Decision | None:
+    """What to send. `Problem` when the routes refuse it; None when it has no bytes of ours."""
+    if wanted.noun == "ranks":
+        decision = decide_rank(version, named_rank(version.manifest, wanted.number), conditions)
     else:
-        k = named_size(version.manifest, number)
-        answer = answer_subset(version, k, conditions, pinned=True, head=False)
-    if answer.span is None or (answer.in_store and services.settings.downloads == "redirect"):
-        return None
+        k = named_size(version.manifest, wanted.number)
+        decision = decide_subset(version, k, conditions)
+        if services.settings.downloads == "redirect" and in_store(version, k, conditions, decision):
+            return None
+    return None if decision.status == 304 else decision
+
+
+def _prepared(version: Version, path: str, wanted: _Wanted, decision: Decision) -> _Ready:
+    """The answer as the routes work it out."""
+    decided = decided_rank if wanted.noun == "ranks" else decided_subset
+    answer = decided(version, int(wanted.number), decision, pinned=True)
+    assert answer.span is not None
     headers = [(name.lower().encode(), value.encode("latin-1")) for name, value in answer.headers.items()]
-    template = "/subsets/{k}" if noun == "subsets" else "/ranks/{r}"
+    template = "/subsets/{k}" if wanted.noun == "subsets" else "/ranks/{r}"
     route = "/v1/sets/{name}" * path.startswith("/v1/") + template
     line = begin_line(method="GET", path=path, route=route, status=answer.status)
     return _Ready(answer.status, headers, answer.k, answer.span, line)
 
 
-def _given(headers: _Headers) -> tuple[str, _Conditions] | None:
-    """The key and the conditions; None when a header is there twice, or makes the request unusual."""
+def _given(headers: _Headers) -> tuple[str, Conditions] | None:
+    """The key and the conditions; None when a header is there twice, is long, or makes the request unusual."""
     token = ""
     conditions: list[str | None] = [None] * len(_CONDITIONS)
+    size = 0
     for name, value in headers:
+        size += len(name) + len(value)
         if name == b"authorization":
             scheme, _, rest = value.decode("latin-1").partition(" ")
             if token or scheme != "Bearer":
@@ -192,19 +229,19 @@ def _given(headers: _Headers) -> tuple[str, _Conditions] | None:
         elif name == b"origin":  # the answer needs the headers of CORS
             return None
         elif (place := _CONDITIONS.get(name)) is not None:
-            if conditions[place] is not None:
+            if conditions[place] is not None or len(value) > LONGEST:
                 return None
             conditions[place] = value.decode("latin-1")
-    return token, tuple(conditions)
+    return None if size > MAX_HEADER_BYTES else (token, Conditions(*conditions))
 
 
-@lru_cache(KEPT)
-def _wanted(path: str, query: bytes) -> tuple[str, str, str] | None:
-    """Reference of the set, what of it, and its number."""
+@lru_cache(WANTED)
+def _wanted(path: str, query: bytes) -> _Wanted | None:
+    """Reference of the set, what of it, and its number. Path and query are short."""
     parts = _PATH.fullmatch(path)
     if parts is None:
         return None
     if parts[1] is not None:
-        return None if query else (parts[1], parts[2], parts[3])
+        return None if query else _Wanted(parts[1], parts[2], parts[3])
     asked = _QUERY.fullmatch(query)
-    return None if asked is None else (f"{asked[1].decode()}@{asked[2].decode()}", parts[4], parts[5])
+    return None if asked is None else _Wanted(f"{asked[1].decode()}@{asked[2].decode()}", parts[4], parts[5])

@@ -11,7 +11,7 @@ from starlette.concurrency import run_in_threadpool
 from mdc_core import rankmajor
 from server.auth import JobsWriter, SubsetsReader
 from server.catalog import Version, split_reference
-from server.conditional import matches, prefers
+from server.conditional import LONGEST, matches, prefers
 from server.deps import AfterQuery, LimitQuery, Services, ServicesDep, links
 from server.manifests import JOSE, JSON
 from server.problems import FieldError, Problem, invalid, not_found, responses
@@ -25,7 +25,7 @@ router = APIRouter(prefix="/v1/sets", tags=["sets"])
 SetReference = Annotated[
     str, Path(max_length=80, description="`name` for the latest version, or `name@version`.")
 ]
-IfNoneMatch = Annotated[str | None, Header(max_length=4096)]
+IfNoneMatch = Annotated[str | None, Header(max_length=LONGEST)]
 
 
 async def find_set(services: Services, reference: str) -> tuple[Version, bool]:
@@ -112,7 +112,7 @@ async def get_manifest(
     name: SetReference,
     caller: SubsetsReader,
     services: ServicesDep,
-    accept: Annotated[str | None, Header(max_length=4096)] = None,
+    accept: Annotated[str | None, Header(max_length=LONGEST)] = None,
     if_none_match: IfNoneMatch = None,
 ) -> Response:
     """What a device must know before it fetches: shape, digests, accuracy per k, cost of training.

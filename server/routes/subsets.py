@@ -9,15 +9,16 @@ from fastapi import APIRouter, Body, Depends, Header, Path, Query, Request, Resp
 from starlette.concurrency import run_in_threadpool
 
 from server.auth import SubsetsReader
+from server.conditional import LONGEST, Conditions
 from server.delivery import (
     EPOCHS,
     MEDIA_TYPE,
     VERDICT,
-    Conditions,
     answer_rank,
     answer_subset,
     choose_size,
     make_plan,
+    named_rank,
     named_size,
     send,
 )
@@ -92,17 +93,17 @@ _BUDGET_BODY: dict[str, Any] = {
 
 
 async def _conditions(
-    range_: Annotated[str | None, Header(alias="Range", max_length=4096)] = None,
-    if_range: Annotated[str | None, Header(max_length=4096)] = None,
-    if_match: Annotated[str | None, Header(max_length=4096)] = None,
-    if_none_match: Annotated[str | None, Header(max_length=4096)] = None,
+    range_: Annotated[str | None, Header(alias="Range", max_length=LONGEST)] = None,
+    if_range: Annotated[str | None, Header(max_length=LONGEST)] = None,
+    if_match: Annotated[str | None, Header(max_length=LONGEST)] = None,
+    if_none_match: Annotated[str | None, Header(max_length=LONGEST)] = None,
 ) -> Conditions:
     return Conditions(range_, if_range, if_match, if_none_match)
 
 
 async def _tags(
-    if_match: Annotated[str | None, Header(max_length=4096)] = None,
-    if_none_match: Annotated[str | None, Header(max_length=4096)] = None,
+    if_match: Annotated[str | None, Header(max_length=LONGEST)] = None,
+    if_none_match: Annotated[str | None, Header(max_length=LONGEST)] = None,
 ) -> Conditions:
     return Conditions(if_match=if_match, if_none_match=if_none_match)
 
@@ -173,8 +174,9 @@ async def get_rank(
 ) -> Response:
     """Rank r alone, whole, without a header: what subset r has beyond subset r - 1."""
     version, pinned = await find_set(services, name)
+    number = named_rank(version.manifest, r)
     head = request.method == "HEAD"
-    return await send(services, version, answer_rank(version, r, tags, pinned=pinned, head=head))
+    return await send(services, version, answer_rank(version, number, tags, pinned=pinned, head=head))
 
 
 @router.post(

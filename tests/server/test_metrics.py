@@ -59,6 +59,16 @@ def test_requests_are_counted_by_template_and_status(api: Api) -> None:
 
 
 @sqlite_only
+def test_methods_that_nobody_knows_are_one_series(api: Api) -> None:
+    for number in range(3):
+        assert api.client.request(f"ODD{number}", "/v1/jobs").status_code == 405
+    series = [
+        line for line in api.client.get("/metrics").text.splitlines() if line.startswith("mdc_requests_total")
+    ]
+    assert [line.split('"')[1] for line in series if "405" in line] == ["other"]
+
+
+@sqlite_only
 def test_a_crash_counts_as_500(make_settings: Callable[..., Settings]) -> None:
     app = create_app(make_settings())
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from server.app import create_app
-from server.problems import MAX_BODY_BYTES
+from server.problems import MAX_BODY_BYTES, MAX_HEADER_BYTES
 from server.settings import Settings
 from server.store.ids import to_cursor
 from tests.server.conftest import Api, TestClient, sqlite_only
@@ -66,6 +66,15 @@ def test_a_body_that_is_too_large_announced_or_not(api: Api) -> None:
         yield from (content[:100], content[100:])
 
     check(api.client.post("/v1/jobs", content=pieces(), headers=headers), 413, "body-too-large")
+
+
+@sqlite_only
+def test_long_headers_and_paths_are_neither_served_nor_repeated(api: Api) -> None:
+    check(api.client.get("/healthz", headers={"X-Odd": "x" * MAX_HEADER_BYTES}), 431, "headers-too-large")
+    body = check(api.client.get(f"/{'x' * 10_000}"), 404, "not-found")
+    assert len(body["instance"]) < 300
+    assert len(body["detail"]) < 300
+    check(api.client.get("/v1/nothing", headers={"Host": "["}), 404, "not-found")
 
 
 def test_odd_characters_find_nothing_and_break_nothing(api: Api) -> None:

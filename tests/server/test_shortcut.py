@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import event
 
 from mdc_core import rankmajor
+from server.conditional import Decision
 from server.shortcut import Shortcut
 from server.store import keys, sets
 from server.trusted import TRUST_SECONDS
@@ -29,6 +30,10 @@ QUICK: list[tuple[str, dict[str, str]]] = [
     ("/v1/sets/toy@1/subsets/3", {"Range": "bytes=0-1,3-4"}),
     ("/v1/sets/toy@1/subsets/3", {"Range": "bytes=0-1", "If-Range": '"0"'}),
     ("/v1/sets/toy@1/subsets/3", {"If-None-Match": '"0"'}),
+    ("/v1/sets/toy@1/subsets/3", {"Range": f"bytes=0-{'9' * 4000}"}),
+    ("/v1/sets/toy@1/subsets/3", {"Range": f"bytes=-{'9' * 4000}"}),
+    ("/v1/sets/toy@1/subsets/3", {"Range": f"bytes={'0' * 4000}-"}),
+    ("/v1/sets/toy@1/subsets/3", {"Range": f"bytes=9-{'0' * 4000}"}),
     ("/v1/sets/toy@1/subsets/3", {"If-Match": "*"}),
     ("/v1/sets/toy@1/ranks/2", {"Range": "bytes=0-1"}),
 ]
@@ -43,6 +48,12 @@ ORDINARY: list[tuple[str, dict[str, str]]] = [
     ("/v1/sets/toy@1/subsets/5", {}),
     ("/v1/sets/toy@1/ranks/0", {}),
     ("/v1/sets/toy@1/subsets/01", {"Range": "bytes=999999-"}),
+    ("/v1/sets/toy@01/subsets/1", {}),
+    ("/v1/sets/toy@1/subsets/1", {"Range": f"bytes={'9' * 4000}-"}),
+    ("/v1/sets/toy@1/subsets/1", {"Range": f"bytes=0-{'9' * 5000}"}),
+    ("/v1/sets/toy@1/subsets/1", {"If-None-Match": '"0"' * 2000}),
+    ("/v1/sets/toy@1/subsets/1", {"X-Odd": "x" * 2**15}),
+    ("/v1/sets/toy@1/subsets/1?" + "&" * 5000, {}),
     ("/v1/sets/toy@9/subsets/1", {}),
     ("/v1/sets/toy@1/subsets/1", {"If-Match": '"0"'}),
     ("/v1/sets/toy@1/subsets/1", {"If-None-Match": "*"}),
@@ -196,3 +207,41 @@ def test_requests_that_come_together_with_a_new_key_ask_once(
 
     assert asked(64) == asked(1) == 1
     assert all(quick)
+
+
+def test_what_is_kept_holds_no_text_of_a_caller(toy: Published, quick: list[bool]) -> None:
+    """Any number of different conditions that come to the same are one answer; and all are bounded by bytes."""
+    for number in range(300):
+        tag = f'"{number:04}{"x" * 4000}"'
+        ranges = {"Range": f"bytes=0-{'9' * (20 + number)}"}
+        for given in ({"If-None-Match": tag}, {**ranges, "If-Range": tag}, ranges):
+            assert toy.get("/v1/sets/toy@1/subsets/1", **given).status_code in (200, 206)
+    kept: Any = toy.api.client.app.shortcut._ready  # type: ignore[attr-defined]
+    assert len(quick) == 900
+    assert all(quick)
+    url = "/v1/sets/toy@1/subsets/1"
+    assert [key for key in kept._values if key[1] == url] == [
+        ("toy@1", url, Decision(200)),
+        ("toy@1", url, Decision(206, (0, H + B))),
+    ]
+
+
+def test_answers_that_are_kept_are_bounded_by_bytes(
+    toy: Published, quick: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: Any = toy.api.client.app.shortcut._ready  # type: ignore[attr-defined]
+    monkeypatch.setattr(kept, "_capacity", 20_000)
+    for first in range(200):
+        assert toy.get("/v1/sets/toy@1/subsets/1", Range=f"bytes={first}-").status_code == 206
+    assert 5_000 < kept.weight <= 20_000
+
+
+def test_a_fault_of_the_quick_way_is_not_seen(
+    toy: Published, quick: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> None:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr("server.shortcut._decision", broken)
+    assert toy.get("/v1/sets/toy@1/subsets/1").status_code == 200
+    assert quick == [False]
