@@ -112,7 +112,8 @@ def main() -> None:
         seconds: dict[str, list[float]] = {name: [] for name in runs}
         for pair in range(-WARM_UP, args.pairs):
             phase.net.load_state_dict(weights)
-            plain.load_state_dict(weights)
+            # The same layers in the same order, under other names.
+            plain.load_state_dict(dict(zip(plain.state_dict(), weights.values(), strict=True)))
             for name, run in runs.items():
                 taken = timed(run, pair + WARM_UP, device)
                 if pair >= 0:

@@ -211,7 +211,7 @@ def _choice(request: JobRequest, facts: DataFacts) -> Choice:
 
 def _recipe(request: JobRequest, preset: str, condense: CondenseConfig) -> EvaluateConfig:
     """The evaluation that is asked for; unless the caller says otherwise, by the network that the set is made with."""
-    own = request.preset is None and request.dataset not in NAMED
+    own = request.dataset not in NAMED and request.preset not in NAMED  # those are published schedules
     shares = _EPOCH_SHARES if own or preset == "digits" else ()
     judged = merge({"network": condense.network.model_dump(), "epoch_shares": shares}, request.evaluate)
     return evaluate_config(preset, judged, ipc=condense.ipc, factor=condense.factor)
