@@ -21,8 +21,7 @@ RUN pip install --no-deps --force-reinstall .
 USER mdc
 WORKDIR /var/lib/mdc
 EXPOSE 8000
-CMD ["python", "-m", "uvicorn", "--factory", "server.app:app_from_env", "--loop", "asyncio", \
-     "--host", "0.0.0.0", "--port", "8000", "--no-access-log", "--log-level", "warning"]
+CMD ["python", "-m", "server", "--host", "0.0.0.0"]
 
 FROM base AS worker
 # Kernels for GPUs are compiled when they are first run.

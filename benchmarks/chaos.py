@@ -204,8 +204,7 @@ class Installation:
         return server
 
     def _api_command(self) -> list[str]:
-        serve = [sys.executable, "-m", "uvicorn", "--factory", "server.app:app_from_env", "--no-access-log"]
-        return [*serve, "--host", "127.0.0.1", "--port", str(self.port), "--log-level", "warning"]
+        return [sys.executable, "-m", "server", "--host", "127.0.0.1", "--port", str(self.port)]
 
     def command(self, *arguments: str) -> str:
         """`python -m server.cli`; raises when it fails."""

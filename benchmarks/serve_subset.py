@@ -2,7 +2,7 @@
 
     python benchmarks/serve_subset.py --seconds 3 --repeats 5 > serve.json
 
-One uvicorn process with the API as it is started in production: the key is checked, every request is logged. One
+One process with the API as it is started in production: the key is checked, every request is logged. One
 nginx worker with the same files, sendfile and no log. Rounds alternate between the two; the load comes from wrk on the
 same machine, so both share its cores with it. The processor time of a request is told besides, as it depends less on
 what else the machine does. Then 64 slow readers show what they cost in memory. Needs `wrk`, and
@@ -120,13 +120,10 @@ def parse() -> argparse.Namespace:
 def api(work: Path) -> Iterator[tuple[int, str]]:
     """The API in one process: its id and its URL."""
     port = free_port()
-    command = [sys.executable, "-m", "uvicorn", "--factory", "server.app:app_from_env"]
+    command = [sys.executable, "-m", "server", "--port", str(port)]
     environment = {**os.environ, "MDC_DATA_DIR": str(work / "data"), "PYTHONPATH": str(ROOT)}
     with (work / "api.log").open("wb") as log:
-        process = subprocess.Popen(
-            [*command, "--loop", "asyncio", "--no-access-log", "--port", str(port), "--log-level", "warning"],
-            env=environment, stdout=log, stderr=log,
-        )  # fmt: skip
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
     try:
         base = f"http://127.0.0.1:{port}"
         wait_for(f"{base}/healthz", process, work / "api.log")

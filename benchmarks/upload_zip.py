@@ -79,13 +79,9 @@ def main() -> None:
             zipped = {"files": len(members.infolist()), "mb": round(archive.stat().st_size / 1e6, 1)}
         environment = os.environ | {"MDC_DATA_DIR": f"{folder}/data", "PYTHONPATH": str(ROOT)}
         serve = (
-            "uvicorn",
-            "--factory",
-            "server.app:app_from_env",
+            "server",
             "--port",
             str(port),
-            "--log-level",
-            "warning",
         )
         with running(environment, *serve) as api:
             _wait(lambda: _is_ready(url))

@@ -105,11 +105,9 @@ def api(folder: Path, database_url: str | None) -> Iterator[tuple[int, str, Data
     migrate.upgrade(settings.database_url)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    command = [sys.executable, "-m", "uvicorn", "--factory", "server.app:app_from_env", "--no-access-log"]
+    command = [sys.executable, "-m", "server", "--port", str(port)]
     log = (folder / "api.log").open("wb")
-    process = subprocess.Popen(
-        [*command, "--port", str(port), "--log-level", "warning"], stdout=log, stderr=log
-    )
+    process = subprocess.Popen(command, stdout=log, stderr=log)
     url = f"http://127.0.0.1:{port}"
     db = Database(settings.database_url)
     try:

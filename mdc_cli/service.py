@@ -82,9 +82,7 @@ def _settings() -> Settings:
 
 
 def _api_command(host: str, port: int) -> list[str]:
-    # uvicorn would take uvloop where that is installed, and let new connections wait (docs/operations.md).
-    command = ["uvicorn", "--factory", "server.app:app_from_env", "--loop", "asyncio", "--no-access-log"]
-    return [*command, "--host", host, "--port", str(port), "--log-level", "warning"]
+    return ["server", "--host", host, "--port", str(port)]
 
 
 def _announce(url: str, settings: Settings, log: Path) -> None:

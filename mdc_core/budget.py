@@ -27,10 +27,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from typing import NamedTuple
 
 from mdc_core import rankmajor
 from mdc_core.cost import FLOAT_BYTES, LARGEST, Cost, convnet_cost
-from mdc_core.errors import BudgetError, ConfigError
+from mdc_core.errors import BudgetError, ConfigError, shown
 from mdc_core.manifest import Accuracy, Manifest
 from mdc_core.verdict import (
     BETTER,
@@ -58,6 +59,10 @@ LIBRARY_BYTES = 4_000_000
 that are written for the shapes met, and pieces of memory that the allocator keeps; measured by
 benchmarks/cost_model.py."""
 DEFAULT_BATCH = 64
+SMALLEST = 1e-3
+"""Least speed or power: no device is slower, and what is divided by it stays finite."""
+MOST_STEPS = 10**9
+"""Most epochs, and most images per step."""
 
 
 @dataclass(frozen=True)
@@ -98,14 +103,14 @@ class Budget:
     """Images per step; left out: that of the manifest's recipe."""
 
     def __post_init__(self) -> None:
-        for name, (whole, least, open_end) in _NUMBERS.items():
-            _check_number(name, getattr(self, name), whole, least, open_end)
+        for name, kind in _NUMBERS.items():
+            _check_number(name, getattr(self, name), kind)
+        if self.have_k is None:
+            raise ConfigError("have_k is None: give the number of ranks that the device has, 0 for none")
         if not isinstance(self.metered, bool):
-            raise ConfigError(f"metered is {self.metered!r}: give true or false")
+            raise ConfigError(f"metered is {shown(self.metered)}: give true or false")
         if self.network is not None and (not isinstance(self.network, str) or not self.network):
-            raise ConfigError(f"network is {self.network!r}: give the name of a network in the manifest")
-        if self.min_accuracy is not None and self.min_accuracy > 1:
-            raise ConfigError(f"min_accuracy is {self.min_accuracy}: give a fraction in [0, 1], such as 0.9")
+            raise ConfigError(f"network is {shown(self.network)}: give the name of a network in the manifest")
         timed = self.flops is not None or self.bandwidth_bps is not None
         if self.seconds is not None and not timed:
             raise ConfigError(
@@ -115,34 +120,63 @@ class Budget:
             raise ConfigError("joules is watts times seconds: give watts, and flops or bandwidth_bps with it")
 
     @classmethod
-    def from_mapping(cls, values: Mapping[str, str | int | float | bool]) -> Budget:
-        """The budget that query fields or JSON fields describe; `ConfigError` names an unknown or bad one."""
+    def from_mapping(cls, values: Mapping[str, str | int | float | bool | None]) -> Budget:
+        """The budget that query fields or JSON fields describe; None is as good as left out.
+
+        `ConfigError` names an unknown field, or one that is wrong.
+        """
         known = [field.name for field in fields(cls)]
         for name in values:
             if name not in known:
-                raise ConfigError(f"a budget has no field {name!r}: choose from {', '.join(known)}")
-        return cls(**{name: _parsed(name, value) for name, value in values.items()})  # type: ignore[arg-type]
+                raise ConfigError(f"a budget has no field {shown(name)}: choose from {', '.join(known)}")
+        given = {name: _parsed(name, value) for name, value in values.items() if value is not None}
+        return cls(**given)  # type: ignore[arg-type]
 
     def to_dict(self) -> dict[str, str | float | bool]:
         """The fields that were given, as `from_mapping` takes them."""
         return {key: value for key, value in asdict(self).items() if value not in (None, False)}
 
 
-# Field: whether it is whole, its least value, whether that value itself is excluded.
-_NUMBERS: dict[str, tuple[bool, int, bool]] = {
-    "memory_bytes": (True, 0, False),
-    "storage_bytes": (True, 0, False),
-    "transfer_bytes": (True, 0, False),
-    "bandwidth_bps": (False, 0, True),
-    "seconds": (False, 0, False),
-    "flops": (False, 0, True),
-    "joules": (False, 0, False),
-    "watts": (False, 0, True),
-    "min_accuracy": (False, 0, False),
-    "have_k": (True, 0, False),
-    "epochs": (True, 1, False),
-    "batch_size": (True, 1, False),
+class _Number(NamedTuple):
+    """What a field may be."""
+
+    is_whole: bool
+    least: float
+    most: float
+
+
+_RATE = _Number(False, SMALLEST, LARGEST)
+_AMOUNT = _Number(False, 0, LARGEST)
+_BYTES = _Number(True, 0, LARGEST)
+_COUNT = _Number(True, 1, MOST_STEPS)
+_NUMBERS = {
+    "memory_bytes": _BYTES,
+    "storage_bytes": _BYTES,
+    "transfer_bytes": _BYTES,
+    "bandwidth_bps": _RATE,
+    "seconds": _AMOUNT,
+    "flops": _RATE,
+    "joules": _AMOUNT,
+    "watts": _RATE,
+    "min_accuracy": _Number(False, 0, 1),
+    "have_k": _Number(True, 0, rankmajor.LARGEST),
+    "epochs": _COUNT,
+    "batch_size": _COUNT,
 }
+
+
+def budget_schema() -> dict[str, dict[str, object]]:
+    """JSON Schema of each field of a budget."""
+    schemas: dict[str, dict[str, object]] = {
+        name: {
+            "type": "integer" if kind.is_whole else "number",
+            "minimum": kind.least,
+            "maximum": kind.most,
+        }
+        for name, kind in _NUMBERS.items()
+    }
+    schemas |= {"metered": {"type": "boolean"}, "network": {"type": "string"}}
+    return {field.name: schemas[field.name] for field in fields(Budget)}
 
 
 @dataclass(frozen=True)
@@ -385,18 +419,15 @@ def _recipe(manifest: Manifest, key: str, default: int) -> int:
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 1 else default
 
 
-def _check_number(name: str, value: object, whole: bool, least: int, open_end: bool) -> None:
+def _check_number(name: str, value: object, kind: _Number) -> None:
     """Raise `ConfigError` unless `value` is None or a number of this kind and range."""
     if value is None:
         return
-    kind = int if whole else int | float
-    if isinstance(value, bool) or not isinstance(value, kind):
-        raise ConfigError(f"{name} is {value!r}: give a {'whole ' if whole else ''}number")
+    if isinstance(value, bool) or not isinstance(value, int if kind.is_whole else int | float):
+        raise ConfigError(f"{name} is {shown(value)}: give a {'whole ' if kind.is_whole else ''}number")
     assert isinstance(value, int | float)
-    # A value that is not a number fails the comparison too.
-    if not least <= value <= LARGEST or (open_end and value == least):
-        limit = f"above {least}" if open_end else f"{least} or more"
-        raise ConfigError(f"{name} is {value}: give a finite number {limit}")
+    if not kind.least <= value <= kind.most:  # what is not a number fails the comparison too
+        raise ConfigError(f"{name} is {shown(value)}: give a number from {kind.least:g} to {kind.most:g}")
 
 
 def _parsed(name: str, value: str | float | bool) -> object:
@@ -409,7 +440,7 @@ def _parsed(name: str, value: str | float | bool) -> object:
         try:
             value = float(value)
         except ValueError:
-            raise ConfigError(f"{name} is {value!r}: give a number") from None
-    if isinstance(value, float) and _NUMBERS[name][0] and value.is_integer() and abs(value) <= LARGEST:
+            raise ConfigError(f"{name} is {shown(value)}: give a number") from None
+    if isinstance(value, float) and _NUMBERS[name].is_whole and value.is_integer() and abs(value) <= LARGEST:
         return int(value)
     return value

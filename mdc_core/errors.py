@@ -12,6 +12,15 @@ MdcError
 from __future__ import annotations
 
 
+def shown(value: object, most: int = 80) -> str:
+    """A wrong value as an error shows it: its `repr`, but never long, whatever it is."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes out no whole number of more than 4300 digits
+        return "a number of thousands of digits"
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
 class MdcError(Exception):
     """Base of every error raised on purpose; its message says what to do next."""
 

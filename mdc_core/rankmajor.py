@@ -11,13 +11,18 @@ import json
 import math
 import struct
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from mdc_core.errors import ConfigError, DataError, DigestError, FormatError
+from mdc_core.errors import ConfigError, DataError, DigestError, FormatError, shown
 
 FORMAT: Final = "rankmajor/1"
 HEADER_STEP: Final = 4096
 """A header fills a whole number of these, so that ranks begin on a page of the device's storage."""
+LARGEST: Final = 2**31 - 1
+"""Every whole number in a header is at most this, and so is the number of classes."""
+LARGEST_FILE: Final = 2**48
+"""Bytes of the largest file that the format knows."""
 
 if TYPE_CHECKING:  # an API process that cuts bytes holds no numpy: it is imported where tiles are made
     import numpy as np
@@ -50,14 +55,16 @@ class SetInfo:
     """ch: colour channels, 1 to 4."""
 
     def __post_init__(self) -> None:
-        for name, most in (("ipc", None), ("image_size", None), ("factor", self.image_size), ("channels", 4)):
+        for name, most in (
+            ("ipc", LARGEST), ("image_size", LARGEST), ("factor", self.image_size), ("channels", 4)
+        ):  # fmt: skip
             _check_whole(name, getattr(self, name), most)
         if not self.classes or not all(isinstance(name, str) and name for name in self.classes):
-            raise ConfigError(f"classes is {self.classes!r}: give at least one name, none of them empty")
+            raise ConfigError(f"classes is {shown(self.classes)}: give at least one name, none of them empty")
         object.__setattr__(self, "classes", tuple(self.classes))
         for name, least in (("mean", -math.inf), ("std", 0.0)):
             # 0 and 0.0 are equal but are written differently: plain floats make equal sets equal headers.
-            values = tuple(float(value) for value in getattr(self, name))
+            values = tuple(map(_as_float, getattr(self, name)))
             object.__setattr__(self, name, values)
             if len(values) != self.channels:
                 raise ConfigError(f"{name} has {len(values)} values, but there are {self.channels} channels")
@@ -65,6 +72,11 @@ class SetInfo:
                 raise ConfigError(
                     f"{name} is {values}: give finite numbers{' above 0' if least == 0 else ''}"
                 )
+        if self.ipc * self.rank_bytes > LARGEST_FILE:
+            raise ConfigError(
+                f"the set would have {self.ipc} ranks of {self.rank_bytes} bytes, but a file has at most "
+                f"{LARGEST_FILE}: lower ipc or image_size"
+            )
 
     @property
     def tile_side(self) -> int:
@@ -99,6 +111,7 @@ def header(info: SetInfo, k: int) -> bytes:
     return struct.pack("<Q", size - 8) + text + b" " * (size - 8 - len(text))
 
 
+@lru_cache(64)  # a plan asks for it at every k, and names of a thousand classes take long to write
 def header_size(info: SetInfo) -> int:
     """H: bytes before the first rank, a multiple of 4096. The whole set's header is the longest of all."""
     return -(-(8 + len(_header_json(info, info.ipc))) // HEADER_STEP) * HEADER_STEP
@@ -172,7 +185,7 @@ def read_header(data: Buffer) -> tuple[SetInfo, int]:
     info = _info(document["__metadata__"])
     try:
         k = check_size(info, document["tiles"]["shape"][0])
-    except (LookupError, TypeError, ConfigError) as error:
+    except (LookupError, TypeError, ValueError) as error:  # ConfigError is a ValueError
         raise FormatError(f"the header names no possible subset size ({error})") from None
     if bytes(data[: header_size(info)]) != header(info, k):
         raise FormatError(f"the header is not the {FORMAT} header of subset {k}: the file is damaged")
@@ -249,8 +262,16 @@ def _check_whole(name: str, value: object, most: int | None) -> int:
         or (most is not None and value > most)
     ):
         limit = "1 or more" if most is None else f"1..{most}"
-        raise ConfigError(f"{name} is {value!r}: give a whole number {limit}")
+        raise ConfigError(f"{name} is {shown(value)}: give a whole number {limit}")
     return value
+
+
+def _as_float(value: Any) -> float:
+    """`ConfigError` for what is no number, or too large for one."""
+    try:
+        return float(value)
+    except OverflowError:
+        raise ConfigError(f"{shown(value)} is no number that a float can hold") from None
 
 
 def _header_json(info: SetInfo, k: int) -> bytes:
@@ -290,7 +311,7 @@ def _header_document(data: Buffer) -> dict[str, Any]:
         raise FormatError(f"this is no {FORMAT} file: it has no such header") from None
     if version != FORMAT:
         raise FormatError(
-            f"the file has the format {version!r}, but this release reads {FORMAT!r}: update it"
+            f"the file has the format {shown(version)}, but this release reads {FORMAT!r}: update it"
         )
     return dict(document)
 

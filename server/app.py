@@ -1,4 +1,4 @@
-"""The application: `create_app(settings)`, or `uvicorn --factory server.app:app_from_env`."""
+"""The application: `create_app(settings)`, or from outside `python -m server`."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from server import problems
 from server.auth import ensure_admin_key
 from server.callers import KnownKeys
 from server.catalog import Catalog
+from server.connections import raise_file_limit
 from server.cors import DeviceCors
 from server.deps import Services
 from server.logs import configure_logging
@@ -29,7 +30,7 @@ from server.reaper import Reaper
 from server.routes import datasets, events, health, jobs, keys, keyset, sets, subsets
 from server.settings import Settings
 from server.shortcut import Shortcut
-from server.store import migrate
+from server.store import installation, migrate
 from server.store.db import Database
 from server.store.objects import open_objects
 from server.wakeup import Wakeup
@@ -100,13 +101,16 @@ def _services(settings: Settings) -> Services:
         ranks=Ranks(objects, settings.cache_bytes),
         watchers=watchers,
         metrics=Metrics(db, watchers),
-        rates=RateLimits(settings.key_rate, settings.refusal_rate, settings.broker_url),
+        rates=RateLimits(
+            settings.key_rate, settings.refusal_rate, settings.broker_url, settings.broker_prefix
+        ),
     )
 
 
 def app_from_env() -> FastAPI:
     """The API with the settings of the environment, logging JSON lines."""
     configure_logging()
+    raise_file_limit()
     share_freed_memory()
     app = create_app(Settings())
     gc.collect()
@@ -137,6 +141,7 @@ def _prepare(services: Services) -> None:
     services.wakeup.prepare()
     if settings.embedded:
         migrate.upgrade_apart(settings.database_url)
+        installation.join(services.db, services.objects)
         with services.db.begin() as session:
             ensure_admin_key(settings, session)
         return
@@ -147,6 +152,7 @@ def _prepare(services: Services) -> None:
             f"the database is at revision {revision}, this release needs {migrate.head()}: run "
             "python -m server.cli migrate"
         )
+    installation.join_if_there(services.db, services.objects)
 
 
 def _complete_openapi(app: FastAPI) -> None:

@@ -67,8 +67,15 @@ def ensure_admin_key(settings: Settings, session: Session) -> None:
     """
     if not settings.embedded or keys.admins(session):
         return
+    path = settings.data_dir / "admin.key"
+    if path.exists():
+        kept = path.with_name(f"admin.key.{utcnow():%Y%m%dT%H%M%SZ}")
+        path.rename(kept)
+        structlog.get_logger().warning(
+            "no admin key of this database works: made a new one, and kept the former file", kept=str(kept)
+        )
     _, token = create_key(session, settings.secret_key(), name="first admin key", scopes=["admin"])
-    write_private(settings.data_dir / "admin.key", token, replace=True)
+    write_private(path, token, replace=True)
 
 
 def _key_id(token: str) -> str:
@@ -119,7 +126,8 @@ async def _caller(
 async def checked_caller(services: Services, key: PresentedKey, scope: Scope) -> Caller:
     """The caller whose key the database has confirmed since the request came.
 
-    `Problem` 401, or 429 for an address that guesses. A request that fails is counted once: who asks again on its
+    `Problem` 401, or 429 for one that does not work from an address that guesses. A key that works is never refused,
+    whoever guesses from the same address. A request that fails is counted once: who asks again on its
     behalf gets the same answer.
     """
     state = scope.setdefault("state", {})
@@ -134,7 +142,6 @@ async def checked_caller(services: Services, key: PresentedKey, scope: Scope) ->
             known = services.known_keys.get(key)
             if known is not None:
                 return known[0]
-            await services.rates.admit(address)
             return await _confirmed_or_counted(services, key, address)
     except Exception as failure:
         state["key_failure"] = failure
@@ -143,7 +150,7 @@ async def checked_caller(services: Services, key: PresentedKey, scope: Scope) ->
 
 async def _confirmed_or_counted(services: Services, key: PresentedKey, address: str) -> Caller:
     """The caller as the database says. `Problem` 401, which counts against the address."""
-    caller = await run_in_threadpool(confirmed_caller, services, key)
+    caller = await run_in_threadpool(confirmed_caller, services, key) if key.key_id else None
     if caller is None:
         await services.rates.count_refused(address)
         raise _unauthenticated("the API key is unknown, revoked or expired: ask for a new one")

@@ -20,10 +20,11 @@ from server.auth import create_key
 from server.callers import SCOPES
 from server.schemas import KeyOut
 from server.settings import MIN_SECRET, Settings, wrong_settings
-from server.store import keys
+from server.store import installation, keys
 from server.store import migrate as migrations
 from server.store.db import Database
 from server.store.objects import open_objects
+from server.store.sweep import check_share, restore
 from server.store.sweep import sweep as swept
 from server.store.tables import utcnow
 
@@ -156,22 +157,44 @@ def promote_signing_key() -> None:
 @app.command()
 def sweep(
     dry_run: Annotated[bool, typer.Option(help="Only print what would be deleted.")] = False,
+    allow_most: Annotated[bool, typer.Option(help="Also when that is most of all uploads and sets.")] = False,
 ) -> None:
     """Delete objects that nothing refers to and that are older than MDC_SWEEP_AGE_SECONDS, and print them.
 
-    API and workers do this by themselves every few hours.
+    API and workers do this by themselves every few hours. For a week `restore-swept` brings them back.
     """
     settings = Settings()
     db = Database(settings.database_url)
     count = total = 0
     try:
         objects = open_objects(settings.objects_url)
+        installation.join(db, objects)
+        if not dry_run and not allow_most:
+            check_share(db, objects, settings.sweep_age_seconds)
         for stored in swept(db, objects, settings.sweep_age_seconds, dry_run=dry_run):
             typer.echo(f"{stored.key} {stored.size}")
             count, total = count + 1, total + stored.size
     finally:
         db.dispose()
     typer.echo(f"{count} objects, {total} bytes" + (" would be deleted" if dry_run else " deleted"), err=True)
+
+
+@app.command("restore-swept")
+def restore_swept(prefix: Annotated[str, typer.Argument(help="Only keys that begin so.")] = "") -> None:
+    """Put back what sweeps have taken within a week, and print its keys."""
+    for key in restore(open_objects(Settings().objects_url), prefix):
+        typer.echo(key)
+
+
+@app.command("adopt-objects")
+def adopt_objects() -> None:
+    """Let the object store belong to this database, though it belongs to another or holds what this does not know."""
+    settings = Settings()
+    db = Database(settings.database_url)
+    try:
+        typer.echo(installation.adopt(db, open_objects(settings.objects_url)))
+    finally:
+        db.dispose()
 
 
 if __name__ == "__main__":

@@ -6,9 +6,15 @@ import asyncio
 import json
 import logging
 import sys
+import time
+from collections import Counter
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 import structlog
+
+_TOLD = 200
+"""Characters of a message by which it is known again."""
 
 
 def configure_logging() -> None:
@@ -25,6 +31,33 @@ def configure_logging() -> None:
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
     )
     logging.getLogger("mdc_core").handlers = [_Forward()]  # it logs by the standard library
+    for name in ("uvicorn.error", "asyncio"):
+        logging.getLogger(name).addFilter(Seldom())
+
+
+class Seldom(logging.Filter):
+    """Lets a message pass a few times a minute: a stranger who causes it again and again does not fill the disk."""
+
+    def __init__(
+        self, times: int = 5, seconds: float = 60, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """So many `times` in so many `seconds` of the `clock`, each text for itself."""
+        super().__init__()
+        self._times, self._seconds, self._clock = times, seconds, clock
+        self._begun = clock()
+        self._seen: Counter[str] = Counter()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the record is logged; the last one of its kind says that more are left out."""
+        now = self._clock()
+        if now - self._begun >= self._seconds:
+            self._begun = now
+            self._seen.clear()
+        text = str(record.msg)[:_TOLD]
+        self._seen[text] += 1
+        if self._seen[text] == self._times:
+            record.msg = f"{record.msg} (more of these are left out for up to {self._seconds:g} s)"
+        return self._seen[text] <= self._times
 
 
 class _Forward(logging.Handler):

@@ -26,6 +26,8 @@ MAX_BODY_BYTES = 2**20
 """Largest body of a request that is not an upload."""
 MAX_HEADER_BYTES = 2**15
 """Most bytes of a request's headers, names and values together; as much as nginx lets through unless it is told to."""
+MAX_ERRORS = 100
+"""Wrong fields that are told at once."""
 UPLOAD_PATH = "/v1/datasets"
 RETRY_SECONDS = 10
 """When it is worth trying again what failed because of a store."""
@@ -102,7 +104,7 @@ def field_errors(error: ValidationError | RequestValidationError, *prefix: str) 
             field=".".join([*prefix, *_location(item["loc"])]) or "body",
             message=_message(item),
         )
-        for item in error.errors()
+        for item in error.errors()[:MAX_ERRORS]
     ]
 
 

@@ -32,8 +32,8 @@ T = TypeVar("T")
 class RateLimits:
     """Counts, and refuses with 429 what is too much. While Redis is away everything passes, and the log says so."""
 
-    def __init__(self, key_rate: str, refusal_rate: str, broker_url: str) -> None:
-        """Rates are written like `6000/minute`; an empty one is no limit."""
+    def __init__(self, key_rate: str, refusal_rate: str, broker_url: str, prefix: str = "mdc:") -> None:
+        """Rates are written like `6000/minute`; an empty one is no limit. `prefix` is that of the keys in Redis."""
         self._key_rate = parse(key_rate) if key_rate else None
         self._refusal_rate = parse(refusal_rate) if refusal_rate else None
         self._ask_again = 0.0
@@ -41,11 +41,11 @@ class RateLimits:
         self._close: Callable[[], Awaitable[None]] | None = None
         self._away: tuple[type[Exception], ...] = (OSError,)
         if broker_url.startswith(("redis://", "rediss://")):
-            self._count_in_redis(broker_url)
+            self._count_in_redis(broker_url, prefix)
         else:
             self._limiter = FixedWindowRateLimiter(MemoryStorage())
 
-    def _count_in_redis(self, url: str) -> None:
+    def _count_in_redis(self, url: str, prefix: str) -> None:
         # Imported here: an API without Redis would hold its client in memory for nothing.
         from redis.asyncio import ConnectionPool
         from redis.asyncio.retry import Retry
@@ -61,7 +61,7 @@ class RateLimits:
         storage = RedisStorage(
             f"async+{url}",
             implementation="redispy",
-            key_prefix="mdc-rates",
+            key_prefix=f"{prefix}rates",
             connection_pool=pool,  # type: ignore[arg-type]
         )
         self._limiter = FixedWindowRateLimiter(storage)
@@ -78,23 +78,17 @@ class RateLimits:
     async def turn(self, address: str) -> AsyncIterator[None]:
         """Wait until no other key from this address is tried in this process.
 
-        Else any number of them could be admitted together, before the first of them is counted.
+        Else those who guess would keep the database from everybody else.
         """
         async with self._turns.setdefault(address, asyncio.Lock()):
             yield
 
-    async def admit(self, address: str) -> None:
-        """Let an address try a key that has not worked here before. `Problem` 429 when too many did not."""
+    async def count_refused(self, address: str) -> None:
+        """Count a key that did not work. `Problem` 429 when it was one too many from the address."""
         rate = self._refusal_rate
-        if rate is not None and await self._ask(lambda: self._limiter.test(rate, "from", address)) is False:
+        if rate is not None and await self._ask(lambda: self._limiter.hit(rate, "from", address)) is False:
             what = f"{address} has sent API keys that do not work more than {rate}"
             raise await self._refusal(rate, "from", address, what)
-
-    async def count_refused(self, address: str) -> None:
-        """Count a key that did not work."""
-        rate = self._refusal_rate
-        if rate is not None:
-            await self._ask(lambda: self._limiter.hit(rate, "from", address))
 
     async def close(self) -> None:
         """Close the connections."""

@@ -11,13 +11,14 @@ from datetime import timedelta
 
 import structlog
 
+from mdc_core.errors import ConfigError
 from server.settings import Settings
-from server.store import chores, jobs
+from server.store import chores, installation, jobs
 from server.store.db import Database
 from server.store.errors import STORE_ERRORS
 from server.store.objects import ObjectStore, delete_old
 from server.store.states import ENDED, JobState
-from server.store.sweep import delete_leftovers, sweep
+from server.store.sweep import check_share, delete_leftovers, sweep
 from server.store.tables import utcnow
 from server.wakeup import Wakeup
 
@@ -93,6 +94,14 @@ class Reaper:
     def _sweep(self) -> None:
         log = structlog.get_logger()
         age = self._settings.sweep_age_seconds
+        if not installation.agrees(self._database, self._objects):
+            log.error("no sweep: database and object store do not belong together")
+            return
+        try:
+            check_share(self._database, self._objects, age)
+        except ConfigError as error:
+            log.error("no sweep", reason=str(error))
+            return
         for stored in sweep(self._database, self._objects, age, stop=self._stop):
             log.info("object swept", key=stored.key, bytes=stored.size)
 

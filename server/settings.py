@@ -7,6 +7,7 @@ import re
 import secrets
 import tempfile
 from collections.abc import Callable
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -44,6 +45,17 @@ def _origins(origins: tuple[str, ...]) -> tuple[str, ...]:
                 f"the origin {origin!r} is not one: write scheme and host, such as https://example.org"
             )
     return origins
+
+
+def _networks(proxies: tuple[str, ...]) -> tuple[str, ...]:
+    for proxy in proxies:
+        try:
+            ip_network(proxy)
+        except ValueError as error:
+            raise ConfigError(
+                f"the proxy {proxy!r} is none: write an address or a network, such as 10.0.0.5 or 10.0.0.0/24"
+            ) from error
+    return proxies
 
 
 def _rate(text: str) -> str:
@@ -96,6 +108,10 @@ class Settings(BaseSettings):
     """Private JWKS whose first key signs manifests; made by itself in the embedded mode only."""
     manifest_days: int = Field(default=30, ge=1, le=3650)
     """Days after which a manifest must be fetched again."""
+    trusted_proxies: Annotated[
+        tuple[str, ...], NoDecode, BeforeValidator(_listed), AfterValidator(_networks)
+    ] = ()
+    """Addresses or networks of the proxies before the API, with commas between: they may tell who the client is."""
     downloads: Literal["proxy", "redirect"] = "proxy"
     """Whether subsets come through the API, or where possible from the object store by signed URLs."""
     cors_origins: Annotated[

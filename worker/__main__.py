@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import threading
 
+from mdc_core.errors import ConfigError
 from server.logs import configure_logging
 from server.reaper import Reaper
 from server.settings import Settings
+from server.store import installation
 from server.store.db import Database
 from server.store.objects import open_objects
 from server.wakeup import Wakeup
@@ -24,6 +27,10 @@ def main() -> None:
     database = Database(settings.database_url)
     stop = threading.Event()
     objects = open_objects(settings.objects_url)
+    try:
+        installation.join_if_there(database, objects)
+    except ConfigError as error:
+        sys.exit(f"Error: {error}")
     owner = f"{socket.gethostname()}:{os.getpid()}"
     wakeup = Wakeup(settings)
     supervisor = Supervisor(settings, database, objects, wakeup, owner, stop)

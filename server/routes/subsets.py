@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Depends, Header, Path, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
+from mdc_core.budget import budget_schema
 from server.auth import SubsetsReader
 from server.conditional import LONGEST, Conditions
 from server.delivery import (
@@ -47,22 +48,6 @@ _RANK_RESPONSES: dict[int | str, dict[str, Any]] = {
     304: {"description": "Not Modified"},
     **responses(401, 403, 404, 412, 422),
 }
-_BUDGET_FIELDS: dict[str, dict[str, Any]] = {
-    "memory_bytes": {"type": "integer", "minimum": 0},
-    "storage_bytes": {"type": "integer", "minimum": 0},
-    "transfer_bytes": {"type": "integer", "minimum": 0},
-    "bandwidth_bps": {"type": "number", "exclusiveMinimum": 0},
-    "metered": {"type": "boolean"},
-    "seconds": {"type": "number", "minimum": 0},
-    "flops": {"type": "number", "exclusiveMinimum": 0},
-    "joules": {"type": "number", "minimum": 0},
-    "watts": {"type": "number", "exclusiveMinimum": 0},
-    "min_accuracy": {"type": "number", "minimum": 0, "maximum": 1},
-    "have_k": {"type": "integer", "minimum": 0},
-    "network": {"type": "string"},
-    "epochs": {"type": "integer", "minimum": 1},
-    "batch_size": {"type": "integer", "minimum": 1},
-}
 _OPENAPI: dict[str, Any] = {
     "parameters": [
         {
@@ -72,7 +57,7 @@ _OPENAPI: dict[str, Any] = {
             "schema": schema,
             "description": "Part of the budget.",
         }
-        for name, schema in _BUDGET_FIELDS.items()
+        for name, schema in budget_schema().items()
     ]
 }
 _BUDGET_BODY: dict[str, Any] = {
@@ -83,7 +68,7 @@ _BUDGET_BODY: dict[str, Any] = {
                 "schema": {
                     "title": "Budget",
                     "type": "object",
-                    "properties": _BUDGET_FIELDS,
+                    "properties": budget_schema(),
                     "additionalProperties": False,
                 }
             }
@@ -198,7 +183,6 @@ async def make_a_plan(
 ) -> PlanOut:
     """The subset that a budget affords, what it takes, and why not a larger one. Nothing of it is kept."""
     version, _ = await find_set(services, name)
-    given = {field: value for field, value in budget.items() if value is not None}
-    made = await run_in_threadpool(make_plan, version.manifest, given, "budget")
+    made = await run_in_threadpool(make_plan, version.manifest, budget, "budget")
     response.headers["Cache-Control"] = "no-store"
     return PlanOut.of(made, version)

@@ -57,6 +57,9 @@ class ObjectStore(Protocol):
     def list(self, prefix: str) -> Iterator[Stored]:
         """The objects below the folder `prefix`."""
 
+    def copy(self, key: str, to: str) -> None:
+        """Put the same bytes under another key; its time is now."""
+
     def delete(self, key: str) -> None:
         """Remove the object, if there is one."""
 
@@ -108,6 +111,10 @@ class RemoteObjects:
         for page in obstore.list(self._store, prefix=prefix):
             yield from (Stored(meta["path"], meta["size"], meta["last_modified"]) for meta in page)
 
+    def copy(self, key: str, to: str) -> None:
+        """See `ObjectStore.copy`; the bytes stay in the store."""
+        obstore.copy(self._store, key, to)
+
     def delete(self, key: str) -> None:
         """See `ObjectStore.delete`."""
         try:
@@ -156,6 +163,11 @@ class FolderObjects(RemoteObjects):
             os.fsync(folder)
         finally:
             os.close(folder)
+
+    def copy(self, key: str, to: str) -> None:
+        """See `ObjectStore.copy`; the file has two names until one is deleted."""
+        super().copy(key, to)
+        os.utime(self._folder / to)
 
     def delete_unfinished(self, before: datetime) -> None:
         """See `ObjectStore.delete_unfinished`."""

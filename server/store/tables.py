@@ -262,6 +262,15 @@ class Chore(Base):
     begun_at: Mapped[datetime]
 
 
+class Installation(Base):
+    """Whose database this is, in one row; see `server.store.installation`."""
+
+    __tablename__ = "installation"
+
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    id: Mapped[str] = mapped_column(String(40))
+
+
 class ObjectHold(Base):
     """An object that is being written, and that no row refers to yet: the sweep leaves it alone."""
 

@@ -47,7 +47,6 @@ def live_api(folder: Path, **environment: str) -> Iterator[Live]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "uvicorn", "--factory", "server.app:app_from_env", "--no-access-log"]
     settings = {
         "MDC_DATA_DIR": str(folder),
         "MDC_OBJECTS_URL": f"file://{folder}/objects",
@@ -60,7 +59,7 @@ def live_api(folder: Path, **environment: str) -> Iterator[Live]:
     )
     with (folder / "api.log").open("wb") as log:
         process = subprocess.Popen(
-            [*command, "--port", str(port), "--log-level", "warning"],
+            [sys.executable, "-m", "server", "--port", str(port)],
             env={**os.environ, **settings}, stdout=log, stderr=log,
         )  # fmt: skip
     try:

@@ -60,7 +60,7 @@ def test_wake_ups_that_are_lost_doubled_late_or_wrong_do_no_harm(stores: Stores)
 
 def test_an_api_notices_a_worker_that_vanished_and_ends_in_order(stores: Stores) -> None:  # noqa: F811
     port = free_port()
-    command = [sys.executable, "-m", "uvicorn", "--factory", "server.app:app_from_env", "--port", str(port)]
+    command = [sys.executable, "-m", "server", "--port", str(port)]
 
     def ready() -> bool:
         try:

@@ -77,7 +77,7 @@ def test_devices_that_share_a_key_are_not_counted(make_settings: Callable[..., S
 
 
 @sqlite_only
-def test_an_address_that_guesses_may_go_on_with_the_keys_that_have_worked(
+def test_an_address_that_guesses_keeps_out_no_key_that_works(
     make_settings: Callable[..., Settings],
 ) -> None:
     with serving(make_settings(refusal_rate="3/hour")) as api:
@@ -88,7 +88,8 @@ def test_an_address_that_guesses_may_go_on_with_the_keys_that_have_worked(
         assert [answer.status_code for answer in guesses] == [401] * 3 + [429]
         assert refused(guesses[-1], "rate-limited") <= 3600
         assert api.client.get("/v1/jobs", headers=reader).status_code == 200
-        refused(api.client.get("/v1/jobs", headers=fresh), "rate-limited")
+        assert api.client.get("/v1/jobs", headers=fresh).status_code == 200, "not met before, and it works"
+        assert api.client.get("/subsets/1?set=none", headers=api.key("subsets:read")).status_code == 404
 
 
 @sqlite_only

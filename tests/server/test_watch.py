@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import signal
-import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -27,7 +25,7 @@ from server.watch import Watchers
 from tests.server.conftest import Api, sqlite_only
 from tests.server.test_api_jobs import submit
 from tests.server.test_problems import check
-from tests.services import free_port
+from tests.services import free_port, process
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
 
@@ -279,19 +277,19 @@ def test_a_process_takes_only_so_many_streams(api: Api) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_streams_hold_up_neither_requests_nor_the_end_of_the_api(
-    tmp_path: Path, number: signal.Signals
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
+    monkeypatch.setenv("MDC_DATA_DIR", str(tmp_path))
     port = free_port()
-    command = [sys.executable, "-m", "uvicorn", "--factory", "server.app:app_from_env", "--port", str(port)]
-    process = subprocess.Popen(
-        command,
-        env=os.environ | {"MDC_DATA_DIR": str(tmp_path)},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stderr is not None
-    try:
-        assert any("Uvicorn running" in line for line in process.stderr)
+    command = [sys.executable, "-m", "server", "--port", str(port)]
+
+    def is_ready() -> bool:
+        try:
+            return httpx.get(f"http://127.0.0.1:{port}/readyz").is_success
+        except httpx.TransportError:
+            return False
+
+    with process(command, is_ready) as serving:
         headers = {"Authorization": f"Bearer {(tmp_path / 'admin.key').read_text().strip()}"}
         with (
             httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=60) as client,
@@ -306,14 +304,10 @@ def test_streams_hold_up_neither_requests_nor_the_end_of_the_api(
                 text = next(pieces)
                 while not messages(text):
                     text += next(pieces)
-                deadline = threading.Timer(60, process.kill)
+                deadline = threading.Timer(60, serving.kill)
                 deadline.start()
-                process.send_signal(number)
+                serving.send_signal(number)
                 text += "".join(pieces)  # a stream that is cut off would raise
         assert messages(text)[0].data["state"] == JobState.QUEUED
-        assert process.wait() != -signal.SIGKILL
+        assert serving.wait() != -signal.SIGKILL
         deadline.cancel()
-    finally:
-        process.kill()
-        process.wait()
-        process.stderr.close()

@@ -1,0 +1,223 @@
+"""HTTP connections that a stranger cannot use up: every wait has an end, and every buffer a size.
+
+uvicorn's httptools protocol takes headers of any size for any time, and so do idle connections. Deadlines and sizes
+follow RFC 9110 (431, 408) and RFC 6585.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+from collections import OrderedDict
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+CONNECTIONS = 3000
+"""Connections of a process. Beyond it the one that has waited longest for a request is closed."""
+MAX_FILES = 65_536
+"""A process asks for no more open files than this."""
+OTHER_FILES = 128
+"""Files that a process has open besides: stores, uploads, logs."""
+
+HEAD_BYTES = 32 * 1024
+"""Request line and headers of a request, together: as much as nginx passes on unless it is told to."""
+HEADERS = 100
+"""Header fields of a request."""
+HEAD_SECONDS = 10.0
+"""From the first byte, or the connection, to the end of the headers."""
+BODY_SECONDS = 30.0
+"""Within each such time a body must bring `BODY_BYTES`, or end."""
+BODY_BYTES = 4 * 1024
+SEND_SECONDS = 120.0
+"""A reader takes what waits in the socket (about 64 KiB) within this time."""
+PIPELINED = 8
+"""Requests that may come on a connection before the first of them is answered."""
+READ_BYTES = 64 * 1024
+"""Bytes taken from a socket at once; asyncio's own 256 KiB would be held by every connection."""
+
+_TOO_LARGE_BODY = (
+    b'{"type":"urn:mdc:problem:headers-too-large","title":"Headers too large","status":431,'
+    b'"detail":"request line and headers have at most %d bytes and %d fields: send less",'
+    b'"instance":"","code":"headers-too-large","errors":[],"request_id":""}' % (HEAD_BYTES, HEADERS)
+)
+_TOO_LARGE = (
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: application/problem+json\r\n"
+    b"connection: close\r\ncontent-length: %d\r\n\r\n%b" % (len(_TOO_LARGE_BODY), _TOO_LARGE_BODY)
+)
+_BUSY = (
+    b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+)
+
+# Of each server the connections that wait for a request, the longest waiting first. They make room for new ones.
+_waiting: WeakKeyDictionary[ServerState, OrderedDict[BoundedHttp, None]] = WeakKeyDictionary()
+
+
+def raise_file_limit() -> None:
+    """Let this process open as many files, and so connections, as the system allows it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def max_connections() -> int:
+    """Connections that this process holds: `CONNECTIONS`, or what its limit of files leaves."""
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return CONNECTIONS if files == resource.RLIM_INFINITY else max(1, min(CONNECTIONS, files - OTHER_FILES))
+
+
+class BoundedHttp(HttpToolsProtocol):
+    """One connection; uvicorn makes it for `http=BoundedHttp`."""
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        """As uvicorn calls it."""
+        super().__init__(config, server_state, app_state, _loop)
+        self._waiters = _waiting.setdefault(server_state, OrderedDict())
+        self._in_head = True
+        self._has_begun = False
+        self._partial_bytes = 0
+        self._head_bytes = 0
+        self._body_bytes = 0
+        self._is_too_large = False
+        self._deadline: asyncio.TimerHandle | None = None
+        self._send_deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Take the connection, if need be in place of one that waits."""
+        if hasattr(transport, "max_size"):
+            transport.max_size = READ_BYTES
+        super().connection_made(transport)
+        if len(self.connections) > max_connections():
+            if not self._waiters:
+                transport.write(_BUSY)
+                transport.close()
+                return
+            self._waiters.popitem(last=False)[0].transport.abort()
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget it."""
+        self._stop_waiting()
+        self._unset_send_deadline()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse, and close what is too large or never whole."""
+        self._head_is_whole = False
+        super().data_received(data)
+        if not self._in_head or self.transport.is_closing():
+            return
+        if not self._head_is_whole:
+            self._partial_bytes += len(data)  # of a field that is not whole the parser tells nothing
+            if self._partial_bytes > HEAD_BYTES:
+                self._is_too_large = True
+                self.send_400_response("")
+                return
+        is_idle = self.cycle is None or self.cycle.response_complete
+        if self._deadline is None and (self._has_begun or is_idle):
+            self._await_head()
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        self._has_begun = True
+        self._head_bytes = 0
+        super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        """Part of the request line."""
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A whole header field."""
+        self._count(len(name) + len(value) + len(": \r\n"))
+        super().on_header(name, value)
+
+    def _count(self, size: int) -> None:
+        self._head_bytes += size
+        if self._head_bytes > HEAD_BYTES or len(self.headers) >= HEADERS:
+            self._is_too_large = True
+            raise ValueError("the headers are too large")  # ends the parser, which calls `send_400_response`
+
+    def on_headers_complete(self) -> None:
+        """A request can be answered."""
+        if len(self.pipeline) >= PIPELINED:
+            raise ValueError("too many requests before the first is answered")
+        self._stop_waiting()
+        self._in_head, self._has_begun, self._head_is_whole = False, False, True
+        self._partial_bytes = self._body_bytes = 0
+        super().on_headers_complete()
+        self._deadline = self.loop.call_later(BODY_SECONDS, self._check_body)
+
+    def on_body(self, body: bytes) -> None:
+        """Part of a body."""
+        self._body_bytes += len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The request is here as a whole."""
+        self._unset_deadline()
+        self._in_head = True
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """Ready for the next request; uvicorn closes what stays idle."""
+        super().on_response_complete()
+        if self._in_head and not self.pipeline and not self.transport.is_closing():
+            self._waiters[self] = None
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what cannot be parsed, or is too large."""
+        self._stop_waiting()
+        if not self._is_too_large:
+            super().send_400_response(msg)
+            return
+        self.transport.write(_TOO_LARGE)
+        self.transport.close()
+
+    def pause_writing(self) -> None:
+        """The reader is slower than the server."""
+        super().pause_writing()
+        self._unset_send_deadline()
+        self._send_deadline = self.loop.call_later(SEND_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """The reader has caught up."""
+        self._unset_send_deadline()
+        super().resume_writing()
+
+    def _await_head(self) -> None:
+        self._waiters[self] = None
+        self._deadline = self.loop.call_later(HEAD_SECONDS, self.transport.abort)
+
+    def _check_body(self) -> None:
+        """Close a connection whose body does not grow, unless it was the server that did not read."""
+        if not self.flow.read_paused and self._body_bytes < BODY_BYTES:
+            self.transport.abort()
+            return
+        self._body_bytes = 0
+        self._deadline = self.loop.call_later(BODY_SECONDS, self._check_body)
+
+    def _stop_waiting(self) -> None:
+        self._waiters.pop(self, None)
+        self._unset_deadline()
+
+    def _unset_deadline(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _unset_send_deadline(self) -> None:
+        if self._send_deadline is not None:
+            self._send_deadline.cancel()
+            self._send_deadline = None
