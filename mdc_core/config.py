@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mdc_core.errors import ConfigError
 
@@ -35,6 +35,14 @@ UNUSED: Mapping[str, Mapping[str, Any]] = {
 """Settings of a condensation that a method makes no use of, and the value that says so, beside the default."""
 MIN_SIDE, MAX_SIDE = 4, 1024
 """Sides that a data set may have."""
+MOST_IPC = 1000
+MOST_LOOPS = 1_000_000
+"""Outer loops, iterations, epochs: far more than anything that ends, far less than what arithmetic cannot hold."""
+MOST_SAMPLES = 1_000_000_000
+"""Images, drawn with repetition."""
+MOST_BATCH = 1_000_000
+MOST_FACTOR = 1e6
+"""Of step sizes and weights."""
 RESNET_LEAST_SIDE = 16
 """Below it the last stage sees single pixels, and a norm over one pixel leaves nothing to learn from."""
 
@@ -43,6 +51,17 @@ class Frozen(BaseModel):
     """A value: immutable, and an unknown field is an error that names it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @classmethod
+    def stored(cls, values: Mapping[str, Any]) -> Self:
+        """The value as it was stored; `ConfigError` when it was possible in an earlier release only."""
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            wrong = ", ".join(".".join(map(str, item["loc"])) for item in error.errors())
+            raise ConfigError(
+                f"settings of an earlier release are beyond what this one takes: {wrong}; submit the job again"
+            ) from error
 
 
 class DataFacts(Frozen):
@@ -56,17 +75,17 @@ class DataFacts(Frozen):
     """H: side of the square images in pixels."""
     classes: tuple[str, ...] = Field(min_length=2)
     """Class names; the position is the label."""
-    smallest_class: int = Field(ge=1)
+    smallest_class: int = Field(ge=1, le=MOST_SAMPLES)
     """Real training images in the class that has the fewest."""
-    images: int | None = Field(default=None, ge=1)
+    images: int | None = Field(default=None, ge=1, le=MOST_SAMPLES)
     """Training images of all classes; null: not counted."""
-    test_images: int | None = Field(default=None, ge=1)
+    test_images: int | None = Field(default=None, ge=1, le=MOST_SAMPLES)
     """Test images of all classes; null: not counted."""
     held_out: bool = False
     """Whether the test images were taken out of the training images, as there was no test split."""
-    ignored: int = Field(default=0, ge=0)
+    ignored: int = Field(default=0, ge=0, le=MOST_SAMPLES)
     """Files and folders that were passed over: hidden ones, and what lies beside train and test."""
-    own_side: int | None = Field(default=None, ge=MIN_SIDE)
+    own_side: int | None = Field(default=None, ge=MIN_SIDE, le=MOST_SAMPLES)
     """Median of the short sides of the images before they are resized; null: they are not resized."""
 
 
@@ -92,30 +111,32 @@ class CondenseConfig(Frozen):
 
     method: Literal["idc", "feature"] = "idc"
     """`idc`: gradients are matched (IDC, arXiv 2205.14959); `feature`: mean features of every prefix."""
-    ipc: int = Field(default=10, ge=1, le=1000)
+    ipc: int = Field(default=10, ge=1, le=MOST_IPC)
     """N: synthetic images per class of the whole set."""
     factor: int = Field(default=2, ge=1, le=8)
     """f: every image holds f x f tiles (multi-formation)."""
     init: Literal["real", "noise"] = "real"
     """Tiles start as shrunk real images, or as noise around mid grey."""
-    start_index: int = Field(default=0, ge=0)
+    start_index: int = Field(default=0, ge=0, le=MOST_LOOPS)
     """Skip start_index * N * f² real images of each class's permutation at the start (Baseline B)."""
     network: NetworkConfig = NetworkConfig()
     """The network that is matched; with `idc` a fresh one in every outer loop."""
 
     subset_loss: Literal["mls", "none", "all"] = "mls"
     """`mls`: the most learnable subset (the paper); `none`: Baseline C; `all`: every size, weighted."""
-    subset_weights: tuple[Annotated[float, Field(ge=0)], ...] | None = None
+    subset_weights: tuple[Annotated[float, Field(ge=0, le=MOST_FACTOR)], ...] | None = Field(
+        default=None, max_length=MOST_IPC
+    )
     """Only with `all`: the weight of each subset size 1..N-1; left out, 1 with `idc`, 1 / size with `feature`."""
     subset_metric: Literal["feature", "gradient", "accuracy"] = "feature"
     """How far subset n is from the real data when the MLS is chosen (Table 6)."""
-    accuracy_epochs: int = Field(default=1000, ge=1)
+    accuracy_epochs: int = Field(default=1000, ge=1, le=MOST_LOOPS)
     """Only with subset_metric `accuracy`: epochs of each training on a subset."""
     accuracy_augment: tuple[AugmentOp, ...] = ("color", "crop", "flip", "scale", "rotate")
     """Only with subset_metric `accuracy`: augmentation of that training, drawn for every image."""
     accuracy_cutmix: Probability = 0.5
     """Only with subset_metric `accuracy`: probability of CutMix in that training."""
-    mls_period: int = Field(default=100, ge=1)
+    mls_period: int = Field(default=100, ge=1, le=MOST_LOOPS)
     """Δt: outer loops between two selections of the MLS."""
     freeze: Literal["predecessor", "cumulative", "none"] = "predecessor"
     """Which prefix is frozen when the MLS grows (Eq. 10); `cumulative` is the released code's rule."""
@@ -124,40 +145,40 @@ class CondenseConfig(Frozen):
 
     metric: Literal["mse", "l1", "cos"] = "mse"
     """Distance between gradients, summed over all matched parameters."""
-    calibration: float = Field(default=0.1, ge=0)
+    calibration: float = Field(default=0.1, ge=0, le=MOST_FACTOR)
     """Weight of the images' cross-entropy under the trained network itself; 0: left out."""
-    calibration_decay: float = Field(default=2.0, ge=0)
+    calibration_decay: float = Field(default=2.0, ge=0, le=100)
     """How calibration fades with the rank: as rank^-decay."""
-    outer_loops: int = Field(default=2000, ge=1)
+    outer_loops: int = Field(default=2000, ge=1, le=MOST_LOOPS)
     """T: with `idc` networks to match; with `feature` parts of the run, each of which may end in a checkpoint."""
-    inner_iterations: int = Field(default=100, ge=1)
+    inner_iterations: int = Field(default=100, ge=1, le=MOST_LOOPS)
     """E: tile updates per outer loop."""
-    lr_base: float = Field(default=5e-3, gt=0)
+    lr_base: float = Field(default=5e-3, gt=0, le=MOST_FACTOR)
     """Step size of the tiles: with `idc` before scaling with N and H (see `tile_lr`), with `feature` in pixels."""
-    lr_image_size: int = Field(default=32, ge=4)
+    lr_image_size: int = Field(default=32, ge=MIN_SIDE, le=MAX_SIDE)
     """H0: the image side that `lr_base` was tuned for."""
     momentum: float = Field(default=0.5, ge=0, lt=1)
     """Momentum of the tiles."""
-    batch_real: int = Field(default=64, ge=1)
+    batch_real: int = Field(default=64, ge=1, le=MOST_BATCH)
     """Real images per class and iteration."""
-    batch_syn_max: int | None = Field(default=None, ge=1)
+    batch_syn_max: int | None = Field(default=None, ge=1, le=MOST_BATCH)
     """Upper limit of synthetic tiles per class and iteration; left out, all are used."""
     augment: tuple[AugmentOp, ...] = ("color", "crop", "cutout")
     """Siamese augmentation of the matched batches."""
 
-    early: int = Field(default=0, ge=0)
+    early: int = Field(default=0, ge=0, le=MOST_LOOPS)
     """Epochs on real data before a fresh network is matched."""
     pool: int = Field(default=0, ge=0, le=1000)
     """Networks trained ahead: `feature` takes one for every update, `idc` one for an outer loop; 0: fresh ones."""
-    pool_samples: int = Field(default=100_000, ge=1)
+    pool_samples: int = Field(default=100_000, ge=1, le=MOST_SAMPLES)
     """Only with a pool: real samples that each of its networks is trained on, once."""
-    pool_noise: float = Field(default=1.0, ge=0)
+    pool_noise: float = Field(default=1.0, ge=0, le=MOST_FACTOR)
     """Only with a pool: random change of a network that is taken, relative to the norm of each filter."""
-    n_data: int = Field(default=2000, ge=0)
+    n_data: int = Field(default=2000, ge=0, le=MOST_SAMPLES)
     """Real samples that the network is trained on after every tile update."""
-    batch_network: int = Field(default=64, ge=1)
+    batch_network: int = Field(default=64, ge=1, le=MOST_BATCH)
     """Batch size of that training."""
-    lr_network: float = Field(default=0.01, gt=0)
+    lr_network: float = Field(default=0.01, gt=0, le=MOST_FACTOR)
     """Step size of that training (SGD, momentum 0.9, weight decay 5e-4)."""
     cutmix: Probability = 0.5
     """Probability of CutMix in that training."""
@@ -250,19 +271,21 @@ class CondenseConfig(Frozen):
 class EvaluateConfig(Frozen):
     """How a set is judged: networks trained on its first k images per class, tested on real test images."""
 
-    sizes: tuple[Annotated[int, Field(ge=1)], ...] | None = None
+    sizes: tuple[Annotated[int, Field(ge=1, le=MOST_IPC)], ...] | None = Field(
+        default=None, max_length=MOST_IPC
+    )
     """The k to evaluate; left out: every k from 1 to N."""
-    repeats: int = Field(default=3, ge=1)
+    repeats: int = Field(default=3, ge=1, le=1000)
     """Networks per k; the spread is over them."""
-    epochs: int = Field(default=1000, ge=1)
+    epochs: int = Field(default=1000, ge=1, le=MOST_LOOPS)
     """Epochs of each training."""
-    epoch_shares: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
+    epoch_shares: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(default=(), max_length=20)
     """Shorter trainings on the condensed set besides, each with a whole schedule, in shares of `epochs`."""
     network: NetworkConfig = NetworkConfig()
     """The network that is trained."""
-    batch_size: int = Field(default=64, ge=1)
+    batch_size: int = Field(default=64, ge=1, le=MOST_BATCH)
     """Images per step."""
-    lr: float = Field(default=0.01, gt=0)
+    lr: float = Field(default=0.01, gt=0, le=MOST_FACTOR)
     """First step size (SGD, momentum 0.9, weight decay 5e-4); times 0.2 at 2/3 and 5/6 of the epochs."""
     augment: tuple[AugmentOp, ...] = ("color", "crop", "flip", "scale", "rotate")
     """Augmentation, drawn for every image."""
@@ -314,7 +337,7 @@ class EvaluateConfig(Frozen):
     @classmethod
     def stored(cls, values: Mapping[str, Any]) -> Self:
         """A configuration as it was stored; that of an earlier release did not know the shrunk baseline."""
-        return cls.model_validate({"shrunk_baseline": False, **values})
+        return super().stored({"shrunk_baseline": False, **values})
 
     def milestones(self) -> tuple[int, int]:
         """Epochs after which the step size drops: 666 and 833 of 1000."""

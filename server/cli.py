@@ -18,7 +18,7 @@ from mdc_core.errors import ConfigError
 from mdc_core.signing import dump_private_keys, new_key
 from server.auth import create_key
 from server.callers import SCOPES
-from server.schemas import KeyOut
+from server.schemas import LONGEST_KEY, KeyOut
 from server.settings import MIN_SECRET, Settings, wrong_settings
 from server.store import installation, keys
 from server.store import migrate as migrations
@@ -70,7 +70,9 @@ def create(
     scope: Annotated[list[str], typer.Option(help=f"One of {', '.join(SCOPES)}; may be repeated.")],
     days: Annotated[
         int | None,
-        typer.Option(min=1, max=36500, help="After so many days it ceases to work. [default: never]"),
+        typer.Option(
+            min=1, max=LONGEST_KEY.days, help="After so many days it ceases to work. [default: never]"
+        ),
     ] = None,
 ) -> None:
     """Make an API key and print it; the first admin key of a server with a database of its own."""

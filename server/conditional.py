@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from server.problems import Problem
@@ -18,8 +17,7 @@ _DIGITS = 18
 """Decimal digits of a position that may lie inside a file; more of them are beyond the end of any."""
 
 
-@dataclass(frozen=True)
-class Conditions:
+class Conditions(NamedTuple):
     """What a request asks of the representation; the texts of the headers, None where absent."""
 
     range: str | None = None

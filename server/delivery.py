@@ -111,7 +111,7 @@ def answer_subset(version: Version, k: int, conditions: Conditions, *, pinned: b
         Problem: 412 or 416; see `server.conditional`.
     """
     if head:
-        conditions = replace(conditions, range=None)
+        conditions = conditions._replace(range=None)
     decision = decide_subset(version, k, conditions)
     answer = decided_subset(version, k, decision, pinned=pinned)
     if answer.span is None:
@@ -153,7 +153,7 @@ def answer_rank(version: Version, r: int, conditions: Conditions, *, pinned: boo
 def decide_rank(version: Version, r: int, conditions: Conditions) -> Decision:
     """What to send of rank r, which comes whole or not at all. Raises as `decide` does."""
     etag = _etag(version.manifest.digests.ranks[r - 1])
-    return decide(replace(conditions, range=None), etag, version.rank_bytes)
+    return decide(conditions._replace(range=None), etag, version.rank_bytes)
 
 
 def decided_rank(version: Version, r: int, decision: Decision, *, pinned: bool) -> Answer:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
 from mdc_core.budget import Plan
 from mdc_core.choices import MAX_MINUTES
-from mdc_core.config import MAX_SIDE, MIN_SIDE, CondenseConfig, DataFacts, EvaluateConfig
+from mdc_core.config import MAX_SIDE, MIN_SIDE, CondenseConfig, DataFacts, EvaluateConfig, NetworkConfig
+from mdc_core.errors import ConfigError
 from mdc_core.shorter import Shorter
 from mdc_core.verdict import Verdict, advice, judged
 from server.callers import SCOPES, Scope
@@ -22,7 +23,11 @@ from server.store.tables import ApiKey, CondensedSet, Dataset, Job, JobEvent, ut
 SLUG = r"^[a-z0-9][a-z0-9-]{0,62}$"
 Slug = Annotated[str, Field(pattern=SLUG)]
 
+LONGEST_KEY = timedelta(days=36_500)
+"""How far away the end of a key may be, if it has one."""
+
 T = TypeVar("T")
+C = TypeVar("C", CondenseConfig, EvaluateConfig)
 
 
 class Body(BaseModel):
@@ -186,6 +191,19 @@ class SetLink(Shown):
     url: str
 
 
+def _as_it_is(kind: type[C], values: dict[str, Any]) -> C:
+    """A job's configuration to be looked at, even one that only an earlier release accepted."""
+    try:
+        return kind.stored(values)
+    except ConfigError:
+        plain: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+        }
+        return kind.model_construct(
+            **{**plain, "network": NetworkConfig.model_construct(**values["network"])}
+        )
+
+
 class JobOut(Shown):
     """A condensation and where it is."""
 
@@ -239,8 +257,8 @@ class JobOut(Shown):
             dataset=job.dataset,
             name=job.name,
             owner=job.owner_id,
-            condense=CondenseConfig.model_validate(job.condense),
-            evaluate=EvaluateConfig.stored(job.evaluate),
+            condense=_as_it_is(CondenseConfig, job.condense),
+            evaluate=_as_it_is(EvaluateConfig, job.evaluate),
             facts=job.facts and DataFacts.model_validate(job.facts),
             estimate=job.estimate and JobEstimate.of(job.estimate),
             minutes=job.minutes,
@@ -419,9 +437,16 @@ class PlanOut(Shown):
 
 
 def _in_future(moment: datetime) -> datetime:
-    if moment <= utcnow() + timedelta(seconds=1):
+    """In UTC. Both bounds come before it: there are times that no other zone can tell."""
+    now = utcnow()
+    if moment <= now + timedelta(seconds=1):
         raise ValueError(f"{moment.isoformat()} has passed: give a time to come, or leave it out")
-    return moment
+    if moment > now + LONGEST_KEY:
+        years = LONGEST_KEY.days // 365
+        raise ValueError(
+            f"{moment.isoformat()} is more than {years} years away: give an earlier time, or leave it out"
+        )
+    return moment.astimezone(UTC)
 
 
 class KeyRequest(Body):
@@ -432,7 +457,7 @@ class KeyRequest(Body):
     scopes: Annotated[list[Scope], Field(min_length=1, max_length=len(SCOPES))]
     """What it may do; `admin` implies the others."""
     expires_at: Annotated[AwareDatetime, AfterValidator(_in_future)] | None = None
-    """When it ceases to work; left out: never."""
+    """When it ceases to work, within 100 years; left out: never."""
 
 
 class KeyOut(Shown):

@@ -114,7 +114,7 @@ def main(argv: list[str]) -> int:
                 database=database,
                 objects=open_objects(settings.objects_url),
                 job=job,
-                config=CondenseConfig.model_validate(job.condense),
+                config=CondenseConfig.stored(job.condense),
                 recipe=EvaluateConfig.stored(job.evaluate),
                 device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
                 stopping=stopping,

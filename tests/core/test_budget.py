@@ -1,7 +1,8 @@
 """Budget to k: the formulas, the rule, and that more budget never gives less."""
 
 import json
-from dataclasses import replace
+import math
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -397,6 +398,26 @@ def test_a_budget_from_query_fields() -> None:
     assert Budget.from_mapping(text) == expected
     assert Budget.from_mapping(expected.to_dict()) == expected
     assert Budget.from_mapping({}) == Budget()
+
+
+NUMBERS = [field.name for field in fields(Budget) if field.name not in ("metered", "network")]
+EXTREMES = [0.0, 5e-324, 1e-320, 1e-3, 1.0, 2.5, 2.0**53, 1e24, 1e25, 1.7e308, math.inf, math.nan]
+numbers = st.sampled_from(EXTREMES) | st.integers() | st.floats() | st.sampled_from([10**400, 10**5000])
+
+
+@settings(max_examples=500)
+@given(
+    st.dictionaries(st.sampled_from(NUMBERS), numbers, max_size=4),
+    st.fixed_dictionaries({"flops": st.just(1e-3), "bandwidth_bps": st.just(1e-3), "watts": st.just(1e24)}),
+)
+def test_whatever_the_numbers_are_the_answer_is_finite(given: dict[str, Any], rates: dict[str, Any]) -> None:
+    try:
+        told: object = plan(MANIFEST, Budget.from_mapping({**rates, **given})).to_dict()
+    except BudgetError as error:
+        told = error.needed
+    except ConfigError as error:
+        told = str(error)
+    assert len(json.dumps(told, allow_nan=False)) < 1000
 
 
 @pytest.mark.parametrize(
