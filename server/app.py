@@ -9,7 +9,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from mdc_core.errors import ConfigError
 from mdc_core.malloc import share_freed_memory
@@ -55,6 +55,7 @@ def create_app(settings: Settings) -> FastAPI:
         docs_url="/docs",
         redoc_url=None,
         separate_input_output_schemas=False,
+        redirect_slashes=False,  # its redirect would lead to wherever the header Host says
     )
     services = app.state.services = _services(settings)
     app.shortcut = Shortcut()
@@ -75,8 +76,21 @@ class _Api(FastAPI):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
-        if not await self.shortcut.answer(self.state.services, scope, send):
-            await super().__call__(scope, receive, send)
+        if await self.shortcut.answer(self.state.services, scope, send):
+            return
+        is_answered = False
+
+        async def watched(message: Message) -> None:
+            nonlocal is_answered
+            await send(message)
+            is_answered = message["type"] == "http.response.body" and not message.get("more_body", False)
+
+        try:
+            await super().__call__(scope, receive, watched)
+        except Exception:
+            # Starlette raises what it has logged and answered with 500; the server would cut the connection.
+            if not is_answered:
+                raise
 
 
 def _services(settings: Settings) -> Services:

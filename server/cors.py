@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from starlette.datastructures import MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 PATHS = ("/subsets/", "/v1/sets", "/v1/keyset")
 EXPOSED = ("Content-Range", "ETag", "Repr-Digest", "Content-Location", "MDC-Epochs", "MDC-Verdict")
 SENT = ("Authorization", "Content-Type", "If-Match", "If-None-Match", "If-Range", "Range")
 MINUTES = 10
+VARY = "Origin"
+"""Every answer that pages may read varies by it, asked by a page or not: caches would give one for the other."""
 
 
 class DeviceCors:
@@ -33,5 +36,15 @@ class DeviceCors:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
-        shared = scope["type"] == "http" and scope["path"].startswith(PATHS)
-        await (self._shared if shared else self._plain)(scope, receive, send)
+        if scope["type"] != "http" or not scope["path"].startswith(PATHS):
+            await self._plain(scope, receive, send)
+            return
+
+        async def varied(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                if VARY not in headers.get("Vary", ""):
+                    headers.add_vary_header(VARY)
+            await send(message)
+
+        await self._shared(scope, receive, varied)

@@ -23,6 +23,7 @@ from server.auth import checked_caller, confirmed_caller, present
 from server.callers import Caller
 from server.catalog import Version
 from server.conditional import LONGEST, Conditions, Decision
+from server.cors import VARY
 from server.delivery import (
     decide_rank,
     decide_subset,
@@ -140,7 +141,7 @@ class Shortcut:
             return None
         ready = self._ready.get((wanted.reference, path, decision))
         if ready is None:
-            ready = _prepared(version, path, wanted, decision)
+            ready = _prepared(version, path, wanted, decision, shared=bool(services.settings.cors_origins))
             self._ready.put((wanted.reference, path, decision), ready)
         pieces = services.ranks.warm(version, ready.k, *ready.span)
         return None if pieces is None else (caller.key_id, ready, in_chunks(pieces))
@@ -202,12 +203,14 @@ def _decision(
     return None if decision.status == 304 else decision
 
 
-def _prepared(version: Version, path: str, wanted: _Wanted, decision: Decision) -> _Ready:
-    """The answer as the routes work it out."""
+def _prepared(version: Version, path: str, wanted: _Wanted, decision: Decision, *, shared: bool) -> _Ready:
+    """The answer as the routes work it out; `shared`: pages of other origins may read it too."""
     decided = decided_rank if wanted.noun == "ranks" else decided_subset
     answer = decided(version, int(wanted.number), decision, pinned=True)
     assert answer.span is not None
     headers = [(name.lower().encode(), value.encode("latin-1")) for name, value in answer.headers.items()]
+    if shared:
+        headers.append((b"vary", VARY.encode()))
     template = "/subsets/{k}" if wanted.noun == "subsets" else "/ranks/{r}"
     route = "/v1/sets/{name}" * path.startswith("/v1/") + template
     line = begin_line(method="GET", path=path, route=route, status=answer.status)

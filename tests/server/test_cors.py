@@ -9,7 +9,8 @@ import pytest
 
 from server.app import create_app
 from server.settings import Settings
-from tests.server.conftest import TestClient, sqlite_only
+from tests.server.conftest import TestClient, serving, sqlite_only
+from tests.server.toyset import publish
 
 pytestmark = sqlite_only
 ORIGIN = "https://page.test"
@@ -37,8 +38,31 @@ def test_an_answer_shows_the_page_what_it_needs(client: Any) -> None:
         assert answer.headers["Access-Control-Allow-Origin"] == ORIGIN
         assert set(answer.headers["Access-Control-Expose-Headers"].split(", ")) == EXPOSED
         assert "Access-Control-Allow-Credentials" not in answer.headers
-        other = client.get(path, headers={"Origin": "https://other.test"})
-        assert "Access-Control-Allow-Origin" not in other.headers
+        assert answer.headers["Vary"].split(", ").count("Origin") == 1
+        for origin in ({"Origin": "https://other.test"}, {}):
+            other = client.get(path, headers=origin)
+            assert "Access-Control-Allow-Origin" not in other.headers
+            assert other.headers["Vary"] == answer.headers["Vary"], "a cache keeps them apart"
+
+
+@pytest.mark.parametrize("origins", [(ORIGIN,), ("*",), ()])
+def test_a_cache_gives_no_answer_to_pages_of_other_origins(
+    make_settings: Callable[..., Settings], origins: tuple[str, ...]
+) -> None:
+    """Whichever way an answer takes."""
+    with serving(make_settings(cors_origins=origins)) as api:
+        publish(api.services, api.admin["Authorization"].split("_")[1], "toy", 1)
+        for url in (
+            "/v1/sets/toy@1/subsets/1",
+            "/subsets/1?set=toy@1",
+            "/v1/sets/toy@1/ranks/1",
+            "/v1/sets/toy",
+        ):
+            for _ in range(2):  # the second time from memory
+                answer = api.client.get(url, headers=api.admin)
+                assert answer.status_code == 200
+                assert answer.headers.get("Vary") == ("Origin" if origins else None)
+        assert api.services.metrics.memory_answers >= 3
 
 
 def test_what_a_page_may_send(client: Any) -> None:
