@@ -96,6 +96,7 @@ def api(folder: Path, database_url: str | None) -> Iterator[tuple[int, str, Data
     chosen = {
         "MDC_DATA_DIR": str(folder),
         "MDC_SECRET": "benchmark" * 4,
+        "MDC_KEY_STREAMS": "1000",
         "MDC_SIGNING_KEYS": dump_private_keys([new_key()]),
     }
     if database_url is not None:

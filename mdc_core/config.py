@@ -124,9 +124,9 @@ class CondenseConfig(Frozen):
 
     subset_loss: Literal["mls", "none", "all"] = "mls"
     """`mls`: the most learnable subset (the paper); `none`: Baseline C; `all`: every size, weighted."""
-    subset_weights: tuple[Annotated[float, Field(ge=0, le=MOST_FACTOR)], ...] | None = Field(
-        default=None, max_length=MOST_IPC
-    )
+    subset_weights: (
+        Annotated[tuple[Annotated[float, Field(ge=0, le=MOST_FACTOR)], ...], Field(fail_fast=True)] | None
+    ) = Field(default=None, max_length=MOST_IPC)
     """Only with `all`: the weight of each subset size 1..N-1; left out, 1 with `idc`, 1 / size with `feature`."""
     subset_metric: Literal["feature", "gradient", "accuracy"] = "feature"
     """How far subset n is from the real data when the MLS is chosen (Table 6)."""
@@ -271,8 +271,8 @@ class CondenseConfig(Frozen):
 class EvaluateConfig(Frozen):
     """How a set is judged: networks trained on its first k images per class, tested on real test images."""
 
-    sizes: tuple[Annotated[int, Field(ge=1, le=MOST_IPC)], ...] | None = Field(
-        default=None, max_length=MOST_IPC
+    sizes: Annotated[tuple[Annotated[int, Field(ge=1, le=MOST_IPC)], ...], Field(fail_fast=True)] | None = (
+        Field(default=None, max_length=MOST_IPC)
     )
     """The k to evaluate; left out: every k from 1 to N."""
     repeats: int = Field(default=3, ge=1, le=1000)

@@ -101,7 +101,7 @@ def _services(settings: Settings) -> Services:
         )
     db = Database(settings.database_url)
     manifest_keys = settings.manifest_keys()
-    watchers = Watchers(db)
+    watchers = Watchers(db, most_of_key=settings.key_streams)
     return Services(
         settings=settings,
         db=db,

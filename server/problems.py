@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from server.store.errors import STORE_ERRORS
 
 MEDIA_TYPE = "application/problem+json"
-MAX_BODY_BYTES = 2**20
+MAX_BODY_BYTES = 2**17
 """Largest body of a request that is not an upload."""
 MAX_HEADER_BYTES = 2**15
 """Most bytes of a request's headers, names and values together; as much as nginx lets through unless it is told to."""

@@ -128,6 +128,8 @@ class Settings(BaseSettings):
     """Keys that do not work from one address, before it may try no new ones; empty: any number."""
     key_jobs: int = Field(default=100, ge=1)
     """Jobs of one API key that wait or run."""
+    key_streams: int = Field(default=100, ge=1)
+    """Streams of events that one API key keeps open, in each API process."""
     key_upload_bytes: int = Field(default=20 * GiB, ge=0)
     """Bytes that one API key may have uploaded."""
     max_attempts: int = Field(default=5, ge=1)

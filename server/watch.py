@@ -11,6 +11,7 @@ import asyncio
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -21,6 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 from starlette.types import Receive, Scope, Send
 
+from server.problems import Problem
 from server.schemas import JobEventOut, Progress
 from server.store import events
 from server.store.db import Database
@@ -37,6 +39,8 @@ RETRY_MS = 2000
 """When a client should come back."""
 MOST = 1000
 """Streams that one process keeps open."""
+BUSY_SECONDS = 30
+"""When it is worth asking for a stream again."""
 
 
 class _Watched:
@@ -78,14 +82,20 @@ class Watchers:
         *,
         poll: float = POLL_SECONDS,
         most: int = MOST,
+        most_of_key: int = MOST,
         longest: float = LONGEST_SECONDS,
     ) -> None:
-        """The database is asked every `poll` seconds; `most` streams at a time, none for over `longest` seconds."""
+        """The database is asked every `poll` seconds.
+
+        `most` streams at a time, and `most_of_key` of one API key; none for over `longest` seconds.
+        """
         self._db = db
         self._poll_seconds = poll
         self._most = most
+        self._most_of_key = most_of_key
         self._longest = longest
         self._jobs: dict[str, _Watched] = {}
+        self._of_keys: Counter[str] = Counter()
         self._new = asyncio.Event()
         self._reader: asyncio.Task[None] | None = None
         self._closed = False
@@ -93,16 +103,14 @@ class Watchers:
     @property
     def count(self) -> int:
         """Streams that are open."""
-        return sum(job.watchers for job in self._jobs.values())
+        return self._of_keys.total()
 
-    @property
-    def full(self) -> bool:
-        """Whether no more streams are taken."""
-        return self._closed or self.count >= self._most
+    def stream(self, job_id: str, key_id: str, after: int) -> EventSourceResponse:
+        """The response that tells a job's events after the one with id `after`, its progress, and its end.
 
-    def stream(self, job_id: str, after: int) -> EventSourceResponse:
-        """The response that tells a job's events after the one with id `after`, its progress, and its end."""
-        return _Stream(self, job_id, after)
+        It is 429 when there are too many, of all or of this API key.
+        """
+        return _Stream(self, job_id, key_id, after)
 
     def close(self) -> None:
         """End every stream; their clients come back to whoever answers next."""
@@ -111,8 +119,9 @@ class Watchers:
             job.tell()
 
     @contextmanager
-    def watching(self, job_id: str) -> Iterator[_Watched]:
-        """The job, which is read from the database as long as someone is in here."""
+    def watching(self, job_id: str, key_id: str) -> Iterator[_Watched]:
+        """The job, which is read from the database as long as someone is in here. `Problem` 429."""
+        self._check_room(job_id, key_id)
         job = self._jobs.get(job_id)
         if job is None:
             job = self._jobs[job_id] = _Watched()
@@ -120,12 +129,31 @@ class Watchers:
         if self._reader is None or self._reader.done():
             self._reader = asyncio.create_task(self._keep_reading())
         job.watchers += 1
+        self._of_keys[key_id] += 1
         try:
             yield job
         finally:
             job.watchers -= 1
             if job.watchers == 0:
                 del self._jobs[job_id]
+            self._of_keys[key_id] -= 1
+            if self._of_keys[key_id] == 0:
+                del self._of_keys[key_id]
+
+    def _check_room(self, job_id: str, key_id: str) -> None:
+        """Where a stream begins, so that any number that is asked for at once is counted. `Problem` 429."""
+        if self._of_keys[key_id] >= self._most_of_key:
+            full = f"the API key {key_id} has {self._most_of_key} streams open, as many as it may"
+        elif self._closed or self.count >= self._most:
+            full = "this server has as many streams open as it takes"
+        else:
+            return
+        raise Problem(
+            429,
+            "too-many-streams",
+            f"{full}: ask again later, or look at /v1/jobs/{job_id}",
+            headers={"Retry-After": str(BUSY_SECONDS)},
+        )
 
     async def frames(self, job: _Watched, after: int) -> AsyncIterator[bytes]:
         """What one watcher is sent."""
@@ -178,12 +206,12 @@ class Watchers:
 class _Stream(EventSourceResponse):
     """A stream that is given up as soon as its client has gone, wherever it waits."""
 
-    def __init__(self, watchers: Watchers, job_id: str, after: int) -> None:
+    def __init__(self, watchers: Watchers, job_id: str, key_id: str, after: int) -> None:
         super().__init__(iter(()), headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
-        self._watchers, self._job_id, self._after = watchers, job_id, after
+        self._watchers, self._job_id, self._key_id, self._after = watchers, job_id, key_id, after
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with self._watchers.watching(self._job_id) as job:
+        with self._watchers.watching(self._job_id, self._key_id) as job:
             self.body_iterator = self._watchers.frames(job, self._after)
             await super().__call__(scope, receive, send)
 

@@ -10,16 +10,13 @@ from starlette.concurrency import run_in_threadpool
 from server.auth import JobsReader
 from server.callers import Caller
 from server.deps import AfterQuery, InTurn, LimitQuery, Services, ServicesDep
-from server.problems import FieldError, Problem, invalid, not_found, responses
+from server.problems import FieldError, invalid, not_found, responses
 from server.schemas import JobEventOut, Page
 from server.store import events, jobs
 from server.store.ids import to_cursor
 from server.store.states import ENDED
 
 router = APIRouter(prefix="/v1/jobs/{job_id}/events", tags=["jobs"], dependencies=[InTurn])
-
-BUSY_SECONDS = 30
-"""When it is worth asking for a stream again."""
 
 _MESSAGE: dict[str, Any] = {
     "type": "object",
@@ -79,14 +76,7 @@ async def stream_events(
     after = int(last_event_id or 0)
     if await run_in_threadpool(_is_over, services, caller, job_id, after):
         return Response(status_code=204)
-    if services.watchers.full:
-        raise Problem(
-            429,
-            "too-many-streams",
-            f"this server has as many streams open as it takes: ask again later, or look at /v1/jobs/{job_id}",
-            headers={"Retry-After": str(BUSY_SECONDS)},
-        )
-    return services.watchers.stream(job_id, after)
+    return services.watchers.stream(job_id, caller.key_id, after)
 
 
 def _is_over(services: Services, caller: Caller, job_id: str, after: int) -> bool:

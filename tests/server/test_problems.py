@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from server.app import create_app
-from server.problems import MAX_BODY_BYTES, MAX_HEADER_BYTES
+from server.problems import MAX_BODY_BYTES, MAX_ERRORS, MAX_HEADER_BYTES
 from server.settings import Settings
 from server.store.ids import to_cursor
 from tests.server.conftest import Api, TestClient, sqlite_only
@@ -78,6 +78,24 @@ def test_long_headers_and_paths_are_neither_served_nor_repeated(api: Api) -> Non
     assert len(body["instance"]) < 300
     assert len(body["detail"]) < 300
     check(api.client.get("/v1/nothing", headers={"Host": "["}), 404, "not-found")
+
+
+@sqlite_only
+@pytest.mark.parametrize(
+    "body",
+    [
+        {f"field{number}": 1 for number in range(8000)},
+        {"dataset": "digits", "condense": {f"field{number}": 1 for number in range(8000)}},
+        {"dataset": "digits", "evaluate": {"sizes": [0] * 40_000}},
+        {"dataset": "digits", "condense": {"subset_weights": [-1] * 30_000}},
+        {"dataset": "digits", "condense": {"augment": ["x" * 50] * 2000}},
+    ],
+)
+def test_errors_are_told_by_the_hundred(api: Api, body: dict[str, Any]) -> None:
+    answer = api.client.post("/v1/jobs", json=body, headers=api.admin)
+    assert answer.status_code == 422
+    assert 1 <= len(answer.json()["errors"]) <= MAX_ERRORS
+    assert len(answer.content) < 40_000
 
 
 def test_odd_characters_find_nothing_and_break_nothing(api: Api) -> None:

@@ -18,6 +18,7 @@ import pytest
 from sqlalchemy import event
 
 from server.deps import AT_ONCE
+from server.problems import Problem
 from server.store import jobs, sets
 from server.store.db import Database
 from server.store.states import JobState
@@ -153,7 +154,7 @@ def test_changes_and_progress_arrive_while_they_happen(db: Database, owner: str)
 
     async def watch() -> None:
         watchers = Watchers(db, poll=FAST)
-        with watchers.watching(job_id) as job:
+        with watchers.watching(job_id, "key") as job:
             frames = watchers.frames(job, 0)
             assert (await following(frames)).data["state"] == "queued"
             assert (await following(frames)).data["phase"] == "queued"
@@ -179,7 +180,7 @@ def test_who_is_slow_finds_the_newest_progress_and_every_event(db: Database, own
 
     async def watch() -> None:
         watchers = Watchers(db, poll=FAST)
-        with watchers.watching(job_id) as job, watchers.watching(job_id):
+        with watchers.watching(job_id, "key") as job, watchers.watching(job_id, "key"):
             slow, quick = watchers.frames(job, 0), watchers.frames(job, 0)
             for frames in (slow, quick):
                 assert [(await following(frames)).event for _ in range(3)] == ["state", "state", "progress"]
@@ -210,7 +211,8 @@ def test_many_watchers_cost_two_queries(db: Database, owner: str) -> None:
         watchers = Watchers(db, poll=60)
         with ExitStack() as stack:
             streams = [
-                watchers.frames(stack.enter_context(watchers.watching(job_id)), 0) for job_id in ids * 3
+                watchers.frames(stack.enter_context(watchers.watching(job_id, "key")), 0)
+                for job_id in ids * 3
             ]
             assert watchers.count == 90
             first = await asyncio.gather(*map(following, streams))
@@ -241,7 +243,7 @@ def test_a_client_that_goes_away_is_released(db: Database, owner: str) -> None:
                 await sent.wait()  # a connection whose buffer is full
 
         scope = {"type": "http", "asgi": {"spec_version": "2.3"}}
-        await watchers.stream(job_id, 0)(scope, receive, send)
+        await watchers.stream(job_id, "key", 0)(scope, receive, send)
         assert watchers.count == 0
 
     run(watch)
@@ -256,7 +258,7 @@ def test_a_silent_stream_has_a_heart_beat_and_an_end(
 
     async def watch() -> None:
         watchers = Watchers(db, poll=60, longest=20 * FAST)
-        with watchers.watching(job_id) as job:
+        with watchers.watching(job_id, "key") as job:
             sent = [frame async for frame in watchers.frames(job, 0)]
         assert sent[-1].startswith(b":")
         assert [message.event for message in messages(b"".join(sent).decode())] == ["state", "progress"]
@@ -272,7 +274,27 @@ def test_a_process_takes_only_so_many_streams(api: Api) -> None:
     answer = api.client.get(f"/v1/jobs/{job_id}/events/stream", headers=api.admin)
     check(answer, 429, "too-many-streams")
     assert int(answer.headers["Retry-After"]) > 0
-    assert Watchers(api.services.db, most=0).full
+    assert watchers.count == 0
+
+
+@sqlite_only
+def test_a_key_takes_only_so_many_of_them(db: Database, owner: str) -> None:
+    """However many are asked for at once; other keys are not concerned."""
+
+    async def watch() -> None:
+        watchers = Watchers(db, poll=60, most=4, most_of_key=3)
+        with ExitStack() as stack:
+            for job_id in ("a", "a", "b"):
+                stack.enter_context(watchers.watching(job_id, "key"))
+            with pytest.raises(Problem, match="the API key key has 3 streams open"):
+                stack.enter_context(watchers.watching("c", "key"))
+            stack.enter_context(watchers.watching("c", "other"))
+            with pytest.raises(Problem, match="this server has as many"):
+                stack.enter_context(watchers.watching("c", "third"))
+            assert watchers.count == 4
+        assert watchers.count == 0
+
+    run(watch)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
