@@ -30,7 +30,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import NamedTuple
 
 from mdc_core import rankmajor
-from mdc_core.cost import FLOAT_BYTES, LARGEST, Cost, convnet_cost
+from mdc_core.cost import FLOAT_BYTES, LARGEST, MOST_STEPS, Cost, convnet_cost
 from mdc_core.errors import BudgetError, ConfigError, shown
 from mdc_core.manifest import Accuracy, Manifest
 from mdc_core.verdict import (
@@ -61,8 +61,6 @@ benchmarks/cost_model.py."""
 DEFAULT_BATCH = 64
 SMALLEST = 1e-3
 """Least speed or power: no device is slower, and what is divided by it stays finite."""
-MOST_STEPS = 10**9
-"""Most epochs, and most images per step."""
 
 
 @dataclass(frozen=True)
@@ -271,7 +269,7 @@ def _trainings(manifest: Manifest, budget: Budget) -> list[_Training]:
     names = list(dict.fromkeys([row.network for row in manifest.accuracy] + list(manifest.cost)))
     if budget.network is not None and budget.network not in names:
         raise ConfigError(
-            f"network is {budget.network!r}, but the manifest of {manifest.name!r} knows "
+            f"network is {shown(budget.network)}, but the manifest of {manifest.name!r} knows "
             f"{', '.join(names) or 'none'}"
         )
     network = budget.network or (names[0] if names else None)
@@ -415,8 +413,7 @@ def _refuse(least: Plan, budget: Budget) -> None:
 
 
 def _recipe(manifest: Manifest, key: str, default: int) -> int:
-    value = manifest.recipe.get(key)
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 1 else default
+    return int(manifest.recipe.get(key, default))  # whole and bounded: the manifest is read so
 
 
 def _check_number(name: str, value: object, kind: _Number) -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 
-from mdc_core.errors import ConfigError, FormatError
+from mdc_core.errors import ConfigError, FormatError, shown
 
 FLOAT_BYTES = 4
 LARGEST = 1e24
 """No quantity of a device comes near it; a bound keeps the arithmetic far from overflow."""
+MOST_STEPS = 10**9
+"""Most epochs, images per step and repeats."""
+_WHOLE = ("parameters", "optimiser_states")
 
 
 @dataclass(frozen=True)
@@ -28,10 +31,12 @@ class Cost:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise ConfigError(f"cost.{field.name} is {value!r}: give a number")
-            if not 0 <= value <= LARGEST:  # not a number fails the comparison too
-                raise ConfigError(f"cost.{field.name} is {value}: give a finite number, 0 or more")
+            kind = int if field.name in _WHOLE else int | float
+            if isinstance(value, bool) or not isinstance(value, kind):
+                what = "whole number" if kind is int else "number"
+                raise ConfigError(f"cost.{field.name} is {shown(value)}: give a {what}")
+            if not 0 <= value <= LARGEST:  # what is not a number fails the comparison too
+                raise ConfigError(f"cost.{field.name} is {shown(value)}: give a number from 0 to {LARGEST:g}")
 
     def to_dict(self) -> dict[str, float]:
         """As JSON: field by field."""
@@ -41,7 +46,7 @@ class Cost:
     def from_dict(cls, document: object) -> Cost:
         """The cost that `to_dict` wrote; `FormatError` names a missing or impossible field."""
         if not isinstance(document, Mapping):
-            raise FormatError(f"a cost is {document!r}: it should be an object with {_FIELDS}")
+            raise FormatError(f"a cost is {shown(document)}: it should be an object with {_FIELDS}")
         missing = [field.name for field in fields(cls) if field.name not in document]
         if missing:
             raise FormatError(f"a cost has no {', '.join(missing)}: it should have {_FIELDS}")

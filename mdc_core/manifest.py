@@ -13,8 +13,8 @@ from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 from mdc_core import rankmajor
-from mdc_core.cost import Cost
-from mdc_core.errors import ConfigError, FormatError
+from mdc_core.cost import MOST_STEPS, Cost
+from mdc_core.errors import ConfigError, FormatError, shown
 from mdc_core.rankmajor import Digests, SetInfo
 
 MANIFEST_VERSION = 1
@@ -135,16 +135,18 @@ def parse_manifest(document: Mapping[str, Any]) -> Manifest:
     version = document.get("manifest_version")
     if version != MANIFEST_VERSION:
         raise FormatError(
-            f"manifest_version is {version!r}, but this release reads {MANIFEST_VERSION}: update it"
+            f"manifest_version is {shown(version)}, but this release reads {MANIFEST_VERSION}: update it"
         )
     info = _info(document)
     stored = _take(document, "object", dict)
     if (encoding := _take(stored, "encoding", str, "object.")) != rankmajor.FORMAT:
-        raise FormatError(f"object.encoding is {encoding!r}, but this release reads {rankmajor.FORMAT!r}")
+        raise FormatError(
+            f"object.encoding is {shown(encoding)}, but this release reads {rankmajor.FORMAT!r}"
+        )
     _expect(_take(stored, "bytes", int, "object."), rankmajor.subset_size(info, info.ipc), "object.bytes")
     return Manifest(
         name=_take(document, "name", str),
-        version=_whole(document, "version"),
+        version=_whole(document, "version", most=rankmajor.LARGEST),
         created=_time("created", _take(document, "created", str)),
         expires=_time("expires", document["expires"]) if document.get("expires") is not None else None,
         info=info,
@@ -156,10 +158,17 @@ def parse_manifest(document: Mapping[str, Any]) -> Manifest:
         ),
         object_url=_take(stored, "url", str, "object."),
         network=_take(document, "network", dict),
-        recipe=_take(document, "recipe", dict),
+        recipe=_recipe(_take(document, "recipe", dict)),
         accuracy=parse_accuracy(_take(document, "accuracy", list), info.ipc),
         cost={str(key): _cost(value, f"cost.{key}") for key, value in _take(document, "cost", dict).items()},
     )
+
+
+def _recipe(recipe: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The recipe, whose numbers that plans compute with are checked; the others are a matter of the training."""
+    for key in {"epochs", "batch_size"} & recipe.keys():
+        _whole(recipe, key, "recipe.")
+    return recipe
 
 
 def parse_accuracy(rows: Sequence[object], ipc: int) -> tuple[Accuracy, ...]:
@@ -180,7 +189,7 @@ def _info(document: Mapping[str, Any]) -> SetInfo:
             mean=lists["mean"],
             std=lists["std"],
         )
-    except (ConfigError, TypeError, ValueError) as error:
+    except ConfigError as error:
         raise FormatError(f"the manifest describes no possible set: {error}") from None
     _expect(_take(document, "rank_bytes", int), info.rank_bytes, "rank_bytes")
     _expect(_take(document, "header_bytes", int), rankmajor.header_size(info), "header_bytes")
@@ -189,8 +198,8 @@ def _info(document: Mapping[str, Any]) -> SetInfo:
 
 def _accuracy(row: object, where: str, ipc: int) -> Accuracy:
     if not isinstance(row, Mapping):
-        raise FormatError(f"{where[:-1]} is {row!r}: it should be an object")
-    k = _whole(row, "k", where)
+        raise FormatError(f"{where[:-1]} is {shown(row)}: it should be an object")
+    k = _whole(row, "k", where, rankmajor.LARGEST)
     if k > ipc:
         raise FormatError(f"{where}k is {k}, but the set has the sizes 1..{ipc}")
     baselines = {
@@ -224,22 +233,22 @@ def _take(document: Mapping[str, Any], key: str, kind: type[_T], where: str = ""
     """The field `key`, which must have the JSON type `kind`."""
     value = document.get(key)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        found = "missing" if key not in document else repr(value)
+        found = "missing" if key not in document else shown(value)
         raise FormatError(f"{where}{key} is {found}: it should be of type {kind.__name__}")
     return value
 
 
-def _whole(document: Mapping[str, Any], key: str, where: str = "") -> int:
+def _whole(document: Mapping[str, Any], key: str, where: str = "", most: int = MOST_STEPS) -> int:
     value = _take(document, key, int, where)
-    if value < 1:
-        raise FormatError(f"{where}{key} is {value}: it should be 1 or more")
+    if not 1 <= value <= most:
+        raise FormatError(f"{where}{key} is {shown(value)}: it should be a whole number from 1 to {most}")
     return value
 
 
 def _fraction(document: Mapping[str, Any], key: str, where: str) -> float:
     value = document.get(key)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise FormatError(f"{where}{key} is {value!r}: it should be a number in [0, 1]")
+        raise FormatError(f"{where}{key} is {shown(value)}: it should be a number in [0, 1]")
     return float(value)
 
 
@@ -247,15 +256,19 @@ def _time(key: str, value: object) -> datetime:
     try:
         moment = datetime.fromisoformat(str(value))
     except ValueError:
-        raise FormatError(f"{key} is {value!r}: it should be a time such as 2030-01-31T12:00:00Z") from None
+        raise FormatError(
+            f"{key} is {shown(value)}: it should be a time such as 2030-01-31T12:00:00Z"
+        ) from None
     if moment.utcoffset() != timedelta(0):
-        raise FormatError(f"{key} is {value!r}: it should be in UTC, ending in Z or +00:00")
+        raise FormatError(f"{key} is {shown(value)}: it should be in UTC, ending in Z or +00:00")
     return moment
 
 
 def _digest(where: str, value: object) -> str:
     if not isinstance(value, str) or not _SHA256.fullmatch(value):
-        raise FormatError(f"{where} is {value!r}: it should be a sha256 in 64 lower-case hexadecimal digits")
+        raise FormatError(
+            f"{where} is {shown(value)}: it should be a sha256 in 64 lower-case hexadecimal digits"
+        )
     return value
 
 
@@ -267,4 +280,4 @@ def _digests(document: Mapping[str, Any], key: str, count: int) -> tuple[str, ..
 
 def _expect(value: int, expected: int, what: str) -> None:
     if value != expected:
-        raise FormatError(f"{what} is {value}, but this set has {expected}")
+        raise FormatError(f"{what} is {shown(value)}, but this set has {expected}")

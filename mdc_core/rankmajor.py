@@ -9,9 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import struct
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property
+from numbers import Real
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from mdc_core.errors import ConfigError, DataError, DigestError, FormatError, shown
@@ -23,6 +25,12 @@ LARGEST: Final = 2**31 - 1
 """Every whole number in a header is at most this, and so is the number of classes."""
 LARGEST_FILE: Final = 2**48
 """Bytes of the largest file that the format knows."""
+LARGEST_HEADER: Final = 100_000_000
+"""Bytes of the longest JSON in a header: safetensors reads no longer one."""
+LARGEST_MOMENT: Final = 1e6
+"""Every mean is at most this in magnitude, and a standard deviation is between its inverse and it: pixels are in
+[0, 1], and what they are normalised to stays a number in float32."""
+_WHOLE = re.compile(r"[1-9][0-9]{0,9}")
 
 if TYPE_CHECKING:  # an API process that cuts bytes holds no numpy: it is imported where tiles are made
     import numpy as np
@@ -61,22 +69,35 @@ class SetInfo:
             _check_whole(name, getattr(self, name), most)
         if not self.classes or not all(isinstance(name, str) and name for name in self.classes):
             raise ConfigError(f"classes is {shown(self.classes)}: give at least one name, none of them empty")
+        if not all(map(_is_unicode, self.classes)):
+            raise ConfigError(f"classes is {shown(self.classes)}: a name holds half of a surrogate pair")
         object.__setattr__(self, "classes", tuple(self.classes))
-        for name, least in (("mean", -math.inf), ("std", 0.0)):
-            # 0 and 0.0 are equal but are written differently: plain floats make equal sets equal headers.
-            values = tuple(map(_as_float, getattr(self, name)))
-            object.__setattr__(self, name, values)
-            if len(values) != self.channels:
-                raise ConfigError(f"{name} has {len(values)} values, but there are {self.channels} channels")
-            if not all(math.isfinite(value) and value > least for value in values):
+        for name, least in (("mean", -LARGEST_MOMENT), ("std", 1 / LARGEST_MOMENT)):
+            given = getattr(self, name)
+            if len(given) != self.channels:
+                raise ConfigError(f"{name} has {len(given)} values, but there are {self.channels} channels")
+            # What is not a number fails the comparison too.
+            if not all(_is_real(value) and least <= value <= LARGEST_MOMENT for value in given):
                 raise ConfigError(
-                    f"{name} is {values}: give finite numbers{' above 0' if least == 0 else ''}"
+                    f"{name} is {shown(given)}: give numbers from {least:g} to {LARGEST_MOMENT:g}"
                 )
+            # 0 and 0.0 are equal but are written differently: plain floats make equal sets equal headers.
+            object.__setattr__(self, name, tuple(map(float, given)))
         if self.ipc * self.rank_bytes > LARGEST_FILE:
             raise ConfigError(
                 f"the set would have {self.ipc} ranks of {self.rank_bytes} bytes, but a file has at most "
                 f"{LARGEST_FILE}: lower ipc or image_size"
             )
+        if self.header_bytes - 8 > LARGEST_HEADER:
+            raise ConfigError(
+                f"the header would have {self.header_bytes} bytes, but no reader takes more than "
+                f"{LARGEST_HEADER}: shorten the names of the classes"
+            )
+
+    @cached_property  # a plan asks for it at every k, and names of a thousand classes take long to write
+    def header_bytes(self) -> int:
+        """H: bytes before the first rank, a multiple of 4096. The whole set's header is the longest of all."""
+        return -(-(8 + len(_header_json(self, self.ipc))) // HEADER_STEP) * HEADER_STEP
 
     @property
     def tile_side(self) -> int:
@@ -111,10 +132,9 @@ def header(info: SetInfo, k: int) -> bytes:
     return struct.pack("<Q", size - 8) + text + b" " * (size - 8 - len(text))
 
 
-@lru_cache(64)  # a plan asks for it at every k, and names of a thousand classes take long to write
 def header_size(info: SetInfo) -> int:
-    """H: bytes before the first rank, a multiple of 4096. The whole set's header is the longest of all."""
-    return -(-(8 + len(_header_json(info, info.ipc))) // HEADER_STEP) * HEADER_STEP
+    """H: bytes before the first rank, a multiple of 4096, for every k."""
+    return info.header_bytes
 
 
 def subset_size(info: SetInfo, k: int) -> int:
@@ -266,12 +286,17 @@ def _check_whole(name: str, value: object, most: int | None) -> int:
     return value
 
 
-def _as_float(value: Any) -> float:
-    """`ConfigError` for what is no number, or too large for one."""
+def _is_real(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _is_unicode(name: str) -> bool:
+    """Whether UTF-8 can write it: half of a surrogate pair is no character."""
     try:
-        return float(value)
-    except OverflowError:
-        raise ConfigError(f"{shown(value)} is no number that a float can hold") from None
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _header_json(info: SetInfo, k: int) -> bytes:
@@ -299,6 +324,11 @@ def _header_document(data: Buffer) -> dict[str, Any]:
     if len(data) < 8:
         raise FormatError(f"the file has {len(data)} bytes, too few for a {FORMAT} header: fetch it again")
     (length,) = struct.unpack_from("<Q", data)
+    if length > LARGEST_HEADER:
+        raise FormatError(
+            f"the header should have {length} bytes, but no {FORMAT} header has more than {LARGEST_HEADER}: "
+            "the file is damaged or no such file"
+        )
     if length > len(data) - 8:
         raise FormatError(
             f"the header should have {length} bytes, but only {len(data) - 8} follow: fetch it again"
@@ -320,13 +350,32 @@ def _info(metadata: dict[str, Any]) -> SetInfo:
     """The set that a header's metadata describes."""
     try:
         return SetInfo(
-            ipc=int(metadata["ipc"]),
-            factor=int(metadata["factor"]),
-            classes=tuple(json.loads(metadata["classes"])),
-            mean=tuple(json.loads(metadata["mean"])),
-            std=tuple(json.loads(metadata["std"])),
-            image_size=int(metadata["image_size"]),
-            channels=int(metadata["channels"]),
+            classes=tuple(_list(metadata, "classes")),
+            mean=tuple(_list(metadata, "mean")),
+            std=tuple(_list(metadata, "std")),
+            **{name: _whole(metadata, name) for name in ("ipc", "factor", "image_size", "channels")},
         )
-    except (LookupError, TypeError, ValueError, RecursionError) as error:  # ConfigError is a ValueError
+    except (ConfigError, FormatError) as error:
         raise FormatError(f"the header describes no possible set ({error}): the file is damaged") from None
+
+
+def _whole(metadata: dict[str, Any], name: str) -> int:
+    """The number that a string of the metadata is; `FormatError` unless it is a short one in plain decimal."""
+    text = metadata.get(name)
+    if not isinstance(text, str) or not _WHOLE.fullmatch(text):
+        raise FormatError(
+            f"{name} is {shown(text)}: it should be a whole number from 1 to {LARGEST} as a string"
+        )
+    return int(text)
+
+
+def _list(metadata: dict[str, Any], name: str) -> list[Any]:
+    """The list that a string of the metadata is; `FormatError` when it is none."""
+    text = metadata.get(name)
+    try:
+        values = json.loads(text) if isinstance(text, str) else None
+    except (ValueError, RecursionError):
+        values = None
+    if not isinstance(values, list):
+        raise FormatError(f"{name} is {shown(text)}: it should be a JSON list as a string")
+    return values

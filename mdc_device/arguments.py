@@ -107,12 +107,13 @@ def budget(arguments: argparse.Namespace) -> Budget:
 
 
 def _read_budget(path: str) -> dict[str, Any]:
+    wanted = "give a JSON object, as `mdc-device profile` prints it"
     try:
         document = json.loads(Path(path).read_bytes())
-    except (ValueError, RecursionError):
-        document = None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits is a ValueError
+        raise ConfigError(f"{path} is no budget ({error}): {wanted}") from None
     if not isinstance(document, dict):
-        raise ConfigError(f"{path} is no budget: give a JSON object, as `mdc-device profile` prints it")
+        raise ConfigError(f"{path} is no budget: {wanted}")
     return document
 
 

@@ -20,6 +20,8 @@ from mdc_device.client import Link, fetch_manifest
 
 DOWNLOAD_BYTES = 1 << 20
 DOWNLOAD_SECONDS = 2.0
+LONGEST_SECONDS = 3600.0
+"""Longest measurement."""
 
 
 def profile(
@@ -36,6 +38,8 @@ def profile(
     one rank at least) to measure the bandwidth. What cannot be told here is no limit.
     """
     bandwidth = None
+    if not 0 <= seconds <= LONGEST_SECONDS:
+        raise ConfigError(f"seconds is {seconds}: give a number from 0 to {LONGEST_SECONDS:g}")
     if url is not None and set_name is None:
         raise ConfigError("give the name of a set after the URL: ranks of it are fetched")
     if url is not None and set_name is not None:

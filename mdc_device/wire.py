@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +16,8 @@ from mdc_core.errors import ConfigError, FormatError
 from mdc_device.errors import RefusedError, UnreachableError
 
 CONNECT_S = 10.0
+LONGEST_S = 86_400.0
+"""Longest silence that can be waited for: no socket takes any number of seconds."""
 SMALL_BYTES = 16 << 20
 """More than any manifest, key set or problem has."""
 
@@ -37,8 +38,10 @@ class Access:
     def __post_init__(self) -> None:
         if self.key is not None and not (self.key and self.key.isascii() and self.key.isprintable()):
             raise ConfigError("the key is empty or has characters that no key has: copy it again")
-        if not (math.isfinite(self.timeout_s) and self.timeout_s > 0):
-            raise ConfigError(f"timeout_s is {self.timeout_s}: give a number of seconds above 0")
+        if not 0 < self.timeout_s <= LONGEST_S:  # what is not a number fails the comparison too
+            raise ConfigError(
+                f"timeout_s is {self.timeout_s}: give a number of seconds above 0, {LONGEST_S:g} at most"
+            )
         if self.retries < 0:
             raise ConfigError(f"retries is {self.retries}: give a whole number, 0 or more")
 

@@ -453,6 +453,13 @@ def test_a_nonsense_budget_is_refused_by_name(fields: dict[str, Any], message: s
         Budget.from_mapping(fields)
 
 
+def test_the_largest_numbers_of_a_manifest_give_finite_plans() -> None:
+    most = Cost(parameters=int(1e24), activation_bytes=1e24, flops_per_image=1e24, optimiser_states=int(1e24))
+    manifest = replace(MANIFEST, cost={"net": most}, info=replace(INFO, ipc=2**20))
+    budget = Budget(flops=1e-3, bandwidth_bps=1e-3, watts=1e24, epochs=10**9, batch_size=10**9)
+    json.dumps(plan(manifest, budget, at_most=2).to_dict(), allow_nan=False)
+
+
 def test_the_convnet_of_the_published_runs() -> None:
     cost = convnet_cost(depth=3, width=128, channels=3, image_size=32, classes=10)
     assert cost.parameters == 320_010

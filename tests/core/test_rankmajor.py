@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import json
 import struct
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -140,18 +141,25 @@ def test_packing_takes_only_the_tiles_of_this_set() -> None:
         ({"classes": ()}, "classes"),
         ({"classes": ("a", "")}, "classes"),
         ({"mean": (0.5, 0.5)}, "mean has 2 values"),
-        ({"std": (0.0,)}, "above 0"),
-        ({"mean": (float("nan"),)}, "finite"),
+        ({"classes": ("a", "\ud800")}, "half of a surrogate pair"),
+        ({"classes": ("a" * 101_000_000,)}, "shorten the names"),
+        ({"std": (0.0,)}, "std is .0.0,.: give numbers from 1e-06 to 1e.06"),
+        ({"std": (5e-324,)}, "std is .5e-324"),
+        ({"std": ("0.25",)}, "std is .'0.25'"),
+        ({"mean": (True,)}, "mean is .True"),
+        ({"mean": (float("nan"),)}, "mean is .nan"),
+        ({"mean": (10**400,)}, r"mean is \(1000.*…: give numbers"),
+        ({"ipc": 10**4290}, "ipc is 1000.*…: give a whole number"),
     ],
 )
 def test_an_impossible_set_is_refused_with_value_and_limit(change: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        SetInfo(**{**vars(INFO), **change})
+        replace(INFO, **change)  # type: ignore[arg-type]
 
 
 def test_equal_sets_have_equal_headers() -> None:
-    whole = SetInfo(**{**vars(INFO), "mean": (0,)})
-    point = SetInfo(**{**vars(INFO), "mean": (0.0,)})
+    whole = replace(INFO, mean=(0,))
+    point = replace(INFO, mean=(0.0,))
     assert rankmajor.header(whole, 1) == rankmajor.header(point, 1)
 
 
@@ -165,11 +173,18 @@ def test_quantise_rounds_half_to_even_and_clamps() -> None:
 
 
 FILE = rankmajor.subset(OBJECT, INFO, 2)
+HEADER = json.loads(FILE[8:4096])
 
 
 def damaged(old: bytes, new: bytes) -> bytes:
     assert FILE.count(old) == 1
     return FILE.replace(old, new)
+
+
+def with_json(old: bytes, new: bytes) -> bytes:
+    """The file with a header as long as it takes."""
+    text = FILE[8:4096].rstrip(b" ").replace(old, new)
+    return struct.pack("<Q", len(text)) + text + FILE[4096:]
 
 
 @pytest.mark.parametrize(
@@ -179,13 +194,22 @@ def damaged(old: bytes, new: bytes) -> bytes:
         (FILE + b"\0", "has 4353 bytes"),
         (FILE[:100], "header should have"),
         (b"", "0 bytes"),
-        (struct.pack("<Q", 2**63) + FILE[8:], "header should have"),
+        (struct.pack("<Q", 2**63) + FILE[8:], "no rankmajor/1 header has more than"),
         (struct.pack("<Q", 2) + b"[]", r"no rankmajor/1 file"),
         (struct.pack("<Q", 4) + b'"\xff\xfe"', r"no rankmajor/1 file"),
         (damaged(b"rankmajor/1", b"rankmajor/2"), "'rankmajor/2'.*'rankmajor/1'"),
         (damaged(b'"ipc":"3"', b'"ipc":"x"'), "no possible set"),
         (damaged(b'"factor":"2"', b'"factor":"9"'), "no possible set"),
         (damaged(b'"[0.5]"', b'"[0.q]"'), "no possible set"),
+        (damaged(b'"ipc":"3"', b'"ipc":1e999'), "no possible set"),
+        (damaged(b'"ipc":"3"', b'"ipc":true'), "no possible set"),
+        (damaged(b'"ipc":"3"', b'"ipc":"+3"'), "ipc is '.3': it should be a whole number"),
+        (with_json(b'"ipc":"3"', b'"ipc":"' + b"9" * 4290 + b'"'), "ipc is '9999.*…"),
+        (with_json(b'"ipc":"3"', b'"ipc":' + b"9" * 4290), "ipc is 9999.*…"),
+        (with_json(b'"[0.5]"', b'"[' + b"9" * 4290 + b']"'), "mean is .9999.*…"),
+        (with_json(b"[2,2,4", b"[" + b"9" * 4290 + b",2,4"), "subset size"),
+        (with_json(b'"[0.5]"', b'"' + b"[" * 100_000 + b'"'), "mean is '.*…: it should be a JSON list"),
+        (damaged(b'"[0.5]"', b'"[1e9]"'), "mean is .1000000000.0"),
         (damaged(b"[2,2,4", b"[9,2,4"), r"subset size .*1\.\.3"),
         (damaged(b"[2,2,4", b"[2,3,4"), "damaged"),
         (damaged(b'"U8"', b'"I8"'), "damaged"),
@@ -234,3 +258,33 @@ def test_digests_are_those_of_the_pieces_cut_by_hand() -> None:
 def test_the_metadata_are_strings_as_safetensors_demands() -> None:
     document = json.loads(rankmajor.header(INFO, 1)[8:])
     assert all(isinstance(value, str) for value in document["__metadata__"].values())
+
+
+JSON_VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.sampled_from([10**400, 10**4290, 2**31, 2**63, -1, 0])
+    | st.floats()
+    | st.text(st.characters(), max_size=5)
+    | st.sampled_from(
+        ["3", "[0.5]", "[1e999]", "[NaN]", '["a","b"]', "[[", "9" * 4290, "\ud800", '["\\ud800"]']
+    ),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(
+    st.dictionaries(st.sampled_from(sorted(HEADER["__metadata__"])), JSON_VALUES, max_size=2),
+    JSON_VALUES | st.just(HEADER["tiles"]),
+    st.lists(st.integers(0, 7), max_size=2),
+)
+def test_no_header_makes_the_reader_fail_in_another_way(
+    metadata: dict[str, object], tiles: object, flips: list[int]
+) -> None:
+    text = json.dumps({"__metadata__": HEADER["__metadata__"] | metadata, "tiles": tiles}).encode()
+    for flip in flips:
+        text = text.replace(b'[]{}",:0'[flip : flip + 1], b"", 1)
+    with pytest.raises(FormatError):
+        rankmajor.read(struct.pack("<Q", len(text)) + text)

@@ -127,6 +127,48 @@ def test_a_budget_from_a_file_counts_less_than_options(
     assert spoken(capsys, "plan", device.url, "toy", "--budget", tmp_path / "none")[0] == 1
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"have_k": null, "storage_bytes": null}', ""),
+        ('{"flops": 1e-320, "seconds": 1}', "flops is 1e-320: give a number from 0.001"),
+        ('{"flops": Infinity}', "flops is inf"),
+        ('{"watts": NaN}', "watts is nan"),
+        ('{"memory_bytes": 1e999}', "memory_bytes is inf"),
+        ('{"epochs": ' + "9" * 4290 + "}", "…: give a number from 1 to 1e+09"),
+        ('{"epochs": ' + "9" * 5000 + "}", "is no budget (Exceeds the limit"),
+        ('{"have_k": ' + "[" * 100_000, "is no budget"),
+    ],
+)
+def test_a_budget_file_of_odd_numbers_is_refused_in_words(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, message: str
+) -> None:
+    budget = tmp_path / "budget.json"
+    budget.write_text(text)
+    code, found, err = spoken(
+        capsys, "plan", "--manifest", files.manifest_of(file), "--budget", budget, "--json"
+    )
+    assert (code, found.get("k")) == ((2, None) if message else (0, 5))
+    assert message in err
+    assert len(err) < 400
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("plan", "http://127.0.0.1:9", "x", "--timeout", "1e300"), "timeout_s is 1e+300"),
+        (("plan", "http://127.0.0.1:9", "x", "--memory", "1e308G"), "memory_bytes is inf"),
+        (("profile", "--seconds", "1e300"), "seconds is 1e+300"),
+    ],
+)
+def test_options_are_bounded(
+    capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
+) -> None:
+    code, _, err = spoken(capsys, *arguments)
+    assert code == 2
+    assert message in err
+
+
 def test_a_profile_is_a_budget(device: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, found, _ = spoken(capsys, "profile", device.url, "toy", "--folder", tmp_path, "--seconds", "0.02")
     assert code == 0

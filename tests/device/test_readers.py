@@ -62,7 +62,7 @@ def packed(info: rankmajor.SetInfo, k: int) -> bytes:
     return rankmajor.subset(rankmajor.pack(tiles, info), info, k)
 
 
-COLOUR = rankmajor.SetInfo(12, 2, ("cat", "dog"), (0.1, 0.0, -1e-7), (0.2, 1.0, 1e22), 9, 3)
+COLOUR = rankmajor.SetInfo(12, 2, ("cat", "dog"), (0.1, 0.0, -1e-7), (0.2, 1.0, 1e-05), 9, 3)
 ODD_NAMES = ('a "b"', "c\\d", "\\", '"', "ä, ö", "狗", "🐕", "]", "e,f", "\n", '\\"', "\\\\")
 SETS = {
     "colour": COLOUR,
