@@ -25,7 +25,8 @@ was named) the measured accuracy never falls; nor does k, for the same epochs or
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import NamedTuple
 
@@ -225,32 +226,97 @@ def plan(manifest: Manifest, budget: Budget, at_most: int | None = None) -> Plan
     if budget.have_k > ipc:
         raise ConfigError(f"have_k is {budget.have_k}, but the set has {ipc} ranks: give 0..{ipc}")
     trainings = _trainings(manifest, budget)
-    candidates = [
-        _candidate(manifest, budget, training, k) for k in range(1, top + 1) for training in trainings
-    ]
-    feasible = [plan_ for plan_ in candidates if next(_excesses(plan_, budget), None) is None]
     if budget.min_accuracy is None:
-        if not feasible:
-            _refuse(candidates[0], budget)
-        if at_most is not None:
-            chosen = max(feasible, key=lambda p: (p.k, _preference(p, budget)))
-        else:
-            chosen = max(feasible, key=lambda p: _preference(p, budget))
-        larger = [p for p in feasible if p.k > chosen.k and p.epochs == chosen.epochs]
-        return _with_words(_with_limit(chosen, candidates, budget), larger)
-    reaching = [p for p in candidates if p.accuracy is not None and p.accuracy >= budget.min_accuracy]
+        return _most_accurate(manifest, budget, trainings, top, is_named=at_most is not None)
+    return _least_that_reaches(manifest, budget, trainings, top, budget.min_accuracy)
+
+
+def _most_accurate(
+    manifest: Manifest, budget: Budget, trainings: list[_Training], top: int, *, is_named: bool
+) -> Plan:
+    """The first of 1..`top` in the order of `_preference` that fits; the largest where a size is named."""
+    found: list[tuple[Plan, _Training, int]] = []
+    for training in trainings:
+        largest = _largest(manifest, budget, training, top)
+        if largest:
+            k = largest if is_named else _preferred(manifest, budget, training, largest)
+            found.append((_candidate(manifest, budget, training, k), training, largest))
+    if not found:
+        _refuse(_candidate(manifest, budget, trainings[0], 1), budget)
+    chosen, training, largest = max(
+        found, key=lambda one: (one[0].k if is_named else 0, _preference(one[0], budget))
+    )
+    passed_over = _stretches(training, chosen.k + 1, largest)
+    return _with_words(_with_limit(manifest, chosen, training, top, budget), passed_over)
+
+
+def _least_that_reaches(
+    manifest: Manifest, budget: Budget, trainings: list[_Training], top: int, accuracy: float
+) -> Plan:
+    """The least k that is measured to reach the accuracy, and fits with one of the trainings."""
+    reaching = [
+        (stretch.first, index)
+        for index, training in enumerate(trainings)
+        for stretch in _stretches(training, 1, top)
+        if stretch.accuracy is not None and stretch.accuracy >= accuracy
+    ]
     if not reaching:
-        best = max((p.accuracy for p in candidates if p.accuracy is not None), default=0.0)
+        measured = [mean for training in trainings for k, (mean, _) in training.measured.items() if k <= top]
+        best = max(measured, default=0.0)
         raise BudgetError(
-            f"min_accuracy is {budget.min_accuracy}, but of subsets 1..{top} of {manifest.name!r} "
+            f"min_accuracy is {accuracy}, but of subsets 1..{top} of {manifest.name!r} "
             f"none is measured above {best:.4f}: lower it",
             "min_accuracy",
             best,
         )
-    chosen = next((p for p in reaching if next(_excesses(p, budget), None) is None), reaching[0])
-    if chosen not in feasible:
-        _refuse(chosen, budget)
-    return _with_limit(chosen, candidates, budget)
+    for k, index in sorted(reaching):
+        chosen = _candidate(manifest, budget, trainings[index], k)
+        if next(_excesses(chosen, budget), None) is None:
+            return _with_limit(manifest, chosen, trainings[index], top, budget)
+    k, index = min(reaching)
+    _refuse(_candidate(manifest, budget, trainings[index], k), budget)
+    raise AssertionError("it did not fit")
+
+
+def _largest(manifest: Manifest, budget: Budget, training: _Training, top: int) -> int:
+    """The largest of 1..`top` that meets every limit, 0 if none does: all that is limited grows with k."""
+    return bisect_left(
+        range(1, top + 1),
+        True,
+        key=lambda k: next(_excesses(_candidate(manifest, budget, training, k), budget), None) is not None,
+    )
+
+
+class _Stretch(NamedTuple):
+    """Sizes that count with the same measured accuracy."""
+
+    first: int
+    last: int
+    accuracy: float | None
+    verdict: Verdict | None
+
+
+def _stretches(training: _Training, first: int, last: int) -> Iterator[_Stretch]:
+    """What `first`..`last` consists of, in order."""
+    sizes = sorted(training.measured)
+    begins = [first, *(size for size in sizes if first < size <= last)]
+    for begin, following in zip(begins, [*begins[1:], last + 1], strict=True):
+        if begin < following:
+            at = bisect_right(sizes, begin)
+            measured = training.measured[sizes[at - 1]] if at else (None, None)
+            yield _Stretch(begin, following - 1, *measured)
+
+
+def _preferred(manifest: Manifest, budget: Budget, training: _Training, largest: int) -> int:
+    """The first of 1..`largest` in the order of `_preference`."""
+    best, chosen = None, 0
+    for stretch in _stretches(training, 1, largest):
+        k = min(stretch.last, max(stretch.first, budget.have_k)) if budget.metered else stretch.last
+        fetched = max(0, k - budget.have_k) if budget.metered else 0  # in ranks
+        order = (*_worth(stretch.accuracy, stretch.verdict), -fetched, k)
+        if best is None or order > best:
+            best, chosen = order, k
+    return chosen
 
 
 @dataclass(frozen=True)
@@ -305,8 +371,7 @@ def _candidate(manifest: Manifest, budget: Budget, training: _Training, k: int) 
     # A device that has ranks writes header(k) itself: it is a function of the manifest.
     start = 0 if budget.have_k == 0 else min(rankmajor.subset_size(info, budget.have_k), end)
     seconds = _seconds(budget, training, _images(manifest, k), end - start)
-    sizes = [size for size in training.measured if size <= k]
-    accuracy, verdict = training.measured[max(sizes)] if sizes else (None, None)
+    stretch = next(_stretches(training, k, k))
     return Plan(
         k=k,
         have_k=budget.have_k,
@@ -316,10 +381,10 @@ def _candidate(manifest: Manifest, budget: Budget, training: _Training, k: int) 
         seconds=seconds,
         joules=None if seconds is None or budget.watts is None else budget.watts * seconds,
         memory_bytes=_memory(training, _images(manifest, k), info),
-        accuracy=accuracy,
+        accuracy=stretch.accuracy,
         limited_by=None,
         epochs=training.epochs,
-        verdict=verdict,
+        verdict=stretch.verdict,
     )
 
 
@@ -371,18 +436,20 @@ def _preference(candidate: Plan, budget: Budget) -> tuple[float, bool, int, int,
 
     Accuracy comes first: a device has no real images to take in place of a subset that they match.
     """
-    accuracy = -1.0 if candidate.accuracy is None else candidate.accuracy
-    is_better = candidate.verdict in (BETTER, NOT_ABOVE_SHRUNK)
     fetched = -candidate.delta_bytes if budget.metered else 0
-    return accuracy, is_better, fetched, candidate.k, -candidate.epochs
+    return *_worth(candidate.accuracy, candidate.verdict), fetched, candidate.k, -candidate.epochs
 
 
-def _with_limit(chosen: Plan, candidates: list[Plan], budget: Budget) -> Plan:
+def _worth(accuracy: float | None, verdict: Verdict | None) -> tuple[float, bool]:
+    """What comes first in the order."""
+    return -1.0 if accuracy is None else accuracy, verdict in (BETTER, NOT_ABOVE_SHRUNK)
+
+
+def _with_limit(manifest: Manifest, chosen: Plan, training: _Training, top: int, budget: Budget) -> Plan:
     """The plan, with what keeps it from being one larger."""
-    following = [p for p in candidates if p.k == chosen.k + 1 and p.epochs == chosen.epochs]
-    if not following:
+    if chosen.k == top:
         return chosen
-    excess = next(_excesses(following[0], budget), None)
+    excess = next(_excesses(_candidate(manifest, budget, training, chosen.k + 1), budget), None)
     if excess is not None:
         return replace(chosen, limited_by=excess[0])
     if budget.min_accuracy is not None:
@@ -390,13 +457,13 @@ def _with_limit(chosen: Plan, candidates: list[Plan], budget: Budget) -> Plan:
     return replace(chosen, limited_by="accuracy")
 
 
-def _with_words(chosen: Plan, passed_over: list[Plan]) -> Plan:
+def _with_words(chosen: Plan, passed_over: Iterable[_Stretch]) -> Plan:
     """The plan, with the reason why none of the larger sizes that fit was taken."""
     groups: dict[str, list[int]] = {}
     for larger in passed_over:
         known = larger.verdict in (NOT_ABOVE_RANDOM, WORSE_THAN_SMALLER)
         reason = str(larger.verdict) if known else "not measured to be more accurate"
-        groups.setdefault(reason, []).append(larger.k)
+        groups.setdefault(reason, []).extend(range(larger.first, larger.last + 1))
     told = [f"k = {sizes_text(sizes)} would fit, but is {reason}" for reason, sizes in groups.items()]
     return replace(chosen, reason="; ".join(told) or None)
 

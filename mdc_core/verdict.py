@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import Any, Literal, get_args
 
 from mdc_core.manifest import Accuracy, parse_accuracy
@@ -35,7 +36,13 @@ STANDARD_ERRORS = 2
 
 def verdicts(rows: Sequence[Accuracy]) -> list[Verdict | None]:
     """The verdict on each row's subset by the rule above; None: there is nothing to compare it with."""
-    return [_verdict(row, rows) for row in rows]
+    worse: set[int] = set()
+    alike: dict[tuple[str, int], list[int]] = {}
+    for index, row in enumerate(rows):
+        alike.setdefault((row.network, row.epochs), []).append(index)
+    for indices in alike.values():
+        worse |= _worse(rows, sorted(indices, key=lambda index: rows[index].k))
+    return [WORSE_THAN_SMALLER if index in worse else _by_baselines(row) for index, row in enumerate(rows)]
 
 
 def judged(rows: Sequence[Mapping[str, Any]], ipc: int) -> list[dict[str, Any]]:
@@ -80,13 +87,37 @@ def sizes_text(sizes: Collection[int]) -> str:
     return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
-def _verdict(row: Accuracy, rows: Sequence[Accuracy]) -> Verdict | None:
+def _worse(rows: Sequence[Accuracy], by_size: Sequence[int]) -> set[int]:
+    """Which of comparable rows, whose indices are given by rising k, are below one of a smaller k.
+
+    Of the smaller ones only those count than which none is both more accurate and as certain: a thousand sizes take
+    milliseconds.
+    """
+    worse: set[int] = set()
+    best: list[Accuracy] = []
+    for _, group in groupby(by_size, key=lambda index: rows[index].k):
+        same = list(group)
+        for index in same:
+            row = rows[index]
+            ours = row.mdc_mean, row.mdc_std
+            if any(_is_above((one.mdc_mean, one.mdc_std), one.repeats, ours, row.repeats) for one in best):
+                worse.add(index)
+        for index in same:
+            row = rows[index]
+            if not any(_dominates(one, row) for one in best):
+                best = [one for one in best if not _dominates(row, one)]
+                best.append(row)
+    return worse
+
+
+def _dominates(one: Accuracy, other: Accuracy) -> bool:
+    """Whether `one` is above everything that the `other` is above."""
+    spreads = (row.mdc_std**2 / row.repeats for row in (one, other))
+    return one.mdc_mean >= other.mdc_mean and next(spreads) <= next(spreads)
+
+
+def _by_baselines(row: Accuracy) -> Verdict | None:
     ours = row.mdc_mean, row.mdc_std
-    for other in rows:
-        alike = (other.network, other.epochs) == (row.network, row.epochs)
-        theirs = other.mdc_mean, other.mdc_std
-        if alike and other.k < row.k and _is_above(theirs, other.repeats, ours, row.repeats):
-            return WORSE_THAN_SMALLER
     baselines = list(_baselines(row))
     for verdict, baseline in baselines:
         if not _is_above(ours, row.repeats, baseline, row.repeats):

@@ -31,6 +31,10 @@ INSPECTED_AT_ONCE = 2
 """Uploads that are looked into at the same time, each by a process that may take 200 MB."""
 
 
+PLANNED_AT_ONCE = 2
+"""Plans that are worked out at the same time: milliseconds each, in which nothing else of Python runs."""
+
+
 @dataclass(frozen=True)
 class Services:
     """The effects behind the API."""
@@ -50,6 +54,7 @@ class Services:
     rates: RateLimits
     metrics: Metrics
     at_work: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE))
+    planning: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(PLANNED_AT_ONCE))
     inspecting: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(INSPECTED_AT_ONCE))
 
 

@@ -136,7 +136,8 @@ async def _answer(
     fields = {name: value for name, value in request.query_params.items() if name != "set"}
     about: dict[str, str] = {}
     if wanted == "auto" or fields:  # a plan compares all sizes
-        chosen = await run_in_threadpool(choose_size, version.manifest, wanted, fields)
+        async with services.planning:
+            chosen = await run_in_threadpool(choose_size, version.manifest, wanted, fields)
         k, about[EPOCHS] = chosen.k, str(chosen.epochs)
         if chosen.verdict is not None:
             about[VERDICT] = chosen.verdict
@@ -183,6 +184,7 @@ async def make_a_plan(
 ) -> PlanOut:
     """The subset that a budget affords, what it takes, and why not a larger one. Nothing of it is kept."""
     version, _ = await find_set(services, name)
-    made = await run_in_threadpool(make_plan, version.manifest, budget, "budget")
+    async with services.planning:
+        made = await run_in_threadpool(make_plan, version.manifest, budget, "budget")
     response.headers["Cache-Control"] = "no-store"
     return PlanOut.of(made, version)

@@ -10,10 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mdc_core import budget as rule
 from mdc_core import rankmajor
 from mdc_core.budget import Budget, Cost, Plan, convnet_cost, plan
 from mdc_core.errors import BudgetError, ConfigError
 from mdc_core.manifest import Manifest, build_manifest, parse_manifest
+from mdc_core.verdict import NOT_ABOVE_RANDOM, WORSE_THAN_SMALLER, sizes_text
 
 N = 5
 INFO = rankmajor.SetInfo(N, 2, ("a", "b"), (0.5,), (0.25,), 8, 1)
@@ -503,3 +505,74 @@ def test_the_analytic_cost_is_what_a_torch_network_keeps(image_size: int) -> Non
 def test_a_network_deeper_than_the_image_has_halvings_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"depth is 4.*halved 3 times"):
         convnet_cost(4, 8, 1, 8, 2)
+
+
+def literal_plan(manifest: Manifest, budget: Budget, at_most: int | None) -> Plan:
+    """The rule as it is written: every size with every training, and the first in the order of those that fit."""
+    top = manifest.info.ipc if at_most is None else at_most
+    trainings = rule._trainings(manifest, budget)
+    candidates = [
+        rule._candidate(manifest, budget, training, k) for k in range(1, top + 1) for training in trainings
+    ]
+    feasible = [one for one in candidates if not list(rule._excesses(one, budget))]
+    if budget.min_accuracy is not None:
+        reaching = [one for one in candidates if (one.accuracy or 0.0) >= budget.min_accuracy]
+        if not reaching:
+            raise BudgetError(
+                "", "min_accuracy", max((one.accuracy or 0.0 for one in candidates), default=0.0)
+            )
+        chosen = next((one for one in reaching if one in feasible), reaching[0])
+    elif feasible:
+        chosen = max(
+            feasible, key=lambda one: (one.k if at_most is not None else 0, rule._preference(one, budget))
+        )
+    else:
+        chosen = candidates[0]
+    if chosen not in feasible:
+        field, _, need = next(rule._excesses(chosen, budget))
+        raise BudgetError("", field, need)
+    limited_by, reason = None, None
+    for following in candidates:
+        if following.epochs == chosen.epochs and following.k == chosen.k + 1:
+            excesses = [field for field, _, _ in rule._excesses(following, budget)]
+            limited_by = next(iter(excesses), "accuracy" if budget.min_accuracy is None else "min_accuracy")
+    if budget.min_accuracy is None:
+        groups: dict[str, list[int]] = {}
+        for one in feasible:
+            if one.epochs == chosen.epochs and one.k > chosen.k:
+                known = one.verdict in (NOT_ABOVE_RANDOM, WORSE_THAN_SMALLER)
+                groups.setdefault(
+                    str(one.verdict) if known else "not measured to be more accurate", []
+                ).append(one.k)
+        reason = (
+            "; ".join(f"k = {sizes_text(ks)} would fit, but is {why}" for why, ks in groups.items()) or None
+        )
+    return replace(chosen, limited_by=limited_by, reason=reason)
+
+
+@settings(max_examples=500)
+@given(
+    measured,
+    measured,
+    spreads,
+    measured,
+    budgets,
+    st.none() | st.integers(1, N),
+)
+def test_the_plan_is_that_of_the_literal_rule(
+    accuracy: dict[int, float],
+    random: dict[int, float],
+    std: float,
+    shorter: dict[int, float],
+    given: dict[str, Any],
+    at_most: int | None,
+) -> None:
+    manifest = manifest_of(accuracy, random=random, std=std, shorter={3: shorter} if shorter else None)
+
+    def outcome(rule_: Any) -> Any:
+        try:
+            return rule_(manifest, Budget(**given), at_most)
+        except BudgetError as error:
+            return error.resource, error.needed
+
+    assert outcome(plan) == outcome(literal_plan)

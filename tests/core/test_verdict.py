@@ -7,7 +7,7 @@ import statistics
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mdc_core.errors import FormatError
@@ -166,3 +166,28 @@ def test_rows_of_a_manifest_are_judged_and_told_in_words() -> None:
 
 def test_sizes_are_written_as_people_do() -> None:
     assert sizes_text([5, 1, 3, 4, 3, 9, 10]) == "1, 3-5, 9-10"
+
+
+figures = st.tuples(
+    st.sampled_from([1, 1, 2, 3, 5, 8, 13]),
+    st.sampled_from([0.5, 0.51, 0.52, 0.6, 0.7]) | st.floats(0, 1),
+    st.sampled_from([0.0, 0.01, 0.05]) | st.floats(0, 0.2),
+    st.integers(1, 4),
+    st.sampled_from([10, 20]),
+)
+
+
+@settings(max_examples=500)
+@given(st.lists(figures, max_size=12))
+def test_a_size_is_compared_with_every_smaller_one(found: list[tuple[int, float, float, int, int]]) -> None:
+    rows = [
+        Accuracy("net", epochs, k, mean, std, None, None, repeats) for k, mean, std, repeats, epochs in found
+    ]
+
+    def is_below(row: Accuracy, other: Accuracy) -> bool:
+        error = math.sqrt(other.mdc_std**2 / other.repeats + row.mdc_std**2 / row.repeats)
+        difference = other.mdc_mean - row.mdc_mean
+        return other.epochs == row.epochs and other.k < row.k and difference > 0 and difference >= 2 * error
+
+    expected = [SMALLER if any(is_below(row, other) for other in rows) else None for row in rows]
+    assert verdicts(rows) == expected

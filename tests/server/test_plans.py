@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from mdc_core import rankmajor
 from mdc_core.budget import Budget, plan
 from mdc_core.manifest import parse_manifest
+from server.deps import PLANNED_AT_ONCE
 from tests.server.conftest import Published, sqlite_only
 from tests.server.test_problems import check
 from tests.server.toyset import INFO, RANDOM
@@ -94,3 +97,33 @@ def test_a_body_that_is_no_budget(toy: Published, body: str) -> None:
 
 def test_there_is_no_plan_for_an_unknown_set(toy: Published) -> None:
     check(ask(toy, {}, "none"), 404, "not-found")
+
+
+def test_plans_wait_for_each_other_and_nobody_for_them(
+    toy: Published, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go, begun, most = threading.Event(), threading.Semaphore(0), [0, 0]
+    lock = threading.Lock()
+
+    def slow(*_: Any) -> Any:
+        with lock:
+            most[0] += 1
+            most[1] = max(most)
+        begun.release()
+        assert go.wait(60)
+        with lock:
+            most[0] -= 1
+        return plan(parse_manifest(toy.get("/v1/sets/toy/manifest").json()), Budget())
+
+    monkeypatch.setattr("server.routes.subsets.make_plan", slow)
+    monkeypatch.setattr("server.routes.subsets.choose_size", slow)
+    with ThreadPoolExecutor(8) as pool:
+        answers = [pool.submit(ask, toy, {}) for _ in range(4)]
+        answers += [pool.submit(toy.get, "/subsets/auto?set=toy") for _ in range(4)]
+        for _ in range(PLANNED_AT_ONCE):
+            assert begun.acquire(timeout=60)
+        assert toy.api.client.get("/healthz").status_code == 200
+        assert toy.get("/v1/sets/toy/subsets/1").status_code == 200
+        go.set()
+        assert {answer.result().status_code for answer in answers} == {200}
+    assert most == [0, PLANNED_AT_ONCE]
