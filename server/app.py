@@ -27,7 +27,7 @@ from server.problems import ProblemBody
 from server.ranks import Ranks
 from server.ratelimit import RateLimits
 from server.reaper import Reaper
-from server.routes import datasets, events, health, jobs, keys, keyset, sets, subsets
+from server.routes import datasets, docs, events, health, jobs, keys, keyset, sets, subsets
 from server.settings import Settings
 from server.shortcut import Shortcut
 from server.store import installation, migrate
@@ -52,7 +52,7 @@ def create_app(settings: Settings) -> FastAPI:
         title="Multisize Dataset Condensation",
         version=VERSION,
         lifespan=_lifespan,
-        docs_url="/docs",
+        docs_url=None,
         redoc_url=None,
         separate_input_output_schemas=False,
         redirect_slashes=False,  # its redirect would lead to wherever the header Host says
@@ -63,7 +63,7 @@ def create_app(settings: Settings) -> FastAPI:
     if settings.cors_origins:
         app.add_middleware(DeviceCors, origins=settings.cors_origins)
     problems.install(app)
-    for module in (datasets, jobs, events, sets, subsets, keyset, keys, health):
+    for module in (datasets, jobs, events, sets, subsets, keyset, keys, health, docs):
         app.include_router(module.router)
     _complete_openapi(app)
     return app

@@ -48,6 +48,10 @@ TABLE: dict[tuple[str, str], Rule] = {
     ("POST", "/v1/jobs/{job_id}/cancel"): Rule("jobs:write", 202, 404, 202),
     ("GET", "/v1/jobs/{job_id}/events"): Rule("jobs:read", 200, 404, 200),
     ("GET", "/v1/jobs/{job_id}/events/stream"): Rule("jobs:read", 200, 404, 200),
+    **{
+        ("GET", f"/docs{rest}"): OPEN
+        for rest in ("", "/start.js", "/swagger-ui-bundle.js", "/swagger-ui.css")
+    },
     ("GET", "/v1/sets"): READ_SET,
     ("GET", "/v1/sets/{name}"): READ_SET,
     ("DELETE", "/v1/sets/{name}"): Rule("jobs:write", 204, 403, 204),
