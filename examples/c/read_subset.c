@@ -4,7 +4,8 @@
  *     ./read_subset digits.mdc                  k, shape and sha256
  *     ./read_subset digits.mdc 0 3 1 0 2 5      and the pixel of rank 0, class 3, tile 1, channel 0, row 2, column 5
  *
- * The header is read strictly: its keys in their order, then spaces, in a length that follows from it. Compare
+ * The header is read strictly: its keys in their order, numbers and names as the format writes them, within its
+ * limits, then spaces, in a length that follows from it. Compare
  * the sha256 with subset_sha256[k-1] of the manifest: that proves every byte. Exit code 1: the file cannot be
  * read, 2: wrong use, 5: it is damaged or of another format.
  */
@@ -17,6 +18,10 @@
 
 #define HEADER_STEP 4096u
 #define DIMENSIONS 6
+#define LARGEST ((UINT64_C(1) << 31) - 1)      /* of a whole number */
+#define LARGEST_FILE (UINT64_C(1) << 48)       /* bytes of subset N without its header */
+#define LARGEST_HEADER UINT64_C(100000000)     /* bytes of the JSON */
+#define LARGEST_MOMENT 1e6                     /* of a mean; a deviation is 1e-6 or more */
 
 static void damaged(const char *what) {
     fprintf(stderr, "read_subset: %s: the file is damaged or no rankmajor/1 file, fetch it again\n", what);
@@ -90,53 +95,141 @@ static void expect(Text *text, const char *literal) {
     text->at += size;
 }
 
-/* A whole number as JSON has it, at most 2^48: products of a few small ones cannot overflow unnoticed below. */
+/* A whole number as JSON has it, at most 2^48. */
 static uint64_t number(Text *text) {
     uint64_t value = 0;
     const char *start = text->at;
     while (text->at < text->end && *text->at >= '0' && *text->at <= '9') {
         value = value * 10 + (uint64_t)(*text->at++ - '0');
-        if (value >> 48) damaged("a number is too large");
+        if (value > LARGEST_FILE) damaged("a number is too large");
     }
     if (text->at == start || (*start == '0' && text->at - start > 1)) damaged("a number is missing");
     return value;
 }
 
+/* A whole number of the metadata, 1 to most. */
+static uint64_t setting(Text *text, uint64_t most) {
+    uint64_t value = number(text);
+    if (value < 1 || value > most) damaged("a number is outside its limits");
+    return value;
+}
+
 /* a * b, refused when it exceeds 2^48. */
 static uint64_t product(uint64_t a, uint64_t b) {
-    if (b && a > (UINT64_C(1) << 48) / b) damaged("a size is too large");
+    if (b && a > LARGEST_FILE / b) damaged("a size is too large");
     return a * b;
 }
 
-/* Skips a JSON list that stands in a JSON string, up to the closing quote, and returns its length. Names in it are
- * written \"name\"; a quote or a backslash inside a name has a backslash more in front, which is escaped too. */
-static uint64_t list(Text *text) {
-    uint64_t strings = 0, commas = 0;
-    int inside = 0;
-    expect(text, "[");
-    const char *start = text->at;
-    while (text->at < text->end && (inside || *text->at != ']')) {
-        char c = *text->at++;
-        if (c == '"' || (unsigned char)c < 0x20 || (unsigned char)c > 0x7e) damaged("a list is not closed");
-        if (c == ',' && !inside) commas++;
-        if (c != '\\') continue;
-        if (text->at == text->end) damaged("a list is not closed");
-        c = *text->at++;
-        if (c == '"') { /* \" begins or ends a name */
-            strings += inside;
-            inside = !inside;
-        } else if (c == '\\' && inside) { /* \\ is the name's own backslash: what it escapes follows */
-            if (text->at == text->end) damaged("a list is not closed");
-            if (*text->at == '\\') text->at++; /* \\\\ and \\\" */
+static int starts(const Text *text, const char *literal) {
+    size_t size = strlen(literal);
+    return (size_t)(text->end - text->at) >= size && !memcmp(text->at, literal, size);
+}
+
+/* Four lower-case hexadecimal digits. */
+static unsigned code_unit(Text *text) {
+    static const char DIGITS[] = "0123456789abcdef";
+    unsigned value = 0;
+    for (int i = 0; i < 4; i++) {
+        const char *digit = text->at < text->end && *text->at ? strchr(DIGITS, *text->at++) : NULL;
+        if (!digit) damaged("an escape is not what it should be");
+        value = value * 16 + (unsigned)(digit - DIGITS);
+    }
+    return value;
+}
+
+/* One character of a name in a JSON string in a JSON string: every backslash and quote of the inner one has a
+ * backslash in front. There is one way to write each character: as it is, \b \f \n \r \t \" \\, else \uXXXX. */
+static void character(Text *text) {
+    if (starts(text, "\\\\")) {
+        text->at += 2;
+        if (starts(text, "\\\\") || starts(text, "\\\"")) {
+            text->at += 2;
+        } else if (starts(text, "u")) {
+            text->at++;
+            unsigned unit = code_unit(text);
+            if ((unit >= 0x20 && unit < 0x7f) || (unit < 0x20 && memchr("\b\t\n\f\r", (int)unit, 5)))
+                damaged("a character is escaped in another way");
+            if (unit >= 0xdc00 && unit < 0xe000) damaged("half of a surrogate pair");
+            if (unit >= 0xd800 && unit < 0xdc00) {
+                expect(text, "\\\\u");
+                unsigned low = code_unit(text);
+                if (low < 0xdc00 || low > 0xdfff) damaged("half of a surrogate pair");
+            }
+        } else if (text->at < text->end && *text->at && strchr("bfnrt", *text->at)) {
             text->at++;
         } else {
-            damaged("a list is not what it should be");
+            damaged("an escape is not what it should be");
         }
+    } else {
+        if (text->at == text->end || *text->at < 0x20 || *text->at > 0x7e || *text->at == '"' || *text->at == '\\')
+            damaged("a name is not closed");
+        text->at++;
     }
-    if (text->at >= text->end || text->at == start) damaged("a list is empty or not closed");
+}
+
+/* Skips a JSON list of names that stands in a JSON string, and returns its length. */
+static uint64_t names(Text *text) {
+    uint64_t count = 0;
+    expect(text, "[");
+    do {
+        if (count++) expect(text, ",");
+        expect(text, "\\\"");
+        do character(text);
+        while (!starts(text, "\\\""));
+        expect(text, "\\\"");
+    } while (!starts(text, "]"));
     expect(text, "]");
-    if (strings && strings != commas + 1) damaged("a list is not what it should be");
-    return commas + 1;
+    return count;
+}
+
+/* Writes the shortest decimal that reads back as `value`, of several the nearest, with a point or an exponent:
+ * 0.25, 1e-05, 1000000.0. */
+static void shortest(double value, char out[64]) {
+    char text[32], figures[20];
+    int count = 1, point;
+    double size = value < 0 ? -value : value > 0 ? value : 0;
+    for (;; count++) {
+        snprintf(text, sizeof text, "%.*e", count - 1, size); /* the nearest of this length */
+        if (strtod(text, NULL) == size) break;
+        /* Above a power of two lie more decimals that read back as it than below. */
+        char *last = text + (count == 1 ? 0 : count);
+        if (*last == '9') continue;
+        ++*last;
+        if (strtod(text, NULL) == size) break;
+    }
+    figures[0] = text[0];
+    memcpy(figures + 1, text + 2, (size_t)count - 1);
+    figures[count] = 0;
+    point = size == 0 ? 1 : atoi(strchr(text, 'e') + 1) + 1; /* digits in front of the point */
+    if (value < 0 || (value == 0 && 1 / value < 0)) *out++ = '-';
+    if (point <= -4 || point > 16)
+        sprintf(out, "%c%s%se%c%02d", *figures, count > 1 ? "." : "", figures + 1, point < 1 ? '-' : '+', abs(point - 1));
+    else if (point <= 0)
+        sprintf(out, "0.%.*s%s", -point, "000", figures);
+    else if (point >= count)
+        sprintf(out, "%s%.*s.0", figures, point - count, "000000000000000");
+    else
+        sprintf(out, "%.*s.%s", point, figures, figures + point);
+}
+
+/* Skips a JSON list of numbers from `least` to `most`, and returns its length. */
+static uint64_t moments(Text *text, double least, double most) {
+    char found[32], written[64];
+    uint64_t count = 0;
+    expect(text, "[");
+    do {
+        size_t size = 0;
+        if (count++) expect(text, ",");
+        while (text->at < text->end && *text->at && strchr("0123456789.e+-", *text->at) && size + 1 < sizeof found)
+            found[size++] = *text->at++;
+        found[size] = 0;
+        double value = strtod(found, NULL);
+        if (!size || !(value >= least && value <= most)) damaged("a mean or deviation is outside its limits");
+        shortest(value, written);
+        if (strcmp(found, written)) damaged("a number is written in another way");
+    } while (!starts(text, "]"));
+    expect(text, "]");
+    return count;
 }
 
 static int digits(uint64_t value) {
@@ -150,22 +243,22 @@ static Subset read_header(const uint8_t *data, size_t size) {
     uint64_t length = 0;
     if (size < 8) damaged("too short");
     for (int i = 7; i >= 0; i--) length = length << 8 | data[i];
-    if (length > size - 8) damaged("the header is cut");
+    if (length > LARGEST_HEADER || length > size - 8) damaged("the header is cut");
     Text text = {(const char *)data + 8, (const char *)data + 8 + length};
     expect(&text, "{\"__metadata__\":{\"format\":\"rankmajor/1\",\"ipc\":\"");
-    subset.ipc = number(&text);
+    subset.ipc = setting(&text, LARGEST);
     expect(&text, "\",\"factor\":\"");
-    subset.factor = number(&text);
+    subset.factor = setting(&text, LARGEST);
     expect(&text, "\",\"classes\":\"");
-    subset.classes = list(&text);
+    subset.classes = names(&text);
     expect(&text, "\",\"mean\":\"");
-    uint64_t means = list(&text);
+    uint64_t means = moments(&text, -LARGEST_MOMENT, LARGEST_MOMENT);
     expect(&text, "\",\"std\":\"");
-    uint64_t deviations = list(&text);
+    uint64_t deviations = moments(&text, 1 / LARGEST_MOMENT, LARGEST_MOMENT);
     expect(&text, "\",\"image_size\":\"");
-    subset.side = number(&text);
+    subset.side = setting(&text, LARGEST);
     expect(&text, "\",\"channels\":\"");
-    subset.channels = number(&text);
+    subset.channels = setting(&text, 4);
     expect(&text, "\"},\"tiles\":{\"dtype\":\"U8\",\"shape\":[");
     for (int i = 0; i < DIMENSIONS; i++) {
         if (i) expect(&text, ",");
@@ -178,11 +271,11 @@ static Subset read_header(const uint8_t *data, size_t size) {
     while (text.at < text.end)
         if (*text.at++ != ' ') damaged("the header goes on");
 
-    if (!subset.ipc || !subset.factor || !subset.side || subset.factor > subset.side) damaged("an impossible set");
+    if (subset.factor > subset.side) damaged("an impossible set");
+    if (means != subset.channels || deviations != subset.channels) damaged("mean or std is of another length");
     uint64_t k = subset.shape[0], tile = (subset.side + subset.factor - 1) / subset.factor, rank = 1;
     uint64_t expected[DIMENSIONS] = {k, subset.classes, product(subset.factor, subset.factor), subset.channels, tile, tile};
     if (memcmp(expected, subset.shape, sizeof expected)) damaged("the shape is not that of the set");
-    if (means != subset.channels || deviations != subset.channels) damaged("mean or std is of another length");
     for (int i = 1; i < DIMENSIONS; i++) rank = product(rank, subset.shape[i]);
     if (k < 1 || k > subset.ipc) damaged("no such subset");
     if (subset.payload != product(k, rank)) damaged("the payload is of another length");

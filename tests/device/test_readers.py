@@ -15,8 +15,10 @@ import pytest
 from safetensors import safe_open
 
 from mdc_core import rankmajor
+from mdc_core.errors import FormatError
 from mdc_device import api, files
 from mdc_device.decode import open_subset
+from tests.device.corpus import COUNT, corpus
 from tests.device.live import Live, live_api
 from tests.server.toyset import INFO
 
@@ -93,6 +95,74 @@ def test_all_read_the_same(tmp_path: Path, reader: Reader, name: str, k: int) ->
         f"sha256 {sha256}",
         *[f"pixel {tiles[pixel]}" for pixel in pixels],
     ]
+
+
+REFUSED = "refused"
+ALL_IN_JS = """
+import { readFileSync, readdirSync } from "node:fs";
+const [folder, module] = process.argv.slice(1);
+const { FormatError, readSubset, sha256 } = await import(module);
+const found = {};
+for (const name of readdirSync(folder)) {
+  try {
+    const { k, shape, bytes } = readSubset(readFileSync(`${folder}/${name}`));
+    found[name] = `k ${k}\\nshape ${shape.join(" ")}\\nsha256 ${await sha256(bytes)}\\n`;
+  } catch (error) {
+    found[name] = error instanceof FormatError ? "refused" : String(error);
+  }
+}
+console.log(JSON.stringify(found));
+"""
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    """The corpus in a folder, and what Python says of each file: what a reader prints, or that it is refused."""
+    folder, told = tmp_path_factory.mktemp("corpus"), {}
+    for name, data in corpus():
+        (folder / name).write_bytes(data)
+        told[name] = in_python(data)
+    return folder, told
+
+
+def in_python(data: bytes) -> str:
+    try:
+        _, tiles = rankmajor.read(data)
+    except FormatError:
+        return REFUSED
+    return f"k {len(tiles)}\nshape {' '.join(map(str, tiles.shape))}\nsha256 {rankmajor.sha256(data)}\n"
+
+
+def test_the_corpus_is_one_and_the_same_of_good_and_bad_files(written: tuple[Path, dict[str, str]]) -> None:
+    folder, told = written
+    assert [(folder / name).read_bytes() for name in told] == [data for _, data in corpus()]
+    assert all(answer != REFUSED for name, answer in told.items() if name.endswith("good"))
+    refused = sum(answer == REFUSED for answer in told.values())
+    assert len(told) == COUNT
+    assert COUNT // 2 < refused < COUNT * 2 // 3
+    assert len({name.partition("-")[2] for name, answer in told.items() if answer == REFUSED}) == 11
+    for name, answer in told.items():  # what the format takes is a safetensors file
+        if answer != REFUSED:
+            with safe_open(folder / name, framework="numpy") as opened:
+                assert opened.get_slice("tiles").get_dtype() == "U8"
+
+
+def test_c_takes_and_refuses_what_python_does(written: tuple[Path, dict[str, str]], in_c: Reader) -> None:
+    folder, told = written
+    for name, answer in told.items():
+        done = in_c(folder / name)
+        assert (done.returncode, done.stdout) == ((5, "") if answer == REFUSED else (0, answer)), name
+
+
+def test_javascript_takes_and_refuses_what_python_does(
+    written: tuple[Path, dict[str, str]], in_js: Reader
+) -> None:
+    folder, told = written
+    done = ran(
+        ["node", "--input-type=module", "-e", ALL_IN_JS, folder, (EXAMPLES / "js/subset.mjs").as_uri()]
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == told
 
 
 def test_the_sha256_in_c_is_right_for_every_padding(tmp_path: Path, in_c: Reader) -> None:
