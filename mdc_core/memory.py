@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import os
 import tempfile
-from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mdc_core import cgroups
 from mdc_core.estimate import DATA_SHARE
-
-_CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 def total_bytes() -> int:
     """Memory that this process may use: the machine's, or what its container is limited to."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for path in _CGROUP_LIMITS:
-        with suppress(OSError, ValueError):  # no such limit, or "max"
-            total = min(total, int(Path(path).read_text()))
-    return total
+    limit = cgroups.limit_bytes()
+    return total if limit is None else min(total, limit)
 
 
 def fits(size: int) -> bool:

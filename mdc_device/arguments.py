@@ -31,7 +31,12 @@ _POWER = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 # Budget field, its option, what an unset value means to the user.
 _LIMITS = (
-    ("memory_bytes", "--memory", "BYTES", "memory for the training"),
+    (
+        "memory_bytes",
+        "--memory",
+        "BYTES",
+        "memory for the training, besides some 550 MB that its libraries take",
+    ),
     ("storage_bytes", "--storage", "BYTES", "room for the file"),
     ("transfer_bytes", "--transfer", "BYTES", "bytes that may be fetched"),
     ("bandwidth_bps", "--bandwidth", "BIT/S", "bits per second of the connection"),

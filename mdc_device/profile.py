@@ -6,18 +6,26 @@ import io
 import os
 import shutil
 import statistics
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
 
 import numpy as np
 
-from mdc_core import rankmajor
+from mdc_core import cgroups, rankmajor
 from mdc_core.budget import Budget
 from mdc_core.errors import ConfigError
 from mdc_device import wire
 from mdc_device.client import Link, fetch_manifest
 
+_LOAD = """
+import mdc_device.trainer
+for line in open("/proc/self/status"):
+    if line.startswith("VmRSS:"):
+        print(line.split()[1])
+"""
 DOWNLOAD_BYTES = 1 << 20
 DOWNLOAD_SECONDS = 2.0
 LONGEST_SECONDS = 3600.0
@@ -63,10 +71,24 @@ def measure_flops(seconds: float = 0.5) -> float:
 
 
 def free_memory() -> int | None:
-    """Bytes that a new process can use: what the system calls available, within the limit of its group."""
-    found = [_available(Path("/proc/meminfo")), _group_free(Path("/sys/fs/cgroup"))]
+    """Bytes that a training can use besides its libraries: what is free in the system and in its control groups.
+
+    What the libraries take, some 550 MB of them torch, is measured in a process that loads them. Where they are not
+    installed nothing can be trained, and nothing is taken off.
+    """
+    found = [_available(Path("/proc/meminfo")), cgroups.free_bytes()]
     known = [value for value in found if value is not None]
-    return min(known) if known else None
+    return max(min(known) - library_bytes(), 0) if known else None
+
+
+def library_bytes() -> int:
+    """Memory of a process that has just loaded what `train` needs; 0 where that is not installed or not told."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-c", _LOAD]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if done.returncode < 0:  # there was too little memory even for them
+        return sys.maxsize
+    return int(done.stdout or 0) * 1024
 
 
 def measure_bandwidth(url: str, set_name: str, access: wire.Access) -> float:
@@ -118,11 +140,3 @@ def _available(meminfo: Path) -> int | None:
     except (OSError, ValueError, IndexError):
         pass
     return None
-
-
-def _group_free(group: Path) -> int | None:
-    """What is left below the memory limit of a container (control groups version 2), in bytes."""
-    try:
-        return max(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()), 0)
-    except (OSError, ValueError):  # no such file, or "max": no limit
-        return None

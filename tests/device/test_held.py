@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mdc_core import rankmajor
+from mdc_core import cgroups, rankmajor
 from mdc_core.budget import Budget
 from mdc_device import api, files, profile
 from mdc_device.cli import main
@@ -203,18 +204,36 @@ def test_the_product_does_the_operations_that_are_counted() -> None:
     assert operations == 2 * rows * columns * 48
 
 
-def test_free_memory_is_within_the_limits_of_system_and_group(tmp_path: Path) -> None:
+def test_free_memory_is_what_the_libraries_leave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     meminfo = tmp_path / "meminfo"
     meminfo.write_text("MemTotal:  9 kB\nMemAvailable:   5 kB\n")
     assert profile._available(meminfo) == 5 * 1024
     assert profile._available(tmp_path / "none") is None
-    for limit, used, free in (("100", "30", 70), ("max", "30", None), ("100", "120", 0)):
-        (tmp_path / "memory.max").write_text(limit)
-        (tmp_path / "memory.current").write_text(used)
-        assert profile._group_free(tmp_path) == free
-    found = profile.free_memory()
+    libraries = profile.library_bytes()
+    assert 50e6 < libraries < 3e9  # torch is installed where tests run
+    monkeypatch.setattr(profile, "library_bytes", lambda: libraries)
+    monkeypatch.setattr(cgroups, "free_bytes", lambda: libraries + 70)
+    assert profile.free_memory() == 70
+    monkeypatch.setattr(cgroups, "free_bytes", lambda: libraries - 1)
+    assert profile.free_memory() == 0
+    monkeypatch.setattr(cgroups, "free_bytes", lambda: None)
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    assert found is None or 0 <= found <= total
+    assert 0 <= (profile.free_memory() or 0) <= total - libraries
+
+
+@pytest.mark.parametrize(
+    ("load", "bytes_"),
+    [
+        ("import no_such_module", 0),
+        ("print(7)", 7 * 1024),
+        ("import os; os.kill(os.getpid(), 9)", sys.maxsize),
+    ],
+)
+def test_libraries_that_are_missing_take_nothing_and_such_as_do_not_fit_all(
+    monkeypatch: pytest.MonkeyPatch, load: str, bytes_: int
+) -> None:
+    monkeypatch.setattr(profile, "_LOAD", load)
+    assert profile.library_bytes() == bytes_
 
 
 def test_bandwidth_is_counted_in_bits(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
