@@ -5,12 +5,15 @@ from __future__ import annotations
 import hmac
 import re
 import secrets
+from collections.abc import Callable, Coroutine
 from datetime import datetime
 from functools import lru_cache
-from typing import Annotated
+from ipaddress import IPv6Network
+from typing import Annotated, Any
 
 import structlog
-from fastapi import Depends, Request, Security
+from fastapi import Depends, Request, Response, Security
+from fastapi.routing import APIRoute
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer, SecurityScopes
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
@@ -106,8 +109,7 @@ async def _caller(
 
     Only who reads subsets is let in by memory, for the few seconds of `TRUST_SECONDS`.
     """
-    if credentials is None:
-        raise _unauthenticated("no API key was sent: add the header Authorization: Bearer mdc_…")
+    credentials = _sent(credentials)
     only_reads = needed.scopes == ["subsets:read"]
     key = present(services.secret_key, credentials.credentials)
     known = services.known_keys.get(key) if only_reads else None
@@ -123,6 +125,34 @@ async def _caller(
     return caller
 
 
+def _sent(credentials: HTTPAuthorizationCredentials | None) -> HTTPAuthorizationCredentials:
+    if credentials is None:
+        raise _unauthenticated("no API key was sent: add the header Authorization: Bearer mdc_…")
+    return credentials
+
+
+class KeyBeforeBody(APIRoute):
+    """A route whose body is read only when the key works: what a stranger sends is not kept in memory.
+
+    FastAPI reads the body before it asks for anything else.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """FastAPI's own, behind the key."""
+        handler = super().get_route_handler()
+        if self.body_field is None:
+            return handler
+
+        async def handle(request: Request) -> Response:
+            services: Services = request.app.state.services
+            key = present(services.secret_key, _sent(await _bearer(request)).credentials)
+            if services.known_keys.get(key) is None:
+                await checked_caller(services, key, request.scope)
+            return await handler(request)
+
+        return handle
+
+
 async def checked_caller(services: Services, key: PresentedKey, scope: Scope) -> Caller:
     """The caller whose key the database has confirmed since the request came.
 
@@ -133,19 +163,31 @@ async def checked_caller(services: Services, key: PresentedKey, scope: Scope) ->
     state = scope.setdefault("state", {})
     if "key_failure" in state:
         raise state["key_failure"]
-    address = (scope.get("client") or ("unknown",))[0]
-    try:
-        if services.known_keys.met(key):
-            return await _confirmed_or_counted(services, key, address)
-        async with services.rates.turn(address):
-            # Of requests that come together with the same new key the first has asked for all.
-            known = services.known_keys.get(key)
-            if known is not None:
-                return known[0]
-            return await _confirmed_or_counted(services, key, address)
-    except Exception as failure:
-        state["key_failure"] = failure
-        raise
+    if "caller" not in state:
+        try:
+            state["caller"] = await _checked(services, key, _address(scope))
+        except Exception as failure:
+            state["key_failure"] = failure
+            raise
+    caller: Caller = state["caller"]
+    return caller
+
+
+async def _checked(services: Services, key: PresentedKey, address: str) -> Caller:
+    if services.known_keys.met(key):
+        return await _confirmed_or_counted(services, key, address)
+    async with services.rates.turn(address):
+        # Of requests that come together with the same new key the first has asked for all.
+        known = services.known_keys.get(key)
+        if known is not None:
+            return known[0]
+        return await _confirmed_or_counted(services, key, address)
+
+
+def _address(scope: Scope) -> str:
+    """Whom guesses are counted against: an address, or all of a subscriber's, as IPv6 gives away 2⁶⁴ at once."""
+    address = str((scope.get("client") or ("unknown",))[0])
+    return str(IPv6Network((address.partition("%")[0], 64), strict=False)) if ":" in address else address
 
 
 async def _confirmed_or_counted(services: Services, key: PresentedKey, address: str) -> Caller:

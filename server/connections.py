@@ -37,7 +37,9 @@ SEND_SECONDS = 120.0
 PIPELINED = 8
 """Requests that may come on a connection before the first of them is answered."""
 READ_BYTES = 64 * 1024
-"""Bytes taken from a socket at once; asyncio's own 256 KiB would be held by every connection."""
+"""Bytes of a body taken from a socket at once; asyncio's own 256 KiB would be held by every connection."""
+UNASKED_BYTES = 8 * 1024
+"""Bytes taken of what the application has not asked for yet."""
 
 _TOO_LARGE_BODY = (
     b'{"type":"urn:mdc:problem:headers-too-large","title":"Headers too large","status":431,'
@@ -85,18 +87,19 @@ class BoundedHttp(HttpToolsProtocol):
         self._waiters = _waiting.setdefault(server_state, OrderedDict())
         self._in_head = True
         self._has_begun = False
+        self._has_moved = False
         self._partial_bytes = 0
         self._head_bytes = 0
         self._body_bytes = 0
+        self._body_total = 0
         self._is_too_large = False
         self._deadline: asyncio.TimerHandle | None = None
         self._send_deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take the connection, if need be in place of one that waits."""
-        if hasattr(transport, "max_size"):
-            transport.max_size = READ_BYTES
         super().connection_made(transport)
+        self._read_at_most(UNASKED_BYTES)
         if len(self.connections) > max_connections():
             if not self._waiters:
                 transport.write(_BUSY)
@@ -113,16 +116,21 @@ class BoundedHttp(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse, and close what is too large or never whole."""
-        self._head_is_whole = False
+        self._head_is_whole = self._has_moved = False
         super().data_received(data)
-        if not self._in_head or self.transport.is_closing():
+        if self.transport.is_closing():
             return
-        if not self._head_is_whole:
-            self._partial_bytes += len(data)  # of a field that is not whole the parser tells nothing
+        if self._head_is_whole or self._has_moved:
+            self._partial_bytes = 0
+        else:
+            # Of a field that is not whole, of trailers too, the parser keeps all and tells nothing.
+            self._partial_bytes += len(data)
             if self._partial_bytes > HEAD_BYTES:
                 self._is_too_large = True
                 self.send_400_response("")
                 return
+        if not self._in_head:
+            return
         is_idle = self.cycle is None or self.cycle.response_complete
         if self._deadline is None and (self._has_begun or is_idle):
             self._await_head()
@@ -155,18 +163,25 @@ class BoundedHttp(HttpToolsProtocol):
             raise ValueError("too many requests before the first is answered")
         self._stop_waiting()
         self._in_head, self._has_begun, self._head_is_whole = False, False, True
-        self._partial_bytes = self._body_bytes = 0
+        self._body_bytes = self._body_total = 0
         super().on_headers_complete()
         self._deadline = self.loop.call_later(BODY_SECONDS, self._check_body)
 
     def on_body(self, body: bytes) -> None:
         """Part of a body."""
         self._body_bytes += len(body)
+        self._has_moved = True
         super().on_body(body)
+        self._body_total += len(body)
+        if self._body_total > READ_BYTES:  # so much comes to those who read it
+            self._read_at_most(READ_BYTES)
+        elif len(self.cycle.body) >= UNASKED_BYTES and not self.cycle.response_complete:
+            self.flow.pause_reading()  # until the application asks: whoever waits for its key holds no more
 
     def on_message_complete(self) -> None:
         """The request is here as a whole."""
         self._unset_deadline()
+        self._read_at_most(UNASKED_BYTES)
         self._in_head = True
         super().on_message_complete()
 
@@ -195,6 +210,10 @@ class BoundedHttp(HttpToolsProtocol):
         """The reader has caught up."""
         self._unset_send_deadline()
         super().resume_writing()
+
+    def _read_at_most(self, size: int) -> None:
+        if hasattr(self.transport, "max_size"):
+            self.transport.max_size = size
 
     def _await_head(self) -> None:
         self._waiters[self] = None

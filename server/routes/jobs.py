@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Query, Response
 from fastapi.responses import JSONResponse
 
-from server.auth import JobsReader, JobsWriter
+from server.auth import JobsReader, JobsWriter, KeyBeforeBody
 from server.deps import AfterQuery, InTurn, LimitQuery, ServicesDep, links
 from server.problems import Problem, not_found, responses
 from server.schemas import JobOut, JobPlan, JobRequest, Page
@@ -16,7 +16,7 @@ from server.store.ids import to_cursor
 from server.store.states import JobState
 from server.submission import plan, submit
 
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"], dependencies=[InTurn])
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], dependencies=[InTurn], route_class=KeyBeforeBody)
 
 RETRY_SECONDS = 2
 """When it is worth looking at a new job again."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Response
 
-from server.auth import Admin, create_key
+from server.auth import Admin, KeyBeforeBody, create_key
 from server.deps import AfterQuery, LimitQuery, ServicesDep, links
 from server.problems import Problem, not_found, responses
 from server.schemas import KeyOut, KeyRequest, NewKey, Page
 from server.store import keys
 from server.store.ids import to_cursor
 
-router = APIRouter(prefix="/v1/keys", tags=["keys"])
+router = APIRouter(prefix="/v1/keys", tags=["keys"], route_class=KeyBeforeBody)
 
 
 @router.post(

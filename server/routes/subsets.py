@@ -9,7 +9,7 @@ from fastapi import APIRouter, Body, Depends, Header, Path, Query, Request, Resp
 from starlette.concurrency import run_in_threadpool
 
 from mdc_core.budget import budget_schema
-from server.auth import SubsetsReader
+from server.auth import KeyBeforeBody, SubsetsReader
 from server.conditional import LONGEST, Conditions
 from server.delivery import (
     EPOCHS,
@@ -28,7 +28,7 @@ from server.problems import responses
 from server.routes.sets import SetReference, find_set
 from server.schemas import PlanOut
 
-router = APIRouter(tags=["subsets"])
+router = APIRouter(tags=["subsets"], route_class=KeyBeforeBody)
 
 Size = Annotated[str, Path(max_length=40, description="k: a whole number 1..N, or `auto`.")]
 SetQuery = Annotated[

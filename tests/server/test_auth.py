@@ -5,12 +5,13 @@ from __future__ import annotations
 import stat
 from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from sqlalchemy import update
 
 from server.app import create_app
-from server.auth import check_key, create_key, ensure_admin_key, present
+from server.auth import _address, check_key, create_key, ensure_admin_key, present
 from server.deps import Services
 from server.settings import Settings
 from server.store import keys
@@ -142,3 +143,36 @@ def test_a_database_server_gets_no_key_by_itself(
         ensure_admin_key(settings, session)
         assert keys.admins(session) == []
     assert not (settings.data_dir / "admin.key").exists()
+
+
+@sqlite_only
+@pytest.mark.parametrize("headers", [{}, bearer("mdc_0123456789abcdef_x")])
+@pytest.mark.parametrize("path", ["/v1/jobs", "/v1/keys", "/v1/sets/toy/plans", "/v1/datasets"])
+def test_the_body_of_who_has_no_key_is_not_read(api: Api, path: str, headers: dict[str, str]) -> None:
+    scope: dict[str, Any] = {
+        "type": "http",
+        "method": "POST",
+        "path": path,
+        "query_string": b"",
+        "headers": [(name.lower().encode(), value.encode()) for name, value in headers.items()],
+        "client": ("127.0.0.1", 1),
+    }
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        raise AssertionError("the body was asked for")
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    assert api.client.portal is not None
+    api.client.portal.call(api.client.app, scope, receive, send)
+    assert sent[0]["status"] == 401
+
+
+def test_guesses_from_one_subscriber_count_together() -> None:
+    """Of IPv6 everyone has 2⁶⁴ addresses."""
+    clients = ["2001:db8::1", "2001:db8::ffff:2", "2001:db8:0:1::1", "fe80::1%eth0", "192.0.2.1", "192.0.2.2"]
+    assert [_address({"client": (client, 1)}) for client in clients] == [
+        *("2001:db8::/64", "2001:db8::/64", "2001:db8:0:1::/64", "fe80::/64", "192.0.2.1", "192.0.2.2")
+    ]

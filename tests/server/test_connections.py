@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import select
 import socket
 import threading
 import time
@@ -34,13 +36,11 @@ async def read_all(scope: Any, receive: Any, send: Any) -> None:
 
 
 @contextmanager
-def serving() -> Iterator[int]:
-    """The port of a server of `read_all`."""
+def serving(app: Any = read_all) -> Iterator[int]:
+    """The port of a server of this application."""
     port = free_port()
     server = uvicorn.Server(
-        uvicorn.Config(
-            read_all, port=port, http=BoundedHttp, loop="asyncio", lifespan="off", log_level="critical"
-        )
+        uvicorn.Config(app, port=port, http=BoundedHttp, loop="asyncio", lifespan="off", log_level="critical")
     )
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -160,3 +160,48 @@ def test_a_process_takes_no_more_connections_than_it_may_open_files(monkeypatch:
     monkeypatch.setattr(connections.resource, "setrlimit", lambda _, limits: asked.append(limits))
     connections.raise_file_limit()
     assert asked == [(connections.MAX_FILES, 2**20)]
+
+
+@pytest.mark.parametrize("end", [b"0\r\nA: ", b"5\r\nabcde\r\n0\r\nA"])
+def test_trailers_are_bounded_as_headers_are(port: int, end: bytes) -> None:
+    begin = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + end
+    with connected(port) as sock:
+        got = answer(sock, begin + b"x" * 2**20)
+    assert got.startswith(b"HTTP/1.1 431 ") or not got
+    with connected(port) as sock:
+        got = answer(sock, begin[:-1] + b"".join(b"A%d: 1\r\n" % number for number in range(HEADERS + 1)))
+    assert b"200" not in got[:20]
+    assert is_alive(port)
+
+
+def test_a_body_waits_in_the_socket_until_it_is_asked_for() -> None:
+    """Else whoever waits for its key to be looked up holds as much memory as it likes to send."""
+    asked, held = threading.Event(), []
+
+    async def wait(scope: Any, receive: Any, send: Any) -> None:
+        await asyncio.to_thread(asked.wait, 60)
+        held.append(len(receive.__self__.body))
+        await read_all(scope, receive, send)
+
+    with serving(wait) as port, connected(port) as sock:
+        size = 10 * 2**20
+        sender = threading.Thread(
+            target=sock.sendall,
+            args=(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size + b"x" * size,),
+        )
+        sender.start()
+        assert is_refused_by_the_socket(sock)
+        asked.set()
+        sender.join()
+        got = b""
+        while not got.endswith(b"%9d" % size):
+            got += sock.recv(65536)
+    assert held[0] <= 2 * connections.UNASKED_BYTES
+
+
+def is_refused_by_the_socket(sock: socket.socket) -> bool:
+    """Whether no more can be sent for a moment: what the server does not read fills the buffers."""
+    full = 0
+    while full < 3:
+        full = 0 if select.select([], [sock], [], 0.1)[1] else full + 1
+    return True
