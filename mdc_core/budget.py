@@ -8,18 +8,20 @@ states, B bytes of a rank and H bytes of a header:
     time(k)   = epochs·(n·(F + 140·A) + ⌈n / batch⌉·140·4P) / flops + 8·(bytes to fetch) / bandwidth
     energy(k) = watts · time(k)
 
-**The rule.** All four grow with k, so the sizes that meet every limit are 1..K. Among them the plan takes the one with
-the best measured accuracy; of equally good ones one that is better than random real images of the same count (see
-`mdc_core.verdict`), then the largest (on a metered connection: the one with the fewest bytes to fetch, then the
-largest). A size that was not measured counts as
-the next smaller one that was; with nothing measured, K itself is taken. With `min_accuracy` the plan takes the least k
-that reaches it. A caller who names a size gets the largest of 1..K up to that one, whatever its accuracy.
+**The rule.** All four grow with k, so the sizes that meet every limit are 1..K. Among them the plan takes the largest
+whose measured accuracy is within one standard error of the best one (std / sqrt(repeats) of that best): a few networks
+tell no more than that. One that is measured to be worse than a smaller size (see `mdc_core.verdict`) is not taken. On a
+metered connection it takes the best measured accuracy itself; of equally good ones the one with the fewest bytes to
+fetch, then the largest. A size that was not measured counts as the next smaller one that was; with nothing measured, K
+itself is taken. With `min_accuracy` the plan takes the least k that reaches it. A caller who names a size gets the
+largest of 1..K up to that one, whatever its accuracy.
 
 Where time or energy limits the training and accuracies of shorter trainings were measured too, the plan chooses between
-pairs of k and epochs in the same way; of equally good pairs of one k it takes the shorter training.
+pairs of k and epochs in the same way; of pairs of one k it takes the more accurate one, then the shorter training.
 
-Each is a fixed order of the candidates, of which a larger budget only admits more. So with more budget (unless a size
-was named) the measured accuracy never falls; nor does k, for the same epochs or a named size.
+A larger budget only admits more candidates, and so the best of them never gets worse. So with more budget (unless a
+size was named) the measured accuracy never falls by more than that standard error; nor does k fall, for the same epochs
+or a named size.
 """
 
 from __future__ import annotations
@@ -35,9 +37,6 @@ from mdc_core.cost import FLOAT_BYTES, LARGEST, MOST_STEPS, Cost, convnet_cost
 from mdc_core.errors import BudgetError, ConfigError, shown
 from mdc_core.manifest import Accuracy, Manifest
 from mdc_core.verdict import (
-    BETTER,
-    NOT_ABOVE_RANDOM,
-    NOT_ABOVE_SHRUNK,
     WORSE_THAN_SMALLER,
     Verdict,
     sizes_text,
@@ -231,23 +230,54 @@ def plan(manifest: Manifest, budget: Budget, at_most: int | None = None) -> Plan
     return _least_that_reaches(manifest, budget, trainings, top, budget.min_accuracy)
 
 
+class _Option(NamedTuple):
+    """A size that fits with a training."""
+
+    training: _Training
+    largest: int
+    """The largest size that fits with it."""
+    k: int
+    measured: _Measured
+
+
 def _most_accurate(
     manifest: Manifest, budget: Budget, trainings: list[_Training], top: int, *, is_named: bool
 ) -> Plan:
-    """The first of 1..`top` in the order of `_preference` that fits; the largest where a size is named."""
-    found: list[tuple[Plan, _Training, int]] = []
-    for training in trainings:
-        largest = _largest(manifest, budget, training, top)
-        if largest:
-            k = largest if is_named else _preferred(manifest, budget, training, largest)
-            found.append((_candidate(manifest, budget, training, k), training, largest))
-    if not found:
+    """What the rule takes of 1..`top`; the largest that fits where a size is named."""
+    options = [
+        _Option(training, largest, _wanted(stretch, budget), stretch.measured)
+        for training in trainings
+        if (largest := _largest(manifest, budget, training, top))
+        for stretch in _stretches(training, 1, largest)
+    ]
+    if not options:
         _refuse(_candidate(manifest, budget, trainings[0], 1), budget)
-    chosen, training, largest = max(
-        found, key=lambda one: (one[0].k if is_named else 0, _preference(one[0], budget))
-    )
-    passed_over = _stretches(training, chosen.k + 1, largest)
-    return _with_words(_with_limit(manifest, chosen, training, top, budget), passed_over)
+    if budget.metered and not is_named:
+        chosen = max(options, key=lambda one: (one.measured.accuracy, min(budget.have_k - one.k, 0), one.k))
+    else:
+        good = options if is_named else _as_good_as_the_best(options)
+        chosen = max(
+            good, key=lambda one: (one.k, one.measured.accuracy)
+        )  # of equal ones the shortest training
+    found = _candidate(manifest, budget, chosen.training, chosen.k)
+    passed_over = _stretches(chosen.training, chosen.k + 1, chosen.largest)
+    return _with_words(_with_limit(manifest, found, chosen.training, top, budget), passed_over, budget)
+
+
+def _wanted(stretch: _Stretch, budget: Budget) -> int:
+    """The size of a stretch to take: the largest, or on a metered connection what is there already."""
+    return min(stretch.last, max(stretch.first, budget.have_k)) if budget.metered else stretch.last
+
+
+def _as_good_as_the_best(options: list[_Option]) -> list[_Option]:
+    """Those within one standard error of the best, and not measured to be worse than a smaller size."""
+    best = max(options, key=lambda one: (one.measured.accuracy, one.measured.error)).measured
+    least = best.accuracy - best.error
+    return [
+        one
+        for one in options
+        if one.measured.accuracy >= least and one.measured.verdict != WORSE_THAN_SMALLER
+    ]
 
 
 def _least_that_reaches(
@@ -258,10 +288,10 @@ def _least_that_reaches(
         (stretch.first, index)
         for index, training in enumerate(trainings)
         for stretch in _stretches(training, 1, top)
-        if stretch.accuracy is not None and stretch.accuracy >= accuracy
+        if stretch.measured.accuracy >= accuracy
     ]
     if not reaching:
-        measured = [mean for training in trainings for k, (mean, _) in training.measured.items() if k <= top]
+        measured = [it.accuracy for training in trainings for k, it in training.measured.items() if k <= top]
         best = max(measured, default=0.0)
         raise BudgetError(
             f"min_accuracy is {accuracy}, but of subsets 1..{top} of {manifest.name!r} "
@@ -287,13 +317,26 @@ def _largest(manifest: Manifest, budget: Budget, training: _Training, top: int) 
     )
 
 
+class _Measured(NamedTuple):
+    """What a size counts as."""
+
+    accuracy: float
+    """Mean test accuracy."""
+    error: float
+    """Its standard error; 0 where a single repeat tells nothing of it."""
+    verdict: Verdict | None
+
+
+_NOTHING = _Measured(-1.0, 0.0, None)
+"""A size that was not measured, nor any smaller one."""
+
+
 class _Stretch(NamedTuple):
     """Sizes that count with the same measured accuracy."""
 
     first: int
     last: int
-    accuracy: float | None
-    verdict: Verdict | None
+    measured: _Measured
 
 
 def _stretches(training: _Training, first: int, last: int) -> Iterator[_Stretch]:
@@ -303,20 +346,7 @@ def _stretches(training: _Training, first: int, last: int) -> Iterator[_Stretch]
     for begin, following in zip(begins, [*begins[1:], last + 1], strict=True):
         if begin < following:
             at = bisect_right(sizes, begin)
-            measured = training.measured[sizes[at - 1]] if at else (None, None)
-            yield _Stretch(begin, following - 1, *measured)
-
-
-def _preferred(manifest: Manifest, budget: Budget, training: _Training, largest: int) -> int:
-    """The first of 1..`largest` in the order of `_preference`."""
-    best, chosen = None, 0
-    for stretch in _stretches(training, 1, largest):
-        k = min(stretch.last, max(stretch.first, budget.have_k)) if budget.metered else stretch.last
-        fetched = max(0, k - budget.have_k) if budget.metered else 0  # in ranks
-        order = (*_worth(stretch.accuracy, stretch.verdict), -fetched, k)
-        if best is None or order > best:
-            best, chosen = order, k
-    return chosen
+            yield _Stretch(begin, following - 1, training.measured[sizes[at - 1]] if at else _NOTHING)
 
 
 @dataclass(frozen=True)
@@ -326,8 +356,8 @@ class _Training:
     cost: Cost | None
     epochs: int
     batch_size: int
-    measured: Mapping[int, tuple[float, Verdict | None]]
-    """Measured mean accuracy by k, under the epochs that come nearest from below, and the verdict on it."""
+    measured: Mapping[int, _Measured]
+    """By k, under the epochs that come nearest from below."""
 
 
 def _trainings(manifest: Manifest, budget: Budget) -> list[_Training]:
@@ -357,11 +387,14 @@ def _trainings(manifest: Manifest, budget: Budget) -> list[_Training]:
     return [_Training(cost, epochs, batch, _measured(rows, epochs)) for epochs in lengths]
 
 
-def _measured(rows: list[Accuracy], epochs: int) -> dict[int, tuple[float, Verdict | None]]:
-    """Accuracy and verdict by k of the longest measured training that does not exceed `epochs`; empty if all do."""
+def _measured(rows: list[Accuracy], epochs: int) -> dict[int, _Measured]:
+    """By k, the figures of the longest measured training that does not exceed `epochs`; empty if all do."""
     nearest = max((row.epochs for row in rows if row.epochs <= epochs), default=None)
     alike = [row for row in rows if row.epochs == nearest]
-    return {row.k: (row.mdc_mean, verdict) for row, verdict in zip(alike, verdicts(alike), strict=True)}
+    return {
+        row.k: _Measured(row.mdc_mean, row.mdc_std / math.sqrt(row.repeats), verdict)
+        for row, verdict in zip(alike, verdicts(alike), strict=True)
+    }
 
 
 def _candidate(manifest: Manifest, budget: Budget, training: _Training, k: int) -> Plan:
@@ -371,7 +404,7 @@ def _candidate(manifest: Manifest, budget: Budget, training: _Training, k: int) 
     # A device that has ranks writes header(k) itself: it is a function of the manifest.
     start = 0 if budget.have_k == 0 else min(rankmajor.subset_size(info, budget.have_k), end)
     seconds = _seconds(budget, training, _images(manifest, k), end - start)
-    stretch = next(_stretches(training, k, k))
+    measured = next(_stretches(training, k, k)).measured
     return Plan(
         k=k,
         have_k=budget.have_k,
@@ -381,10 +414,10 @@ def _candidate(manifest: Manifest, budget: Budget, training: _Training, k: int) 
         seconds=seconds,
         joules=None if seconds is None or budget.watts is None else budget.watts * seconds,
         memory_bytes=_memory(training, _images(manifest, k), info),
-        accuracy=stretch.accuracy,
+        accuracy=None if measured is _NOTHING else measured.accuracy,
         limited_by=None,
         epochs=training.epochs,
-        verdict=stretch.verdict,
+        verdict=measured.verdict,
     )
 
 
@@ -431,20 +464,6 @@ def _excesses(candidate: Plan, budget: Budget) -> Iterator[tuple[str, float, flo
             yield name, limit, need
 
 
-def _preference(candidate: Plan, budget: Budget) -> tuple[float, bool, int, int, int]:
-    """The fixed order of the candidates: a larger value is preferred.
-
-    Accuracy comes first: a device has no real images to take in place of a subset that they match.
-    """
-    fetched = -candidate.delta_bytes if budget.metered else 0
-    return *_worth(candidate.accuracy, candidate.verdict), fetched, candidate.k, -candidate.epochs
-
-
-def _worth(accuracy: float | None, verdict: Verdict | None) -> tuple[float, bool]:
-    """What comes first in the order."""
-    return -1.0 if accuracy is None else accuracy, verdict in (BETTER, NOT_ABOVE_SHRUNK)
-
-
 def _with_limit(manifest: Manifest, chosen: Plan, training: _Training, top: int, budget: Budget) -> Plan:
     """The plan, with what keeps it from being one larger."""
     if chosen.k == top:
@@ -457,12 +476,13 @@ def _with_limit(manifest: Manifest, chosen: Plan, training: _Training, top: int,
     return replace(chosen, limited_by="accuracy")
 
 
-def _with_words(chosen: Plan, passed_over: Iterable[_Stretch]) -> Plan:
+def _with_words(chosen: Plan, passed_over: Iterable[_Stretch], budget: Budget) -> Plan:
     """The plan, with the reason why none of the larger sizes that fit was taken."""
+    otherwise = "not measured to be more accurate" if budget.metered else "measured to be less accurate"
     groups: dict[str, list[int]] = {}
     for larger in passed_over:
-        known = larger.verdict in (NOT_ABOVE_RANDOM, WORSE_THAN_SMALLER)
-        reason = str(larger.verdict) if known else "not measured to be more accurate"
+        is_worse = larger.measured.verdict == WORSE_THAN_SMALLER
+        reason = WORSE_THAN_SMALLER if is_worse else otherwise
         groups.setdefault(reason, []).extend(range(larger.first, larger.last + 1))
     told = [f"k = {sizes_text(sizes)} would fit, but is {reason}" for reason, sizes in groups.items()]
     return replace(chosen, reason="; ".join(told) or None)

@@ -15,7 +15,7 @@ from mdc_core import rankmajor
 from mdc_core.budget import Budget, Cost, Plan, convnet_cost, plan
 from mdc_core.errors import BudgetError, ConfigError
 from mdc_core.manifest import Manifest, build_manifest, parse_manifest
-from mdc_core.verdict import NOT_ABOVE_RANDOM, WORSE_THAN_SMALLER, sizes_text
+from mdc_core.verdict import sizes_text
 
 N = 5
 INFO = rankmajor.SetInfo(N, 2, ("a", "b"), (0.5,), (0.25,), 8, 1)
@@ -154,14 +154,31 @@ RANDOM = "not better than random real images of the same count"
 SMALLER = "worse than a smaller subset"
 
 
-def test_accuracy_decides_and_of_equals_the_verdict() -> None:
+def test_of_equals_the_largest_is_taken() -> None:
     random = {1: 0.6, 2: 0.5, 3: 0.6, 4: 0.75, 5: 0.9}
     manifest = manifest_of({1: 0.55, 2: 0.6, 3: 0.6, 4: 0.7, 5: 0.7}, random=random)
     found = [plan(manifest, room_for(k)) for k in range(1, 6)]
-    assert [p.k for p in found] == [1, 2, 2, 4, 5]
-    assert [p.verdict for p in found] == [RANDOM, "better", "better", RANDOM, RANDOM]
-    assert [p.limited_by for p in found] == [*["storage_bytes"] * 2, "accuracy", "storage_bytes", None]
-    assert [p.reason for p in found[:3]] == [None, None, f"k = 3 would fit, but is {RANDOM}"]
+    assert [p.k for p in found] == [1, 2, 3, 4, 5]
+    assert [p.verdict for p in found] == [RANDOM, "better", RANDOM, RANDOM, RANDOM]
+    assert [p.limited_by for p in found] == [*["storage_bytes"] * 4, None]
+
+
+def test_a_difference_within_a_standard_error_of_the_best_is_none() -> None:
+    """Over 3 networks 64.6 ± 2.8 has a standard error of 1.62: nothing tells 63.1 from it, but 62.9 is below."""
+    assert plan(manifest_of({1: 0.646, 5: 0.631}, std=0.028), Budget()).k == 5
+    found = plan(manifest_of({1: 0.646, 4: 0.631, 5: 0.629}, std=0.028), Budget())
+    assert (found.k, found.accuracy, found.limited_by) == (4, 0.631, "accuracy")
+    assert found.reason == "k = 5 would fit, but is measured to be less accurate"
+    assert plan(manifest_of({1: 0.646, 5: 0.631}, std=0.028), Budget(metered=True)).k == 1
+    assert plan(manifest_of({1: 0.646, 5: 0.631}), Budget()).k == 4  # which counts as 1
+
+
+def test_within_a_standard_error_but_worse_than_a_smaller_size_is_not_taken() -> None:
+    rows = [(1, 0.65, 0.09), (2, 0.64, 0.0), (3, 0.61, 0.0)]
+    manifest = manifest_of({k: mean for k, mean, _ in rows})
+    spread = [replace(row, mdc_std=std) for row, (*_, std) in zip(manifest.accuracy, rows, strict=True)]
+    found = plan(replace(manifest, accuracy=tuple(spread)), Budget())
+    assert (found.k, found.reason) == (2, f"k = 3-5 would fit, but is {SMALLER}")
 
 
 def test_where_none_beats_random_images_the_most_accurate_is_taken() -> None:
@@ -265,7 +282,7 @@ def test_more_time_never_gives_less_accuracy(seconds: float, more: float) -> Non
     except BudgetError:
         return
     after = plan(SEVERAL, Budget(flops=1e9, seconds=seconds + more))
-    assert (after.accuracy or 0) >= (before.accuracy or 0)
+    assert (after.accuracy or 0) >= (before.accuracy or 0)  # nothing is known of the spread
 
 
 def test_min_accuracy_takes_the_least_that_reaches_it() -> None:
@@ -348,27 +365,8 @@ def test_more_budget_never_gives_less(
         return
     after = plan(manifest, Budget(**large), at_most)
     assert after.k >= before.k
-    assert at_most is not None or (after.accuracy or -1) >= (before.accuracy or -1)
-
-
-@given(measured, measured, spreads, budgets)
-def test_auto_passes_over_what_is_not_worth_it_where_there_is_better(
-    accuracy: dict[int, float], random: dict[int, float], std: float, fields: dict[str, Any]
-) -> None:
-    """Against all sizes that fit, each planned by its own name."""
-    fields = {name: value for name, value in fields.items() if name != "min_accuracy"}
-    manifest, budget = manifest_of(accuracy, random=random, std=std), Budget(**fields)
-    try:
-        chosen = plan(manifest, budget)
-    except BudgetError:
-        return
-    fitting = [p for p in (plan(manifest, budget, k) for k in range(1, N + 1)) if p.limited_by is None]
-    best = max(p.accuracy or 0 for p in fitting)
-    assert (chosen.accuracy or 0) == best
-    if any(p.verdict == "better" for p in fitting if (p.accuracy or 0) == best):
-        assert chosen.verdict == "better"
-    assert chosen.verdict != SMALLER
-    assert (chosen.reason is None) == (chosen.k == fitting[-1].k)
+    error = std / math.sqrt(3)
+    assert at_most is not None or (after.accuracy or -1) >= (before.accuracy or -1) - error - 1e-9
 
 
 @given(measured, budgets)
@@ -507,6 +505,22 @@ def test_a_network_deeper_than_the_image_has_halvings_is_refused() -> None:
         convnet_cost(4, 8, 1, 8, 2)
 
 
+def literal_choice(manifest: Manifest, feasible: list[Plan], budget: Budget, at_most: int | None) -> Plan:
+    """`std` and the repeats are those of every row."""
+
+    def accuracy(one: Plan) -> float:
+        return -1.0 if one.accuracy is None else one.accuracy
+
+    if at_most is not None:
+        return max(feasible, key=lambda one: (one.k, accuracy(one), -one.epochs))
+    if budget.metered:
+        return max(feasible, key=lambda one: (accuracy(one), -one.delta_bytes, one.k, -one.epochs))
+    best = max(map(accuracy, feasible))
+    error = manifest.accuracy[0].mdc_std / math.sqrt(3) if best >= 0 else 0.0
+    good = [one for one in feasible if accuracy(one) >= best - error and one.verdict != SMALLER]
+    return max(good, key=lambda one: (one.k, accuracy(one), -one.epochs))
+
+
 def literal_plan(manifest: Manifest, budget: Budget, at_most: int | None) -> Plan:
     """The rule as it is written: every size with every training, and the first in the order of those that fit."""
     top = manifest.info.ipc if at_most is None else at_most
@@ -523,9 +537,7 @@ def literal_plan(manifest: Manifest, budget: Budget, at_most: int | None) -> Pla
             )
         chosen = next((one for one in reaching if one in feasible), reaching[0])
     elif feasible:
-        chosen = max(
-            feasible, key=lambda one: (one.k if at_most is not None else 0, rule._preference(one, budget))
-        )
+        chosen = literal_choice(manifest, feasible, budget, at_most)
     else:
         chosen = candidates[0]
     if chosen not in feasible:
@@ -540,10 +552,8 @@ def literal_plan(manifest: Manifest, budget: Budget, at_most: int | None) -> Pla
         groups: dict[str, list[int]] = {}
         for one in feasible:
             if one.epochs == chosen.epochs and one.k > chosen.k:
-                known = one.verdict in (NOT_ABOVE_RANDOM, WORSE_THAN_SMALLER)
-                groups.setdefault(
-                    str(one.verdict) if known else "not measured to be more accurate", []
-                ).append(one.k)
+                why = "not measured to be more accurate" if budget.metered else "measured to be less accurate"
+                groups.setdefault(SMALLER if one.verdict == SMALLER else why, []).append(one.k)
         reason = (
             "; ".join(f"k = {sizes_text(ks)} would fit, but is {why}" for why, ks in groups.items()) or None
         )
