@@ -29,6 +29,7 @@ def main() -> None:
         port=settings.port if options.port is None else options.port,
         workers=options.workers,
         http=BoundedHttp,
+        ws="none",  # there are none, and their connections would have no bounds
         loop="asyncio",  # uvloop accepts one connection in a turn: new ones would wait while others are busy
         access_log=False,
         log_level="warning",

@@ -32,6 +32,8 @@ HEAD_SECONDS = 10.0
 BODY_SECONDS = 30.0
 """Within each such time a body must bring `BODY_BYTES`, or end."""
 BODY_BYTES = 4 * 1024
+LINGER_SECONDS = 10.0
+"""From an answer to the end of a body that it did not wait for."""
 SEND_SECONDS = 120.0
 """A reader takes what waits in the socket (about 64 KiB) within this time."""
 PIPELINED = 8
@@ -188,8 +190,12 @@ class BoundedHttp(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """Ready for the next request; uvicorn closes what stays idle."""
         super().on_response_complete()
-        if self._in_head and not self.pipeline and not self.transport.is_closing():
-            self._waiters[self] = None
+        if self.pipeline or self.transport.is_closing():
+            return
+        self._waiters[self] = None
+        if not self._in_head:  # nobody reads the rest, which may come slowly for hours
+            self._unset_deadline()
+            self._deadline = self.loop.call_later(LINGER_SECONDS, self.transport.abort)
 
     def send_400_response(self, msg: str) -> None:
         """Answer what cannot be parsed, or is too large."""

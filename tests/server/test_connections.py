@@ -126,6 +126,47 @@ def test_a_body_that_does_not_grow_is_closed(port: int) -> None:
     assert is_alive(port)
 
 
+async def refuse(scope: Any, receive: Any, send: Any) -> None:
+    """Answers without reading."""
+    await send({"type": "http.response.start", "status": 401, "headers": [(b"content-length", b"0")]})
+    await send({"type": "http.response.body"})
+
+
+@pytest.mark.parametrize("is_whole", [False, True])
+def test_a_body_that_nobody_waits_for_ends_soon_or_is_cut_off(
+    monkeypatch: pytest.MonkeyPatch, is_whole: bool
+) -> None:
+    monkeypatch.setattr(connections, "LINGER_SECONDS", 0.5)
+    monkeypatch.setattr(connections, "BODY_BYTES", 1)
+    with serving(refuse) as port, connected(port) as sock:
+        sock.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\nabc")
+        got = b""
+        while not got.endswith(b"\r\n\r\n"):
+            got += sock.recv(65536)
+        assert got.startswith(b"HTTP/1.1 401 ")
+        if is_whole:
+            sock.sendall(b"x" * (100000 - 3) + GET + b"\r\n")
+            assert sock.recv(65536).startswith(b"HTTP/1.1 401 ")
+        else:
+            assert is_cut_off_while_it_trickles(sock)
+
+
+def is_cut_off_while_it_trickles(sock: socket.socket) -> bool:
+    """Whether the server closes the connection though one byte after the other comes."""
+    sock.settimeout(0.05)
+    until = time.monotonic() + 20
+    while time.monotonic() < until:
+        try:
+            sock.sendall(b"x")
+            if not sock.recv(1):
+                return True
+        except TimeoutError:
+            continue
+        except (ConnectionResetError, BrokenPipeError):
+            return True
+    return False
+
+
 @pytest.mark.parametrize("port", [{"BODY_SECONDS": 0.5, "BODY_BYTES": 100}], indirect=True)
 def test_a_slow_body_that_grows_is_read(port: int) -> None:
     with connected(port) as sock:
