@@ -27,6 +27,7 @@ from torch import Tensor
 from mdc_core.config import MAX_SIDE, MIN_SIDE, DataFacts
 from mdc_core.errors import ConfigError, DataError
 from mdc_core.memory import room
+from mdc_core.names import normalised
 from mdc_core.own_data import (
     FORMATS,
     MAX_PIXELS,
@@ -143,7 +144,7 @@ def _classes_of(folder: Path) -> tuple[dict[str, list[Member]], int]:
             continue
         if not entry.is_dir():
             raise _unlabelled(str(entry))
-        members = classes.setdefault(entry.name, [])
+        members = classes.setdefault(normalised(entry.name), [])
         files = sorted(Path(base, name) for base, _, names in os.walk(entry) for name in names)
         for file in files:
             if skipped := passed_over(file.relative_to(entry).parts):
@@ -173,13 +174,14 @@ def _zip_tree(archive: zipfile.ZipFile, path: Path) -> Tree:
             continue
         classes = splits.setdefault(parts[0], {})
         name = f"{path}: {info.filename}"
+        label = normalised(parts[1]) if len(parts) > 1 else ""
         if info.is_dir():
             if len(parts) > 1:
-                classes.setdefault(parts[1], [])
+                classes.setdefault(label, [])
         elif len(parts) < 3:
             raise _unlabelled(name)
         else:
-            classes.setdefault(parts[1], []).append(Member(name, partial(_open_member, archive, info)))
+            classes.setdefault(label, []).append(Member(name, partial(_open_member, archive, info)))
     for classes in splits.values():
         for members in classes.values():
             members.sort(key=lambda member: member.name)

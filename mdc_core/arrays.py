@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mdc_core.errors import DataError
 from mdc_core.memory import room
+from mdc_core.names import normalised
 from mdc_core.splits import Splits, hold_out
 
 T = TypeVar("T")
@@ -183,7 +184,7 @@ def _class_names(arrays: dict[str, NDArray[Any]]) -> tuple[str, ...]:
         names = arrays["classes"]
         if names.ndim != 1 or names.dtype.kind != "U":
             raise DataError(f"array 'classes' is {names.dtype} {names.shape}: make it a list of strings")
-        return tuple(names.tolist())
+        return tuple(map(normalised, names.tolist()))
     labels = arrays["y_train"]
     if labels.dtype.kind not in "iu" or labels.size == 0:
         raise DataError(f"array 'y_train' is {labels.dtype} {labels.shape}: it must hold integer labels")

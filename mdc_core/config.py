@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from mdc_core.errors import ConfigError
+from mdc_core.names import visible
 
 AugmentOp = Literal[
     "flip", "color", "crop", "scale", "rotate", "cutout", "resized_crop", "jitter", "lighting"
@@ -64,6 +65,10 @@ class Frozen(BaseModel):
             ) from error
 
 
+def _visible(name: Any) -> Any:
+    return visible(name) if isinstance(name, str) else name
+
+
 class DataFacts(Frozen):
     """What is known of a data set before its pixels are read; enough to refuse an impossible job."""
 
@@ -73,7 +78,7 @@ class DataFacts(Frozen):
     """Colour channels, 1 or 3."""
     image_size: int = Field(ge=MIN_SIDE, le=MAX_SIDE)
     """H: side of the square images in pixels."""
-    classes: tuple[str, ...] = Field(min_length=2)
+    classes: tuple[Annotated[str, BeforeValidator(_visible)], ...] = Field(min_length=2)
     """Class names; the position is the label."""
     smallest_class: int = Field(ge=1, le=MOST_SAMPLES)
     """Real training images in the class that has the fewest."""

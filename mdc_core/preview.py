@@ -9,6 +9,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from mdc_core.errors import ConfigError
+from mdc_core.names import MAX_NAME, visible
 from mdc_core.rankmajor import SetInfo, Tiles
 
 LEGIBLE_CELL = 56
@@ -87,7 +88,7 @@ def _draw(cells: npt.NDArray[np.uint8], classes: tuple[str, ...]) -> Image.Image
 
 def _shortened(name: str, font: Font) -> str:
     """A class name that fits the margin, with an ellipsis where it was cut."""
-    line = " ".join(name.split()) or "?"
+    line = " ".join(visible(name)[:MAX_NAME].split()) or "?"
     if font.getlength(line) <= LONGEST_LABEL:
         return line
     while font.getlength(line + "…") > LONGEST_LABEL:

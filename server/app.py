@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
@@ -139,7 +140,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     reaper = Reaper(services.settings, services.db, services.objects, services.wakeup)
     reaper.start()
     try:
-        with called_at_exit_signals(services.watchers.close):
+        with called_at_exit_signals(partial(_let_go, services)):
             yield
     finally:
         services.watchers.close()
@@ -147,6 +148,12 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         await run_in_threadpool(reaper.stop)
         services.wakeup.close()
         services.db.dispose()
+
+
+def _let_go(services: Services) -> None:
+    """What would keep the server from ending its requests."""
+    services.watchers.close()
+    services.inspections.close()
 
 
 def _prepare(services: Services) -> None:

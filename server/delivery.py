@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
 
 from mdc_core.budget import Budget, Plan, plan
@@ -206,15 +205,15 @@ async def send(services: Services, version: Version, answer: Answer) -> Response
     if answer.span is None:
         return Response(status_code=answer.status, headers=answer.headers)
     if answer.in_store and services.settings.downloads == "redirect":
-        url = await run_in_threadpool(services.objects.url, version.object_key, URL_SECONDS)
+        url = await services.store_threads.run(services.objects.url, version.object_key, URL_SECONDS)
         if url is not None:
             return _redirect(url, answer)
     pieces: Iterable[Piece] | None = services.ranks.warm(version, answer.k, *answer.span)
     if pieces is None:
-        pieces = await run_in_threadpool(services.ranks.read, version, answer.k, *answer.span)
+        pieces = await services.store_threads.run(services.ranks.read, version, answer.k, *answer.span)
     if isinstance(pieces, list):
         return respond(answer, pieces)
-    return StreamingResponse(pieces, answer.status, answer.headers)
+    return StreamingResponse(services.store_threads.each(iter(pieces)), answer.status, answer.headers)
 
 
 def respond(answer: Answer, pieces: list[Piece]) -> Response:

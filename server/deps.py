@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -13,8 +12,10 @@ from fastapi import Depends, Query, Request
 from mdc_core.signing import PrivateKey
 from server.callers import KnownKeys
 from server.catalog import Catalog
+from server.lru import Lru
 from server.manifests import Manifests
 from server.metrics import Metrics
+from server.offload import StoreThreads
 from server.problems import FieldError, invalid
 from server.ranks import Ranks
 from server.ratelimit import RateLimits
@@ -22,6 +23,7 @@ from server.settings import Settings
 from server.store.db import Database
 from server.store.ids import from_cursor
 from server.store.objects import ObjectStore
+from server.uploads.inspect import Inspections
 from server.wakeup import Wakeup
 from server.watch import Watchers
 
@@ -29,6 +31,8 @@ AT_ONCE = 3
 """Requests about jobs that are worked on at the same time: more would only take time from each other."""
 INSPECTED_AT_ONCE = 2
 """Uploads that are looked into at the same time, each by a process that may take 200 MB."""
+PICTURE_BYTES = 8 * 2**20
+"""Memory for previews that were asked for."""
 
 
 PLANNED_AT_ONCE = 2
@@ -55,7 +59,11 @@ class Services:
     metrics: Metrics
     at_work: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE))
     planning: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(PLANNED_AT_ONCE))
-    inspecting: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(INSPECTED_AT_ONCE))
+    inspecting: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(INSPECTED_AT_ONCE))
+    inspections: Inspections = field(default_factory=Inspections)
+    pictures: Lru[str, bytes] = field(default_factory=lambda: Lru(PICTURE_BYTES, len))
+    drawing: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
+    store_threads: StoreThreads = field(default_factory=StoreThreads)
 
 
 async def _services(request: Request) -> Services:

@@ -9,7 +9,9 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
+from typing import TextIO, cast
 
 import structlog
 
@@ -28,11 +30,25 @@ def configure_logging() -> None:
             structlog.processors.JSONRenderer(),
         ],
         cache_logger_on_first_use=True,
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(file=cast(TextIO, StandardError())),
     )
     logging.getLogger("mdc_core").handlers = [_Forward()]  # it logs by the standard library
     for name in ("uvicorn.error", "asyncio"):
         logging.getLogger(name).addFilter(Seldom())
+
+
+class StandardError:
+    """Writes to standard error what can be written: a full disk under the log fails no request and no worker."""
+
+    def write(self, text: str) -> None:
+        """As much as there is room for."""
+        with suppress(OSError, ValueError):  # ValueError: closed
+            sys.stderr.write(text)
+
+    def flush(self) -> None:
+        """To the disk, if it takes it."""
+        with suppress(OSError, ValueError):
+            sys.stderr.flush()
 
 
 class Seldom(logging.Filter):
@@ -95,5 +111,5 @@ class RequestLines:
     def _write(self) -> None:
         now = datetime.now(UTC).replace(tzinfo=None).isoformat()
         end = f'"timestamp": "{now}Z"}}\n'
-        sys.stderr.write(end.join(self._lines) + end)
+        StandardError().write(end.join(self._lines) + end)
         self._lines.clear()

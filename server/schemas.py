@@ -13,6 +13,7 @@ from mdc_core.budget import Plan
 from mdc_core.choices import MAX_MINUTES
 from mdc_core.config import MAX_SIDE, MIN_SIDE, CondenseConfig, DataFacts, EvaluateConfig, NetworkConfig
 from mdc_core.errors import ConfigError
+from mdc_core.names import visible
 from mdc_core.shorter import Shorter
 from mdc_core.verdict import Verdict, advice, judged
 from server.callers import SCOPES, Scope
@@ -365,6 +366,7 @@ class SetOut(Shown):
         """The version as callers see it; the manifest must be loaded."""
         here = f"/v1/sets/{row.name}@{row.version}"
         shape = {key: row.manifest[key] for key in ("ipc", "factor", "classes", "image_size", "channels")}
+        shape["classes"] = [visible(name) for name in shape["classes"]]
         accuracy = judged(row.manifest["accuracy"], row.manifest["ipc"])
         return cls(
             name=row.name,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
+from mdc_core.config import DataFacts
 from mdc_core.errors import DataError
 from mdc_core.presets import NAMED
 from server.auth import JobsReader, JobsWriter
@@ -19,8 +21,8 @@ from server.schemas import SLUG, DatasetOut, Page
 from server.store import datasets
 from server.store.holds import holding
 from server.store.ids import to_cursor
+from server.store.objects import ObjectStore
 from server.store.tables import Dataset
-from server.uploads.inspect import inspect_apart
 from server.uploads.receive import Received, received_body
 
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
@@ -74,7 +76,7 @@ async def upload_dataset(
     try:
         async with received_body(request, services.settings.uploads_dir, limit) as received:
             services.metrics.uploaded.inc(received.size)
-            row, is_new = await run_in_threadpool(_keep, services, caller, name, received)
+            row, is_new = await _kept(services, caller, name, received)
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise
@@ -104,32 +106,69 @@ def _check_request(services: Services, name: str | None, content_type: str, leng
         raise Problem(413, "body-too-large", f"the body has {length} bytes, at most {limit} are accepted")
 
 
-def _keep(services: Services, caller: Caller, name: str | None, received: Received) -> tuple[Dataset, bool]:
+async def _kept(
+    services: Services, caller: Caller, name: str | None, received: Received
+) -> tuple[Dataset, bool]:
     """Inspect the file, store its bytes, then its row; and whether it is new to the caller."""
-    with services.db.read() as session:
-        known = datasets.same(session, caller.key_id, received.sha256)
+    known = await run_in_threadpool(_same, services, caller, received)
     if known is not None:
+        # The bytes again: whoever sends them may know that the object was lost or damaged.
+        await services.store_threads.run(_store, services, received)
         return known, False
     chosen = name or f"upload-{received.sha256[:12]}"
     try:
-        with services.inspecting:
-            kind, facts = inspect_apart(received.path, chosen)
+        async with services.inspecting:
+            kind, facts = await run_in_threadpool(services.inspections.run, received.path, chosen)
     except DataError as error:
         raise invalid("bad-dataset", [FieldError(field="body", message=str(error))]) from error
+    return await services.store_threads.run(_add, services, caller, received, chosen, kind, facts)
+
+
+def _same(services: Services, caller: Caller, received: Received) -> Dataset | None:
+    with services.db.read() as session:
+        return datasets.same(session, caller.key_id, received.sha256)
+
+
+def _store(services: Services, received: Received) -> None:
+    """Write the object unless it is there, whole and undamaged."""
+    with holding(services.db, [_object_key(received)]):
+        _write(services.objects, received)
+
+
+def _write(objects: ObjectStore, received: Received) -> None:
+    key = _object_key(received)
+    if objects.head(key) != received.size or _digest(objects, key) != received.sha256:
+        objects.put(key, received.path)
+
+
+def _digest(objects: ObjectStore, key: str) -> str:
+    digest = hashlib.sha256()
+    for piece in objects.stream(key, 0, objects.head(key) or 0):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def _object_key(received: Received) -> str:
+    return f"datasets/{received.sha256}"
+
+
+def _add(
+    services: Services, caller: Caller, received: Received, name: str, kind: str, facts: DataFacts
+) -> tuple[Dataset, bool]:
+    """Store the bytes, then the row."""
     most = services.settings.key_upload_bytes
     with services.db.begin() as session:  # before anything is stored
         check_upload(session, caller.key_id, received.size, most)
-    key = f"datasets/{received.sha256}"
+    key = _object_key(received)
     with holding(services.db, [key]) as hold:
-        if services.objects.head(key) != received.size:
-            services.objects.put(key, received.path)
+        _write(services.objects, received)
         with services.db.begin() as session:
             check_upload(session, caller.key_id, received.size, most)
             hold.give_up(session)
             return datasets.add(
                 session,
                 owner_id=caller.key_id,
-                name=chosen,
+                name=name,
                 kind=kind,
                 sha256=received.sha256,
                 size=received.size,

@@ -5,10 +5,11 @@ from __future__ import annotations
 import structlog
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from sqlalchemy import text
+from starlette.concurrency import run_in_threadpool
 
 from server.deps import ServicesDep
 from server.problems import Problem
+from server.store.db import Database
 from server.store.migrate import current, head
 
 router = APIRouter(include_in_schema=False)
@@ -21,12 +22,10 @@ async def healthz() -> dict[str, str]:
 
 
 @router.get("/readyz")
-def readyz(services: ServicesDep) -> dict[str, str]:
+async def readyz(services: ServicesDep) -> dict[str, str]:
     """Database and object store answer. The broker is no part of it: a submission does without."""
     try:
-        with services.db.read() as session:
-            session.execute(text("SELECT 1"))
-            revision = current(session.connection())
+        revision = await run_in_threadpool(_revision, services.db)
     except Exception as error:
         raise _unready("database", error) from error
     if revision != head():
@@ -36,10 +35,16 @@ def readyz(services: ServicesDep) -> dict[str, str]:
             f"the database is at revision {revision}, this release needs {head()}: run the migrations",
         )
     try:
-        services.objects.head("readyz")
+        await services.store_threads.run(services.objects.head, "readyz")
     except Exception as error:
         raise _unready("object store", error) from error
     return {"status": "ready"}
+
+
+def _revision(db: Database) -> str | None:
+    db.check_file()
+    with db.read() as session:
+        return current(session.connection())
 
 
 @router.get("/metrics")

@@ -146,14 +146,14 @@ async def get_manifest(
         **responses(401, 403, 404, 422),
     },
 )
-def get_preview(
+async def get_preview(
     name: SetReference,
     caller: SubsetsReader,
     services: ServicesDep,
     if_none_match: IfNoneMatch = None,
 ) -> Response:
     """The set as a picture: a row per class, a column per rank, as many as 2400 pixels each way hold."""
-    version, pinned = services.catalog.find(name)
+    version, pinned = await find_set(services, name)
     etag = f'"preview-{version.manifest.digests.object}"'
     headers = {
         "ETag": etag,
@@ -162,7 +162,14 @@ def get_preview(
     }
     if if_none_match is not None and matches(if_none_match, etag, weak=True):
         return Response(status_code=304, headers=headers)
-    return Response(_picture(services, version), headers=headers, media_type="image/png")
+    picture = services.pictures.get(etag)
+    if picture is None:
+        async with services.drawing:  # each takes a core and some memory
+            picture = services.pictures.get(etag)
+            if picture is None:
+                picture = await services.store_threads.run(_picture, services, version)
+                services.pictures.put(etag, picture)
+    return Response(picture, headers=headers, media_type="image/png")
 
 
 def _picture(services: Services, version: Version) -> bytes:

@@ -11,12 +11,15 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
 
 from server.store.turns import Turns
 
 LOCK_TIMEOUT_MS = 10_000
 """How long a transaction waits for another one, which may hang; then it fails, as if the store were away."""
+PAUSE_SECONDS = 2.0
+"""How long a database that has hung is not asked again."""
 
 
 class Database:
@@ -25,6 +28,8 @@ class Database:
     def __init__(self, url: str) -> None:
         """`url` is an SQLAlchemy URL; connections are opened when first needed."""
         self.engine = open_engine(url)
+        self._ask_again = 0.0
+        self._file: int | None = None
         self._writer = sessionmaker(self.engine, expire_on_commit=False)
         # A reader must not queue behind the writer that every other transaction is on SQLite.
         readers = self.engine.execution_options(sqlite_begin="DEFERRED")
@@ -37,14 +42,39 @@ class Database:
     @contextmanager
     def begin(self) -> Iterator[Session]:
         """A transaction that may write: committed at the end, rolled back when an exception passes."""
-        with self._turn, self._writer.begin() as session:
+        with self._turn, self._answering(), self._writer.begin() as session:
             yield session
 
     @contextmanager
     def read(self) -> Iterator[Session]:
         """A transaction that only reads."""
-        with self._reader.begin() as session:
+        with self._answering(), self._reader.begin() as session:
             yield session
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        """After a server has hung nobody waits for it for a moment: those who queue are refused, not kept."""
+        if monotonic() < self._ask_again:
+            raise OperationalError("", None, TimeoutError("the database hung a moment ago"))
+        try:
+            yield
+        except OperationalError as error:
+            if getattr(error.orig, "is_hanging", False):
+                self._ask_again = monotonic() + PAUSE_SECONDS
+            raise
+
+    def check_file(self) -> None:
+        """Raise `FileNotFoundError` when the file of an SQLite database was deleted or replaced under this process."""
+        path = self.engine.url.database
+        if self.engine.dialect.name != "sqlite" or not path or path == ":memory:":
+            return
+        found = Path(path).stat().st_ino
+        if self._file is None:
+            self._file = found
+        elif self._file != found:
+            raise FileNotFoundError(
+                f"{path} is another file than the one that was opened: restart the service"
+            )
 
     def dispose(self) -> None:
         """Close every connection."""
@@ -61,11 +91,16 @@ def insert_new(session: Session, table: type[DeclarativeBase], **values: Any) ->
     return session.execute(statement.returning(*inspect(table).primary_key)).first() is not None
 
 
-def open_engine(url: str) -> Engine:
-    """An engine for `url`, with what each of the two databases has to be told."""
+def open_engine(url: str, *, patient: bool = False) -> Engine:
+    """An engine for `url`, with what each of the two databases has to be told.
+
+    `patient`: a statement may take as long as it takes.
+    """
     parsed = make_url(url)
     if parsed.get_backend_name() != "sqlite":
         engine = create_engine(parsed, pool_size=10, max_overflow=30, pool_pre_ping=True)
+        if not patient:
+            event.listen(engine, "do_connect", _connect_with_deadline)
         event.listen(engine, "connect", _set_lock_timeout)
         return engine
     if parsed.database and parsed.database != ":memory:":
@@ -93,6 +128,14 @@ def use_wal(connection: sqlite3.Connection) -> None:
             if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or monotonic() > deadline:
                 raise
         sleep(0.01)
+
+
+def _connect_with_deadline(
+    _dialect: object, _record: object, arguments: list[Any], options: dict[str, Any]
+) -> Any:
+    from server.store.deadline import connect  # only here: on SQLite there is no psycopg
+
+    return connect(*arguments, **options)
 
 
 def _set_lock_timeout(connection: Any, _record: object) -> None:

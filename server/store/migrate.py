@@ -64,7 +64,7 @@ def _run(url: str, revision: str, *, up: bool) -> None:
     # '%' begins an interpolation in alembic's options.
     config.set_main_option("script_location", str(_FOLDER).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
-    engine = open_engine(url)
+    engine = open_engine(url, patient=True)
     try:
         # Processes that start together take turns: SQLite by BEGIN IMMEDIATE, PostgreSQL by a lock.
         with engine.begin() as connection:

@@ -18,7 +18,7 @@ from mdc_core.errors import ConfigError
 
 RETRY_SECONDS = 15
 """How long a remote store that fails is tried again."""
-READ_SECONDS = 120
+READ_SECONDS = 30
 """How long a remote store may say nothing before it counts as away."""
 CHUNK = 256 * 1024
 """Bytes that a stream holds at once, so that a slow reader holds no more."""
@@ -202,7 +202,7 @@ def open_objects(url: str) -> ObjectStore:
                 url,
                 client_options={
                     "timeout": "2 hours",
-                    "connect_timeout": "10 seconds",
+                    "connect_timeout": "5 seconds",
                     "read_timeout": timedelta(seconds=READ_SECONDS),
                     # Options given here replace those of the environment.
                     "allow_http": os.environ.get("AWS_ALLOW_HTTP", "").lower() in {"1", "true", "yes"},

@@ -11,14 +11,15 @@ import numpy.typing as npt
 
 from mdc_core.config import MAX_SIDE, MIN_SIDE, DataFacts
 from mdc_core.errors import DataError
-from mdc_core.own_data import after_hold_out
-from server.uploads.images import MAX_CLASSES
+from mdc_core.names import MAX_CLASSES, MAX_NAME, normalised
+from mdc_core.own_data import after_hold_out, check_classes
 from server.uploads.members import UNREADABLE
 
 MEMBERS = ("x_train.npy", "y_train.npy", "x_test.npy", "y_test.npy", "classes.npy")
 MAX_PIXEL_BYTES = 16 * 2**30
 """Bytes of all images of a split; they are kept in memory while a set is condensed."""
-MAX_LABEL_BYTES = 2**28
+MAX_LABEL_BYTES = 2**25
+"""Bytes of the labels of a split: of four million images."""
 _MAX_HEADER = 10_000
 
 Shape = tuple[int, ...]
@@ -125,9 +126,15 @@ def _class_names(archive: zipfile.ZipFile, count: int) -> tuple[str, ...]:
         raise DataError(
             f"array 'classes.npy' is {dtype} of shape {shape}: it must hold {count} strings, one per label"
         )
-    names = tuple(str(name) for name in _read(archive, "classes.npy", shape, dtype, MAX_LABEL_BYTES))
-    if "" in names or len(set(names)) != count:
-        raise DataError("array 'classes.npy' has an empty name, or one twice: name every class differently")
+    if dtype.itemsize > 4 * MAX_NAME:  # numpy keeps four bytes of every character of the longest
+        raise DataError(
+            f"array 'classes.npy' has names of {dtype.itemsize // 4} characters: at most {MAX_NAME}"
+        )
+    read = _read(archive, "classes.npy", shape, dtype, MAX_LABEL_BYTES)
+    names = tuple(normalised(str(name)) for name in read)
+    if len(set(names)) != count:
+        raise DataError("array 'classes.npy' has a name twice: name every class differently")
+    check_classes(names)
     return names
 
 

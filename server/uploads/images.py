@@ -10,13 +10,13 @@ from PIL import Image, UnidentifiedImageError
 
 from mdc_core.config import DataFacts
 from mdc_core.errors import DataError
-from mdc_core.own_data import Found, Header, passed_over, read_header
+from mdc_core.names import MAX_CLASSES, normalised
+from mdc_core.own_data import Found, Header, check_classes, passed_over, read_header
 from server.uploads.members import UNREADABLE
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 MAX_IMAGE_BYTES = 32 * 2**20
 """Size of one image file."""
-MAX_CLASSES = 10_000
 MAX_READ_BYTES = 4 * 2**30
 """Bytes that are read for all headers together: a header may be made long, and yet be tiny in the archive."""
 _HEADER_BYTES = 2**14
@@ -66,7 +66,7 @@ def _tree(members: list[zipfile.ZipInfo]) -> tuple[Tree, int]:
             raise DataError(f"member {member.filename!r} is in no class: {_LAYOUT}")
         if member.is_dir():
             if len(parts) > 1:
-                tree.setdefault(parts[0], {}).setdefault(parts[1], [])
+                tree.setdefault(parts[0], {}).setdefault(normalised(parts[1]), [])
             continue
         if PurePosixPath(member.filename).suffix.lower() not in EXTENSIONS:
             raise DataError(
@@ -75,7 +75,7 @@ def _tree(members: list[zipfile.ZipInfo]) -> tuple[Tree, int]:
             )
         if not 0 < member.file_size <= MAX_IMAGE_BYTES:
             raise DataError(f"member {member.filename!r} has {member.file_size} bytes: 1..{MAX_IMAGE_BYTES}")
-        tree.setdefault(parts[0], {}).setdefault(parts[1], []).append(member)
+        tree.setdefault(parts[0], {}).setdefault(normalised(parts[1]), []).append(member)
     return tree, len(ignored)
 
 
@@ -95,9 +95,11 @@ def _check_classes(tree: Tree) -> tuple[str, ...]:
     for label in train:
         if "test" in tree and label not in tree["test"]:
             raise DataError(f"class {label!r} has no image in test/: add some, or send no test/ at all")
-    if not 2 <= len(train) <= MAX_CLASSES:
+    if len(train) < 2:
         raise DataError(f"the archive has {len(train)} class in train/: 2..{MAX_CLASSES} are needed")
-    return tuple(sorted(train))
+    labels = tuple(sorted(train))
+    check_classes(labels)
+    return labels
 
 
 def _headers(archive: zipfile.ZipFile, tree: Tree) -> list[Header]:
