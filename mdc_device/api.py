@@ -14,17 +14,18 @@ from __future__ import annotations
 import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 from mdc_core import budget as budgets
 from mdc_core import rankmajor
 from mdc_core.budget import Budget, Plan
 from mdc_core.errors import ConfigError, DigestError, FormatError
 from mdc_core.manifest import Manifest
-from mdc_device import client, files, inplace, state
+from mdc_device import assembly, client, files, state
 from mdc_device.client import Fetched, Link, Report
+from mdc_device.decode import open_subset
 from mdc_device.profile import profile
-from mdc_device.state import Published, State
+from mdc_device.state import State
 from mdc_device.wire import Access
 
 if TYPE_CHECKING:
@@ -79,6 +80,8 @@ class Status:
     """The server that the file came from; None: not remembered."""
     signed: bool
     """Whether the manifest came with a signature of the server's keys."""
+    clock_behind: bool
+    """Whether this device's clock is before the time at which the manifest was made."""
     repaired_ranks: tuple[int, ...] = ()
     """Ranks that have just been fetched again."""
 
@@ -124,7 +127,7 @@ def fetch(
 ) -> tuple[Manifest, Plan, Fetched]:
     """Bring the subset that the budget affords (at most `k`) to the file `to`, verified."""
     target = Path(to)
-    with Link.to(url, access) as link:
+    with files.locked(target), Link.to(url, access) as link:
         published = client.fetch_manifest(link, set_name, state.load(target))
         chosen = budgets.plan(published.manifest, budget, at_most=k)
         done = client.fetch(link, published, chosen.k, target, report)
@@ -135,18 +138,19 @@ def grow(file: File, k: int, *, access: Access = DEFAULT, report: Report | None 
     """Make a fetched file subset `k`, larger than it is, by fetching only the ranks that it lacks.
 
     They are of the version that the file is of, whatever has been published since. `ConfigError` when it is larger
-    already. Interrupted, the file stays what it was, and the same call goes on.
+    already. Until it is done the file stays what it was; interrupted, the same call goes on.
     """
     path = Path(file)
-    remembered = _remembered(path)
-    manifest = state.load_manifest(path, remembered)
-    with files.opened(path) as opened, Link.to(remembered.url, access) as link:
-        held = inplace.size_of(opened, manifest, remembered.k)
+    with files.locked(path):
+        remembered = _remembered(path)
+        manifest = state.load_manifest(path, remembered)
+        held = _held(path, manifest, remembered)
         if rankmajor.check_size(manifest.info, k) < held:
             raise ConfigError(f"{path} is subset {held} already: `mdc-device shrink` makes it smaller")
-        published = client.fetch_manifest(link, remembered.set_name, remembered, remembered.version)
-        state.remember(path, published, held)
-        return _mend(link, published, k, path, opened, report)
+        with Link.to(remembered.url, access) as link:
+            published = client.fetch_manifest(link, remembered.set_name, remembered, remembered.version)
+            state.remember(path, published, held)
+            return client.change(link, published, k, path, report, seed=path)
 
 
 def shrink(file: File, k: int) -> Status:
@@ -155,21 +159,15 @@ def shrink(file: File, k: int) -> Status:
     `ConfigError` when it is smaller already, `DigestError` when a rank that would stay is damaged.
     """
     path = Path(file)
-    remembered = state.load(path)
-    manifest = state.load_manifest(path, remembered)
-    with files.opened(path) as opened:
-        held = inplace.size_of(opened, manifest, remembered.k if remembered else None)
+    with files.locked(path):
+        remembered = state.load(path)
+        manifest = state.load_manifest(path, remembered)
+        held = _held(path, manifest, remembered)
         if rankmajor.check_size(manifest.info, k) > held:
             raise ConfigError(f"{path} is subset {held}: `mdc-device grow` makes it larger")
-        if bad := files.bad_ranks(opened, k, manifest):
-            raise DigestError(
-                f"rank {', '.join(map(str, bad))} of {path} is damaged: run `mdc-device verify --repair` first",
-                bad,
-            )
-        for _ in inplace.shrink(opened, k, manifest):
-            pass
-    state.remember_size(path, k)
-    return status(path)
+        assembly.shrink(path, k, manifest)
+        state.remember_size(path, k)
+        return _status(path, manifest, state.load(path))
 
 
 def verify(
@@ -186,25 +184,27 @@ def verify(
     those alone. The server is only asked for what is missing.
     """
     path = Path(file)
-    repaired = _repair(path, access, report) if repair else ()
-    promised = (
-        state.load_manifest(path, state.load(path))
-        if manifest is None
-        else files.load_manifest(Path(manifest))
-    )
-    data = path.read_bytes()
-    info, k = rankmajor.read_header(data)
+    with files.locked(path, shared=not repair):
+        repaired = _repair(path, access, report) if repair else ()
+        remembered = state.load(path)
+        promised = (
+            state.load_manifest(path, remembered) if manifest is None else files.load_manifest(Path(manifest))
+        )
+        found = _status(path, promised, remembered)
+        with path.open("rb") as opened:
+            info, k = rankmajor.read_header(files.beginning_of(opened))
     if info != promised.info:
         raise DigestError(f"{path} is not of the set {promised.name!r} that the manifest describes")
-    rankmajor.verify(data, k, info, promised.digests)
-    return replace(_status(path, promised, state.load(path)), repaired_ranks=repaired)
+    _check(found, k, info)
+    return replace(found, repaired_ranks=repaired)
 
 
 def status(file: File) -> Status:
     """What a file holds; changes and fetches nothing. `FormatError` when its manifest is not to be trusted."""
     path = Path(file)
-    remembered = state.load(path)
-    return _status(path, state.load_manifest(path, remembered), remembered)
+    with files.locked(path, shared=True):
+        remembered = state.load(path)
+        return _status(path, state.load_manifest(path, remembered), remembered)
 
 
 def train(
@@ -234,9 +234,12 @@ def train(
         ) from None
     path = Path(file)
     verify(path)
+    with files.locked(path, shared=True):
+        held = open_subset(path)
+        manifest = state.load_manifest(path, state.load(path))
     return trainer.train(
-        path,
-        state.load_manifest(path, state.load(path)),
+        held,
+        manifest,
         to=path.with_name(path.name + ".weights.safetensors") if to is None else Path(to),
         budget=budget,
         test=test,
@@ -249,10 +252,8 @@ def train(
 
 def _status(path: Path, manifest: Manifest, remembered: State | None) -> Status:
     with path.open("rb") as file:
-        k = inplace.size_of(file, manifest, remembered.k if remembered else None)
-        damaged = files.bad_ranks(file, k, manifest)
-        size = files.length_of(file)
-        digest = files.digest_of(file)
+        k = files.size_of(file, manifest, remembered.k if remembered else None)
+        scanner = files.scan(file, k, manifest)
     try:
         client.check_current(manifest)
         expired = False
@@ -264,63 +265,67 @@ def _status(path: Path, manifest: Manifest, remembered: State | None) -> Status:
         version=manifest.version,
         k=k,
         ipc=manifest.info.ipc,
-        bytes=size,
+        bytes=scanner.position,
         expected_bytes=rankmajor.subset_size(manifest.info, k),
-        sha256=digest,
-        verified=digest == manifest.digests.subsets[k - 1],
-        damaged_ranks=damaged,
+        sha256=scanner.digest,
+        verified=scanner.is_right,
+        damaged_ranks=scanner.bad_ranks,
         expired=expired,
         url=remembered.url if remembered else None,
         signed=remembered is not None and remembered.keyset is not None,
+        clock_behind=client.is_clock_behind(manifest),
     )
+
+
+def _check(found: Status, k: int, info: rankmajor.SetInfo) -> None:
+    """Raise `DigestError`, with the ranks to fetch again, unless the file is right."""
+    if found.bytes != found.expected_bytes:
+        raise DigestError(
+            f"subset {k} has {found.expected_bytes} bytes, but these are {found.bytes}: fetch it again",
+            rankmajor.missing_ranks(found.bytes, k, info),
+        )
+    if found.damaged_ranks:
+        raise DigestError(
+            f"the sha256 of rank {', '.join(map(str, found.damaged_ranks))} of subset {k} is not the promised one: "
+            "fetch these ranks again",
+            found.damaged_ranks,
+        )
+    if not found.verified:
+        raise DigestError(f"the sha256 of the header of subset {k} is not the promised one: fetch it again")
+
+
+def _held(path: Path, manifest: Manifest, remembered: State | None) -> int:
+    with path.open("rb") as file:
+        return files.size_of(file, manifest, remembered.k if remembered else None)
 
 
 def _repair(path: Path, access: Access, report: Report | None) -> tuple[int, ...]:
     """Put right what is wrong with the file and its manifest; return the ranks that were fetched again."""
     remembered = _remembered(path)
-    with files.opened(path) as opened:
-        if _mended_here(path, remembered, opened):
-            return ()
-        with Link.to(remembered.url, access) as link:
-            published = client.fetch_manifest(link, remembered.set_name, remembered, remembered.version)
-            k = inplace.size_of(opened, published.manifest, remembered.k)
-            state.remember(path, published, k)
-            return _mend(link, published, k, path, opened, report).repaired_ranks
+    if _mended_here(path, remembered):
+        return ()
+    with Link.to(remembered.url, access) as link:
+        published = client.fetch_manifest(link, remembered.set_name, remembered, remembered.version)
+        k = _held(path, published.manifest, remembered)
+        state.remember(path, published, k)
+        return client.change(link, published, k, path, report, seed=path).repaired_ranks
 
 
-def _mended_here(path: Path, remembered: State, opened: BinaryIO) -> bool:
+def _mended_here(path: Path, remembered: State) -> bool:
     """Put right the header and the length; False when that is not enough, and the server must be asked."""
     try:
         manifest = state.load_manifest(path, remembered)
     except (FileNotFoundError, FormatError):
         return False
-    k = inplace.size_of(opened, manifest, remembered.k)
-    if files.bad_ranks(opened, k, manifest):
+    k = _held(path, manifest, remembered)
+    with path.open("rb") as file:
+        found = files.scan(file, k, manifest)
+    if found.bad_ranks:
         return False
-    if files.digest_of(opened) != manifest.digests.subsets[k - 1]:
-        for _ in inplace.shrink(opened, k, manifest):
-            pass
+    if not found.is_right:
+        assembly.shrink(path, k, manifest)
     state.remember_size(path, k)
     return True
-
-
-def _mend(
-    link: Link, published: Published, k: int, path: Path, opened: BinaryIO, report: Report | None
-) -> Fetched:
-    """Make an open file subset k, fetching the ranks that it lacks or that are damaged."""
-    manifest = published.manifest
-    held = inplace.size_of(opened, manifest, k)
-    before = files.length_of(opened)
-    damaged = files.bad_ranks(opened, min(held, k), manifest)
-    source = client.Source(link, published, k, opened, report)
-    for _ in inplace.grow(opened, k, manifest, source.fill):
-        pass
-    files.check_whole(opened, k, manifest)
-    state.remember_size(path, k)
-    size = rankmajor.subset_size(manifest.info, k)
-    return client.result(
-        published, k, path, received=source.received, resumed=min(before, size), repaired=damaged
-    )
 
 
 def _remembered(path: Path) -> State:

@@ -21,6 +21,7 @@ EXIT_CODES = """exit codes:
   5    not to be trusted: wrong digests, an unknown format, a manifest that is expired, altered,
        older than the one seen, or not signed by the keys of the server
   6    the budget is too small for any subset; the message names the limit and what would do
+  7    busy: another process is at the file; nothing was done
   130  interrupted; run the same command again to go on
 
 amounts: 64000, 64k or 64kB (thousands: k M G T), 64Ki or 64KiB (1024s: Ki Mi Gi Ti), 1.5G, 2e9

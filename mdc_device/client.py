@@ -1,7 +1,6 @@
 """Fetching: the manifest, and a subset that survives broken connections, damaged bytes and restarts.
 
-An interrupted fetch leaves FILE.part, and the next one goes on where it ends: whatever it holds (less, more,
-another k, an older version) is checked rank by rank, and only what is wrong is fetched again.
+How the file is put together is told in `mdc_device.assembly`.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import quote
@@ -17,13 +16,17 @@ from urllib.parse import quote
 import httpx
 
 from mdc_core import rankmajor
-from mdc_core.errors import DigestError, FormatError
+from mdc_core.errors import FormatError
 from mdc_core.manifest import Manifest
-from mdc_device import files, inplace, state, trust, wire
+from mdc_device import files, state, trust, wire
+from mdc_device.assembly import assemble
 from mdc_device.errors import RefusedError, UnreachableError
+from mdc_device.files import Scanner
 from mdc_device.patience import Patience
 from mdc_device.state import Published, State
 
+CLOCK_SLACK = timedelta(hours=1)
+"""By how much clocks may differ."""
 Report = Callable[[int, int], None]
 """Called with the bytes that are in place and the bytes of the whole file."""
 
@@ -116,48 +119,53 @@ def check_current(manifest: Manifest) -> None:
         )
 
 
+def is_clock_behind(manifest: Manifest) -> bool:
+    """Whether this device's clock is before the time at which the manifest was made: then no expiry is noticed."""
+    return manifest.created > datetime.now(UTC) + CLOCK_SLACK
+
+
 def fetch(link: Link, published: Published, k: int, target: Path, report: Report | None = None) -> Fetched:
     """Bring subset k to the file `target`, verified, and its manifest and state beside it.
 
-    Raises `UnreachableError` when the connection keeps breaking without progress, `RefusedError` when the server
-    refuses, `DigestError` when ranks are damaged even
-    after they were fetched again.
+    Ranks that an older `target` of this version has are not fetched again. Raises `UnreachableError` when the
+    connection keeps breaking without progress, `RefusedError` when the server refuses, `DigestError` when ranks are
+    damaged even after they were fetched again.
     """
     manifest = published.manifest
     size = rankmajor.subset_size(manifest.info, k)
     if _is_there(manifest, k, target):
         state.remember(target, published, k)
         return result(published, k, target, received=0, resumed=size, repaired=())
+    before = state.load(target)
+    is_same = before is not None and before.object_sha256 == manifest.digests.object
+    return change(link, published, k, target, report, seed=target if is_same else None)
+
+
+def change(
+    link: Link, published: Published, k: int, target: Path, report: Report | None, *, seed: Path | None
+) -> Fetched:
+    """Make `target` subset k of the ranks that `seed` has and those that the server gives."""
     part = files.part_of(target)
-    part.touch()
-    with files.opened(part) as file:
-        file.truncate(min(files.length_of(file), size))  # a larger k may have left more
-        resumed = files.length_of(file)
-        source = Source(link, published, k, file, report)
-        source.fill(resumed, size)
-        repaired = files.bad_ranks(file, k, manifest)
-        for _ in inplace.grow(file, k, manifest, source.fill):
-            pass  # mends those ranks, and the header, which follows from the manifest
-        files.check_whole(file, k, manifest)
+    source = Source(link, published, k, report)
+    made = assemble(part, k, published.manifest, source.fill, seed)
     state.remember(target, published, k)
     files.publish(part, target)
-    return result(published, k, target, received=source.received, resumed=resumed, repaired=repaired)
+    return result(published, k, target, received=source.received, resumed=made.kept, repaired=made.repaired)
 
 
 @dataclass
 class Source:
-    """Where the bytes of an open file of subset k come from, and how many came."""
+    """Where the bytes of subset k come from, and how many came."""
 
     link: Link
     published: Published
     k: int
-    file: BinaryIO
     report: Report | None = None
     received: int = 0
     """Bytes that came over the network."""
 
-    def fill(self, start: int, end: int) -> None:
-        """Fetch bytes [start, end) to their place, across as many connections as it takes.
+    def fill(self, file: BinaryIO, start: int, end: int, scanner: Scanner | None) -> None:
+        """Fetch bytes [start, end) to their place in the file, across as many connections as it takes.
 
         A connection that breaks is opened again where it broke, after a wait.
         """
@@ -165,7 +173,7 @@ class Source:
         while start < end:
             before = start
             try:
-                self._receive(start, end)
+                self._receive(file, start, end, scanner)
                 failure: UnreachableError | RefusedError = UnreachableError(
                     f"{self.link.http.base_url} ended its answer early"
                 )
@@ -181,21 +189,20 @@ class Source:
                         f"{error}; {start} of {size} bytes are kept, run the same command again to go on from there"
                     ) from error
 
-    def _receive(self, start: int, end: int) -> None:
+    def _receive(self, file: BinaryIO, start: int, end: int, scanner: Scanner | None) -> None:
         """One request."""
         info = self.published.manifest.info
         wanted = wire.Span(
-            path=f"subsets/{self.k}",
-            params={"set": self.published.reference},
+            path=self.published.path(self.k),
             etag=self.published.manifest.digests.subsets[self.k - 1],
             start=start,
             end=end,
             size=rankmajor.subset_size(info, self.k),
         )
         self._at = start
-        for count in wire.receive(self.link.http, wanted, self.file):
+        for count in wire.receive(self.link.http, wanted, file, scanner):
             self.received += count
-            self._at = max(start, self.file.tell())
+            self._at = max(start, file.tell())
             if self.report is not None:
                 self.report(self._at, wanted.size)
 
@@ -204,10 +211,12 @@ def _is_there(manifest: Manifest, k: int, target: Path) -> bool:
     """Whether the file already is this subset."""
     try:
         with target.open("rb") as file:
-            files.check_whole(file, k, manifest)
-    except (FileNotFoundError, DigestError):
+            # Another length is another file: its bytes need not be read to know it.
+            return files.length_of(file) == rankmajor.subset_size(manifest.info, k) and (
+                files.scan(file, k, manifest).is_right
+            )
+    except FileNotFoundError:
         return False
-    return True
 
 
 def result(

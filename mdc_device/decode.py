@@ -9,7 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from mdc_core import rankmajor
+from mdc_core.errors import FormatError
 from mdc_core.rankmajor import SetInfo, Tiles
+from mdc_device import files
 
 Images = npt.NDArray[np.float32]
 
@@ -39,12 +41,20 @@ class Subset:
 def open_subset(path: str | Path) -> Subset:
     """The subset in a file. `FormatError` when the file is damaged, cut short or of an unknown version.
 
-    A file that is longer than its header says is being changed, or its change was interrupted: the header tells
-    what counts.
+    A file that is longer than its header says was cut too late: the header tells what counts.
     """
-    data = Path(path).read_bytes()
-    info, tiles = rankmajor.read(data[: rankmajor.subset_size(*rankmajor.read_header(data))])
-    return Subset(info=info, tiles=tiles, k=tiles.shape[0])
+    with Path(path).open("rb") as file:
+        info, k = rankmajor.read_header(files.beginning_of(file))
+        start, end = rankmajor.subset_range(info, k)
+        length = files.length_of(file)
+        if length < end:
+            raise FormatError(
+                f"the file has {length} bytes, but its header says subset {k} of {end}: fetch it again"
+            )
+        file.seek(start)
+        flat = np.fromfile(file, np.uint8, end - start)
+    flat.flags.writeable = False
+    return Subset(info=info, tiles=flat.reshape(info.tile_shape(k)), k=k)
 
 
 def upsample(tiles: Images, side: int) -> Images:

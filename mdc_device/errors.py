@@ -3,6 +3,7 @@
 MdcError
 ├── UnreachableError   no answer, a broken connection, or a server that failed (5xx)
 ├── RefusedError       the server understood and said no (4xx)
+├── BusyError          another process is at the file
 └── FormatError
     └── RollbackError  the server offers an older state of a set than this device has seen
 """
@@ -33,6 +34,10 @@ class RefusedError(MdcError):
         self.status = status
         self.code = code
         self.retry_after = retry_after
+
+
+class BusyError(MdcError):
+    """Another process reads or changes the file; nothing was done."""
 
 
 class RollbackError(FormatError):

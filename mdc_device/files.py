@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from mdc_core import rankmajor
-from mdc_core.errors import ConfigError, DigestError, FormatError
+from mdc_core.errors import FormatError
 from mdc_core.manifest import Manifest, parse_manifest
+from mdc_device.errors import BusyError
 
 BLOCK = 1 << 20
 
@@ -33,15 +36,154 @@ def length_of(file: BinaryIO) -> int:
     return file.seek(0, os.SEEK_END)
 
 
+def lock_of(path: Path) -> Path:
+    """What processes lock while they are at the file: FILE.lock. Whoever is the last removes it."""
+    return path.with_name(path.name + ".lock")
+
+
 @contextmanager
-def opened(path: Path) -> Iterator[BinaryIO]:
-    """The file, open to be changed in place by this process alone. `ConfigError` when another one is at it."""
-    with path.open("r+b") as file:
+def locked(path: Path, *, shared: bool = False) -> Iterator[None]:
+    """Keep others from the file and what lies beside it; `shared` is for those who only read, any number of them.
+
+    Raises:
+        BusyError: another process is at it.
+    """
+    try:
+        handle = _locked_file(path, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+    except OSError as error:
+        if shared and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):  # nobody can change it
+            yield
+            return
+        raise
+    try:
+        yield
+    finally:
+        # Only who is alone may remove it: those who wait for nobody's lock look whether theirs is still there.
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_at(handle, lock_of(path)):
+                lock_of(path).unlink()
+        os.close(handle)
+
+
+def _locked_file(path: Path, kind: int) -> int:
+    while True:
+        handle = os.open(lock_of(path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, kind | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ConfigError(f"{path} is being changed by another process: wait for it to end") from None
-        yield file
+            os.close(handle)
+            raise BusyError(
+                f"{path} is being read or changed by another process: wait for it to end"
+            ) from None
+        if _is_at(handle, lock_of(path)):
+            return handle
+        os.close(handle)  # its last user has just removed it
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+class Scanner:
+    """Digests of the file of subset k, taken while its bytes pass in order: nothing is read twice."""
+
+    def __init__(self, k: int, manifest: Manifest) -> None:
+        """Nothing has passed yet."""
+        self._k, self._manifest = k, manifest
+        self._ends = [rankmajor.header_size(manifest.info)]
+        self._ends += [rankmajor.subset_size(manifest.info, r) for r in range(1, k + 1)]
+        self._whole = hashlib.sha256()
+        self._piece = hashlib.sha256()
+        self._pieces: list[str] = []
+        self.position = 0
+        """Bytes that have passed."""
+
+    def update(self, data: bytes | memoryview) -> None:
+        """The next bytes; beyond the end of the file they count for the whole alone."""
+        self._whole.update(data)
+        view = memoryview(data)
+        while view and len(self._pieces) < len(self._ends):
+            part = view[: self._ends[len(self._pieces)] - self.position]
+            self._piece.update(part)
+            self.position += len(part)
+            view = view[len(part) :]
+            if self.position == self._ends[len(self._pieces)]:
+                self._pieces.append(self._piece.hexdigest())
+                self._piece = hashlib.sha256()
+        self.position += len(view)
+
+    def read(self, file: BinaryIO) -> None:
+        """All that the open file has behind what has passed."""
+        file.seek(self.position)
+        while block := file.read(BLOCK):
+            self.update(block)
+
+    @property
+    def digest(self) -> str:
+        """Hex sha256 of all that has passed."""
+        return self._whole.hexdigest()
+
+    @property
+    def is_right(self) -> bool:
+        """Whether it was, to the byte, the file of subset k."""
+        return self.digest == self._manifest.digests.subsets[self._k - 1]
+
+    @property
+    def bad_ranks(self) -> tuple[int, ...]:
+        """The ranks 1..k that are damaged or missing."""
+        promised = self._manifest.digests.ranks
+        found = self._pieces[1:]
+        return tuple(r for r in range(1, self._k + 1) if found[r - 1 : r] != [promised[r - 1]])
+
+
+def scan(file: BinaryIO, k: int, manifest: Manifest) -> Scanner:
+    """The digests of an open file that should be subset k; reads it once."""
+    scanner = Scanner(k, manifest)
+    scanner.read(file)
+    return scanner
+
+
+def size_of(file: BinaryIO, manifest: Manifest, remembered: int | None = None) -> int:
+    """The k that a file is, or was before it was damaged: as its header says, or else as remembered, or else by
+    its length.
+    """
+    ipc = manifest.info.ipc
+    try:
+        info, k = rankmajor.read_header(beginning_of(file))
+        if info == manifest.info:
+            return k
+    except FormatError:
+        pass
+    if remembered is not None and 1 <= remembered <= ipc:
+        return remembered
+    payload = length_of(file) - rankmajor.header_size(manifest.info)
+    return min(max(payload // manifest.info.rank_bytes, 1), ipc)
+
+
+def beginning_of(file: BinaryIO) -> bytes:
+    """The header of a file, or the first bytes when their length is no possible one."""
+    file.seek(0)
+    first = file.read(rankmajor.HEADER_STEP)
+    length = int.from_bytes(first[:8], "little") + 8
+    if len(first) < length <= length_of(file):
+        file.seek(len(first))
+        first += file.read(length - len(first))
+    return first
+
+
+def check_room(folder: Path, wanted: int, what: str) -> None:
+    """Raise `OSError` unless so many bytes can be written to the folder."""
+    free = shutil.disk_usage(folder).free
+    if wanted > free:
+        raise OSError(
+            errno.ENOSPC,
+            f"{what} takes {wanted} bytes more, and there is room for {free}: free some",
+            str(folder),
+        )
 
 
 def load_manifest(path: Path) -> Manifest:
@@ -56,35 +198,6 @@ def decode_manifest(text: bytes, source: str) -> Manifest:
     except (ValueError, RecursionError):
         raise FormatError(f"{source} is not JSON: fetch the manifest again") from None
     return parse_manifest(document)
-
-
-def bad_ranks(file: BinaryIO, k: int, manifest: Manifest) -> tuple[int, ...]:
-    """The ranks 1..k of an open file whose bytes are damaged or missing."""
-    bad = []
-    for r in range(1, k + 1):
-        start, end = rankmajor.rank_range(manifest.info, r)
-        file.seek(start)
-        if rankmajor.sha256(file.read(end - start)) != manifest.digests.ranks[r - 1]:
-            bad.append(r)
-    return tuple(bad)
-
-
-def check_whole(file: BinaryIO, k: int, manifest: Manifest) -> None:
-    """Raise `DigestError` unless an open file is, to the byte, the file of subset k."""
-    if digest_of(file) != manifest.digests.subsets[k - 1]:
-        raise DigestError(
-            f"the file is not subset {k} of {manifest.name!r} version {manifest.version}, "
-            f"whose sha256 is {manifest.digests.subsets[k - 1]}: fetch it again"
-        )
-
-
-def digest_of(file: BinaryIO) -> str:
-    """Hex sha256 of all of an open file."""
-    state = hashlib.sha256()
-    file.seek(0)
-    while block := file.read(BLOCK):
-        state.update(block)
-    return state.hexdigest()
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -59,6 +59,10 @@ class Published:
         """NAME@VERSION: an address that always means these bytes, so that every cache may keep them."""
         return f"{self.manifest.name}@{self.manifest.version}"
 
+    def path(self, k: int) -> str:
+        """Where subset k is, relative to the server's URL: written as the documentation does, for caches go by it."""
+        return f"subsets/{k}?set={self.reference}"
+
 
 def state_of(path: Path) -> Path:
     """Where the state of the file is: FILE.state.json."""

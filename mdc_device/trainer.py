@@ -24,7 +24,7 @@ from mdc_core.streams import stream
 from mdc_core.train import accuracy
 from mdc_device import files
 from mdc_device.client import Report
-from mdc_device.decode import Images, Subset, open_subset
+from mdc_device.decode import Images, Subset
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Trained:
 
 
 def train(
-    file: Path,
+    whole: Subset,
     manifest: Manifest,
     *,
     to: Path,
@@ -65,9 +65,8 @@ def train(
     seed: int,
     report: Report | None,
 ) -> Trained:
-    """Train on a verified file; see `mdc_device.api.train`."""
+    """Train on a verified subset; see `mdc_device.api.train`."""
     where = _device(device)
-    whole = open_subset(file)
     chosen = plan(manifest, replace(budget, have_k=whole.k), at_most=whole.k)
     subset = replace(whole, tiles=whole.tiles[: chosen.k], k=chosen.k)
     recipe = recipe_of(manifest, replace(budget, epochs=chosen.epochs))

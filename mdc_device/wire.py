@@ -14,6 +14,7 @@ import httpx
 
 from mdc_core.errors import ConfigError, FormatError
 from mdc_device.errors import RefusedError, UnreachableError
+from mdc_device.files import Scanner
 
 CONNECT_S = 10.0
 LONGEST_S = 86_400.0
@@ -72,7 +73,6 @@ def _certificates() -> ssl.SSLContext:
 def answer(
     http: httpx.Client,
     path: str,
-    params: Mapping[str, str] | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> Iterator[httpx.Response]:
     """A successful answer to GET, its body still to be read.
@@ -81,7 +81,7 @@ def answer(
     while the body is being read.
     """
     try:
-        with http.stream("GET", path, params=params, headers=headers) as response:
+        with http.stream("GET", path, headers=headers) as response:
             if not response.is_success:
                 _refuse(response)
             if response.headers.get("Content-Encoding", "identity") != "identity":
@@ -91,10 +91,24 @@ def answer(
                 )
             yield response
     except httpx.HTTPError as error:
+        if (refused := _certificate_fault(error)) is not None:
+            raise FormatError(
+                f"the certificate of {http.base_url.host} is not to be trusted ({refused}): check the URL and this "
+                "device's clock; for a server with an authority of your own set SSL_CERT_FILE to its certificate"
+            ) from error
         reason = str(error) or type(error).__name__
         raise UnreachableError(f"no complete answer from {http.base_url}: {reason}") from error
     except httpx.InvalidURL as error:
         raise ConfigError(f"{path!r} makes no valid address: {error}") from None
+
+
+def _certificate_fault(error: BaseException | None) -> str | None:
+    """Why TLS does not believe the other side; None when that is not what went wrong."""
+    while error is not None:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return error.verify_message
+        error = error.__cause__ or error.__context__
+    return None
 
 
 @dataclass(frozen=True)
@@ -102,9 +116,7 @@ class Span:
     """Bytes [start, end) of a resource whose address names its version."""
 
     path: str
-    """Of the resource, relative to the server's URL."""
-    params: Mapping[str, str]
-    """Query fields."""
+    """Of the resource, relative to the server's URL, with its query."""
     etag: str
     """What the server must call it: the sha256 of the whole resource."""
     start: int
@@ -115,8 +127,10 @@ class Span:
     """Bytes of the whole resource."""
 
 
-def receive(http: httpx.Client, span: Span, file: BinaryIO) -> Iterator[int]:
+def receive(http: httpx.Client, span: Span, file: BinaryIO, scanner: Scanner | None = None) -> Iterator[int]:
     """Write the bytes of `span` to the same place of `file`, yielding the count of every piece.
+
+    Those that follow on what has passed a `scanner` pass it too.
 
     The server may send the request on to an object store, which has the same bytes at the same place of a longer
     object, and entity tags of its own: so no precondition is sent, and the digests judge what comes.
@@ -127,7 +141,7 @@ def receive(http: httpx.Client, span: Span, file: BinaryIO) -> Iterator[int]:
     """
     whole = (span.start, span.end) == (0, span.size)
     headers = {} if whole else {"Range": f"bytes={span.start}-{span.end - 1}"}
-    with answer(http, span.path, span.params, headers) as response:
+    with answer(http, span.path, headers) as response:
         found = response.headers.get("ETag", "").removeprefix("W/").strip('"')
         if found and found != span.etag and not response.history:
             raise FormatError(
@@ -144,7 +158,10 @@ def receive(http: httpx.Client, span: Span, file: BinaryIO) -> Iterator[int]:
         for piece in response.iter_raw():
             if position + len(piece) > last:
                 raise FormatError(f"{response.url} sends more bytes than were asked for: up to {last}")
-            file.write(piece[max(span.start - position, 0) : max(span.end - position, 0)])
+            wanted = piece[max(span.start - position, 0) : max(span.end - position, 0)]
+            if scanner is not None and file.tell() == scanner.position:
+                scanner.update(wanted)
+            file.write(wanted)
             position += len(piece)
             yield len(piece)
             if span.end <= position < last:

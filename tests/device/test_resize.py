@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import io
+import errno
 import itertools
 import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
+from safetensors import safe_open
 
 from mdc_core import rankmajor
-from mdc_core.errors import ConfigError, DigestError, FormatError
-from mdc_core.manifest import Manifest, parse_manifest
-from mdc_device import api, files, inplace, state
+from mdc_core.errors import DigestError, FormatError
+from mdc_device import api, assembly, files, state
 from mdc_device.cli import main
 from mdc_device.decode import open_subset
 from mdc_device.errors import RefusedError
@@ -57,119 +57,146 @@ def test_every_size_becomes_every_other(device10: Any, tmp_path: Path) -> None:
             assert Path(f"{file}{ending}").read_bytes() == Path(f"{fresh[new]}{ending}").read_bytes()
 
 
-def steps(kind: str, file: Any, k: int, manifest: Manifest, whole: bytes) -> Iterator[str]:
-    """The steps of growing to or shrinking to k, with bytes from memory."""
+class Crash(Exception):
+    """Ends a command where a power cut might."""
 
-    def fill(start: int, end: int) -> None:
-        file.seek(start)
-        file.write(whole[start:end])
 
-    return inplace.grow(file, k, manifest, fill) if kind == "grow" else inplace.shrink(file, k, manifest)
+def crashing(monkeypatch: pytest.MonkeyPatch, at: int) -> list[str]:
+    """Let the step of this number raise; returns the list to which steps are added as they begin."""
+    begun: list[str] = []
+
+    def counted(name: str, act: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*given: Any) -> Any:
+            begun.append(name)
+            if len(begun) == at:
+                raise Crash
+            return act(*given)
+
+        return run
+
+    for module, name in (
+        (files, "sync"),
+        (files, "publish"),
+        (files, "check_room"),
+        (assembly, "_copy"),
+        (assembly, "_write_header"),
+        (state, "_save"),
+        (state, "_put_manifest"),
+    ):
+        monkeypatch.setattr(module, name, counted(name, getattr(module, name)))
+    return begun
 
 
 @pytest.mark.parametrize(("old", "new"), [(1, 2), (2, 5), (4, 5), (5, 4), (5, 1), (3, 2)])
-def test_every_crash_point_is_recovered(device: Any, tmp_path: Path, old: int, new: int) -> None:
-    """Stop after every step, then open, repeat the command, and repair: each must find a right file."""
-    original = fetched(device, tmp_path / "original", old)
-    kind = "grow" if new > old else "shrink"
-    whole, reached = device.subset(5), []
-    manifest = parse_manifest(device.manifest)
-    for stop in itertools.count():
-        file = copied(original, tmp_path / "file")
-        with file.open("r+b") as opened:
-            done = list(itertools.islice(steps(kind, opened, new, manifest, whole), stop))
-        if stop > len(done):
-            break
-        reached.append(done[-1] if done else "nothing")
-        left = file.read_bytes()
-
-        k = open_subset(file).k
-        assert k in (old, new)
-        np.testing.assert_array_equal(open_subset(file).tiles, rankmajor.read(device.subset(k))[1])
-
-        device.requests.clear()
-        api.grow(file, new, access=ACCESS) if kind == "grow" else api.shrink(file, new)
-        assert file.read_bytes() == device.subset(new)
-        # The payload of the growth that was interrupted is not fetched twice.
-        assert len(device.ranges()) == (kind == "grow" and reached[-1] == "nothing")
-
-        file.write_bytes(left)
-        state.remember_size(file, old)
-        found = api.verify(file, repair=True, access=ACCESS)
-        assert file.read_bytes() == device.subset(found.k)
-        assert found.k == k
-    expected = {
-        "grow": ["payload", "digests checked", "payload synced", "header", "header synced"],
-        "shrink": ["header", "header synced", "cut", "cut synced"],
-    }
-    assert reached == ["nothing", *expected[kind]]
-
-
-class Storage(io.BytesIO):
-    """A file whose changes are durable once it is synced; a power cut may lose or tear each of the others."""
-
-    def __init__(self, content: bytes) -> None:
-        super().__init__(content)
-        self.durable = content
-        self.pending: list[tuple[int, bytes | None]] = []
-
-    def write(self, data: Any) -> int:
-        self.pending.append((self.tell(), bytes(data)))
-        return super().write(data)
-
-    def truncate(self, size: int | None = None) -> int:
-        assert size is not None
-        self.pending.append((size, None))
-        return super().truncate(size)
-
-    def sync(self) -> None:
-        self.durable, self.pending = self.getvalue(), []
-
-    def after_power_cuts(self) -> Iterator[bytes]:
-        """What may be found: every change not made, partly made, or made, in every combination."""
-        for parts in itertools.product((None, "torn", "made"), repeat=len(self.pending)):
-            content = bytearray(self.durable)
-            for (position, data), part in zip(self.pending, parts, strict=True):
-                if data is None:
-                    del content[position if part == "made" else len(content) :]
-                elif part is not None:
-                    # A header is torn where it hurts: between the two numbers that tell its size.
-                    half = max(data.find(b'"data_offsets"'), len(data) // 20)
-                    kept = data if part == "made" else data[:half]
-                    content.extend(bytes(max(position - len(content), 0)))
-                    content[position : position + len(kept)] = kept
-            yield bytes(content)
-
-
-@pytest.mark.parametrize(("old", "new"), [(1, 3), (4, 5), (5, 4), (5, 1)])
-def test_after_a_power_cut_no_header_promises_what_is_not_there(
+def test_whatever_a_crash_leaves_is_a_whole_subset(
     device: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: int, new: int
 ) -> None:
-    manifest = parse_manifest(device.manifest)
-    file = fetched(device, tmp_path / "file", old)
-    storage = Storage(file.read_bytes())
-    monkeypatch.setattr(files, "sync", lambda opened: opened.sync())
-    found = set()
-    for _ in steps("grow" if new > old else "shrink", storage, new, manifest, device.subset(5)):
-        found |= set(storage.after_power_cuts())
-    monkeypatch.undo()
-    assert len(found) >= 4
-    device.requests.clear()
-    for content in found:
-        try:
-            info, k = rankmajor.read_header(content)
-        except FormatError:
-            k = old  # torn while it was written: the state remembers, and the ranks are all there
-        else:
-            assert info == device.info
-            assert k in (old, new)
-        end = rankmajor.subset_size(device.info, k)
-        assert content[4096:end] == device.subset(k)[4096:]
-        file.write_bytes(content)
-        state.remember_size(file, old)
-        api.verify(file, repair=True, access=ACCESS)
+    """For every reader; and the same command makes it what was wanted, and repair finds nothing to mend."""
+    original = fetched(device, tmp_path / "original", old)
+
+    def command(file: Path) -> None:
+        api.grow(file, new, access=ACCESS) if new > old else api.shrink(file, new)
+
+    for at in itertools.count(1):
+        file = copied(original, tmp_path / "file")
+        files.part_of(file).unlink(missing_ok=True)
+        with monkeypatch.context() as patch:
+            begun = crashing(patch, at)
+            try:
+                command(file)
+            except Crash:
+                pass
+            else:
+                break
+        with safe_open(file, "np") as opened:
+            k = len(opened.get_tensor("tiles"))
+        assert k in (old, new)
         assert file.read_bytes() == device.subset(k)
-    assert device.requests == []
+        assert api.status(file).verified, begun
+        device.requests.clear()
+        assert api.verify(file, repair=True, access=ACCESS).k == k
+        assert device.ranges() == []
+        command(file)
+        assert file.read_bytes() == device.subset(new)
+        assert not files.part_of(file).exists()
+    assert {"sync", "publish", "_copy"} <= set(begun)
+
+
+def test_without_room_for_another_file_it_shrinks_in_place(
+    device: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = fetched(device, tmp_path / "file", 5)
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
+    inode = file.stat().st_ino
+    assert api.shrink(file, 2).verified
+    assert (file.read_bytes(), file.stat().st_ino) == (device.subset(2), inode)
+    with pytest.raises(
+        OSError, match=r"subset 4 of 'toy' takes \d+ bytes more, and there is room for 100"
+    ) as caught:
+        api.grow(file, 4, access=ACCESS)
+    assert caught.value.errno == errno.ENOSPC
+    assert file.read_bytes() == device.subset(2)
+
+
+@pytest.mark.parametrize("command", ["grow", "shrink", "verify", "verify --repair", "status", "fetch"])
+def test_a_busy_file_is_left_alone(
+    device: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    file = fetched(device, tmp_path / "file", 3)
+    more = {"grow": ["--k", "4"], "shrink": ["--k", "2"]}.get(command, [])
+    given = [*command.split(), str(file), *more]
+    if command == "fetch":
+        given = ["fetch", device.url, "toy", "--to", str(file)]
+    with files.locked(file):
+        assert main(given) == 7
+    assert "another process" in capsys.readouterr().err
+    assert file.read_bytes() == device.subset(3)
+    with files.locked(file, shared=True):
+        assert main(given) == (0 if command in ("verify", "status") else 7)
+
+
+def test_what_cannot_be_locked_because_nobody_can_change_it_is_read(
+    device: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = fetched(device, tmp_path / "file", 3)
+
+    def refused(*_: object) -> int:
+        raise OSError(errno.EROFS, "read-only file system")
+
+    monkeypatch.setattr(files.os, "open", refused)
+    assert api.status(file).verified
+    with pytest.raises(OSError, match="read-only"):
+        api.shrink(file, 2)
+
+
+def test_nothing_is_read_twice(device: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fetch hashes what comes while it writes; a growth reads what it has once, and so does a check."""
+    passed: list[int] = []
+    update = files.Scanner.update
+
+    def counted(self: files.Scanner, data: Any) -> None:
+        passed.append(len(data))
+        update(self, data)
+
+    reads: list[int] = []
+    read = files.Scanner.read
+
+    def counting(self: files.Scanner, file: Any) -> None:
+        before = self.position
+        read(self, file)
+        reads.append(self.position - before)
+
+    monkeypatch.setattr(files.Scanner, "update", counted)
+    monkeypatch.setattr(files.Scanner, "read", counting)
+    file = fetched(device, tmp_path / "file", 3)
+    three, five = len(device.subset(3)), len(device.subset(5))
+    assert (sum(passed), sum(reads)) == (three, 0)
+    passed.clear(), reads.clear()
+    api.grow(file, 5, access=ACCESS)
+    assert (sum(passed), sum(reads)) == (five, three)
+    passed.clear(), reads.clear()
+    api.verify(file)
+    assert (sum(passed), sum(reads)) == (five, five)
 
 
 def test_killed_while_it_grows_it_goes_on_from_there(device: Any, tmp_path: Path) -> None:
@@ -181,8 +208,8 @@ def test_killed_while_it_grows_it_goes_on_from_there(device: Any, tmp_path: Path
         process.kill()
     device.hold.set()
     device.hold = None
-    assert open_subset(file).k == 2
-    kept = file.stat().st_size
+    assert file.read_bytes() == device.subset(2)
+    kept = files.part_of(file).stat().st_size
     assert main(["grow", str(file), "--k", "5"]) == 0
     assert file.read_bytes() == device.subset(5)
     assert device.ranges()[-1] == f"bytes={kept}-{len(device.subset(5)) - 1}"
@@ -277,7 +304,7 @@ def test_a_set_published_again_with_other_images_is_not_mixed_in(device: Any, tm
     device.requests.clear()
     api.grow(file, 3, access=ACCESS)
     assert file.read_bytes() == first.subset(3)
-    assert all("toy@1/" in path or path.endswith("?set=toy%401") for path, _ in device.requests)
+    assert all("toy@1/" in path or path.endswith("?set=toy@1") for path, _ in device.requests)
     api.fetch(device.url, "toy", file, k=3, access=ACCESS)
     assert file.read_bytes() == device.subset(3) != first.subset(3)
 
@@ -292,8 +319,6 @@ def test_wrong_directions_and_sizes(device: Any, tmp_path: Path, capsys: pytest.
     ):
         assert main([command, str(file), "--k", str(k)]) == 2
         assert message in capsys.readouterr().err
-    with files.opened(file), pytest.raises(ConfigError, match="another process"):
-        api.shrink(file, 1)
     state.state_of(file).unlink()
     assert main(["grow", str(file), "--k", "4"]) == 2
     assert "fetch it again" in capsys.readouterr().err
