@@ -80,8 +80,6 @@ class Status:
     """The server that the file came from; None: not remembered."""
     signed: bool
     """Whether the manifest came with a signature of the server's keys."""
-    clock_behind: bool
-    """Whether this device's clock is before the time at which the manifest was made."""
     repaired_ranks: tuple[int, ...] = ()
     """Ranks that have just been fetched again."""
 
@@ -273,7 +271,6 @@ def _status(path: Path, manifest: Manifest, remembered: State | None) -> Status:
         expired=expired,
         url=remembered.url if remembered else None,
         signed=remembered is not None and remembered.keyset is not None,
-        clock_behind=client.is_clock_behind(manifest),
     )
 
 
@@ -307,8 +304,11 @@ def _repair(path: Path, access: Access, report: Report | None) -> tuple[int, ...
     with Link.to(remembered.url, access) as link:
         published = client.fetch_manifest(link, remembered.set_name, remembered, remembered.version)
         k = _held(path, published.manifest, remembered)
+        with path.open("rb") as file:
+            bad = files.scan(file, k, published.manifest).bad_ranks
         state.remember(path, published, k)
-        return client.change(link, published, k, path, report, seed=path).repaired_ranks
+        client.change(link, published, k, path, report, seed=path)
+    return bad
 
 
 def _mended_here(path: Path, remembered: State) -> bool:

@@ -14,7 +14,7 @@ from mdc_core.malloc import keep_freed_memory
 from mdc_core.manifest import Manifest
 from mdc_core.verdict import BETTER
 from mdc_device import api, arguments
-from mdc_device.client import Fetched, Report
+from mdc_device.client import Fetched, Report, is_clock_behind
 from mdc_device.errors import BusyError, RefusedError, UnreachableError
 from mdc_device.trust import read_keyset
 from mdc_device.wire import Access
@@ -77,7 +77,7 @@ def _fetch(given: argparse.Namespace) -> int:
         return 0
     _show_choice(manifest, chosen)
     _show_fetched(done)
-    _tell_trust(api.status(given.to), given.keyset is not None)
+    _tell_trust(manifest, api.status(given.to), given.keyset is not None)
     return 0
 
 
@@ -211,18 +211,18 @@ def _show_fetched(done: Fetched) -> None:
         print(f"repaired: rank {', '.join(map(str, done.repaired_ranks))}")
 
 
-def _tell_trust(now: api.Status, keys_given: bool) -> None:
-    """What right digests do not tell: who made them."""
-    if now.clock_behind:
-        _say(
-            "this device's clock is before the time at which the manifest was made, so expiry is not noticed: set it"
+def _tell_trust(manifest: Manifest, now: api.Status, keys_given: bool) -> None:
+    """What right digests do not tell: who made them, and whether they are current."""
+    if is_clock_behind(manifest):
+        print(
+            "this device's clock is before the time at which the set was published, so expiry is not noticed: set it"
         )
     if not now.signed:
-        _say("the server signs nothing: the digests are right, but nobody vouches for them")
+        print("the server signs nothing: the digests are right, but nobody vouches for them")
     elif (now.url or "").startswith("http://") and not keys_given:
-        _say(
-            "the server's keys came over a connection that is not secure: compare them by another way, or give "
-            "them as --keyset FILE"
+        print(
+            "the server's keys came over a connection that is not secure: compare them by another way, or give them as "
+            "--keyset FILE"
         )
 
 

@@ -137,8 +137,9 @@ def fetch(link: Link, published: Published, k: int, target: Path, report: Report
         state.remember(target, published, k)
         return result(published, k, target, received=0, resumed=size, repaired=())
     before = state.load(target)
+    has_ranks = target.exists() and target.stat().st_size > rankmajor.header_size(manifest.info)
     is_same = before is not None and before.object_sha256 == manifest.digests.object
-    return change(link, published, k, target, report, seed=target if is_same else None)
+    return change(link, published, k, target, report, seed=target if has_ranks and is_same else None)
 
 
 def change(
