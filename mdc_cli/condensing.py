@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mdc_cli import files
 from mdc_cli.given import configured, portable
 from mdc_cli.outlook import HOUR, Outlook, as_options, ask, warning
-from mdc_cli.output import people, print_json, progress_bar
+from mdc_cli.output import print_json, progress_bar, say
 from mdc_cli.pools import FolderPools
 from mdc_core import rankmajor
 from mdc_core.choices import SCHEDULE, Choice, choose, sentences
@@ -61,6 +61,7 @@ class Planned:
 
     def load(self, root: Path, download: bool) -> DataSet:
         """The data, at the side that was planned with."""
+        say(f"Reading {self.dataset}")
         from mdc_core.data import load
 
         return load(self.dataset, root, image_size=self.facts.image_size, download=download)
@@ -130,6 +131,7 @@ def machine(config: CondenseConfig, facts: DataFacts, device: str) -> Machine:
     from mdc_core.at_once import device_bytes
     from mdc_core.calibrate import calibrate
 
+    say(f"Measuring how fast {device} trains {config.network.label()}")
     there = torch.device(device)
     return Machine(calibrate(config, facts, device), device_bytes(there), there.type == "cuda")
 
@@ -162,7 +164,7 @@ def tell(planned: Planned, here: Machine, state: CondenseState | None, go_on: bo
     if as_json:
         print_json(outlook.document())
     else:
-        people.print(outlook.words(), soft_wrap=True)
+        say(outlook.words())
     if outlook.is_long and timed is None:
         less = Run(planned.preset, config, facts, None, here.speed).shorter(HOUR)
         ask(warning(outlook, _options(less), less.seconds), go_on)
@@ -220,10 +222,10 @@ def iterate(
                 bar.update(task, completed=step.outer, detail=f"loss {step.loss:.4g}{mls}")
     except KeyboardInterrupt:
         if state is None:
-            people.print("Stopped before the first outer loop was done: nothing to save.")
+            say("Stopped before the first outer loop was done: nothing to save.")
         else:
             files.write(saved, checkpoint.to_bytes(state, config))
-            people.print(
+            say(
                 f"Stopped after outer loop {state.outer} of {config.outer_loops}; saved {saved}. "
                 "Run the same command with --resume to go on."
             )

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from mdc_cli import files
 from mdc_cli.condensing import begin, check_unfinished, iterate, plan, resumed, tell, write
 from mdc_cli.given import chosen_device, configured, parsed, portable
-from mdc_cli.output import accuracy_table, people, print_json, progress_bar
+from mdc_cli.output import accuracy_table, print_json, progress_bar, say
 from mdc_cli.pools import FolderPools
 from mdc_cli.timing import clock, measured
 from mdc_core import rankmajor
@@ -138,7 +138,7 @@ def condense(
     if as_json:
         print_json({**summary, **outlook.document()})
     else:
-        people.print(f"Wrote {path} ({summary['bytes']} bytes). Next: mdc evaluate {path}", soft_wrap=True)
+        say(f"Wrote {path} ({summary['bytes']} bytes). Next: mdc evaluate {path}")
 
 
 def evaluate(
@@ -179,13 +179,14 @@ def evaluate(
     recipe.sizes_of(info.ipc)
     check_network(recipe.network, info.image_size)
     chosen = chosen_device(device)
+    say(f"Reading {source}")
     loaded = load(source, data_root, image_size=facts.image_size, download=download)
     synthetic = _delivered(path, info, tiles, loaded)
     done: list[Trial] = []
     try:
         _train_all(synthetic, loaded, recipe, chosen, done)
     except KeyboardInterrupt:
-        people.print(f"Stopped after {len(done)} of {recipe.trainings(info.ipc, info.factor)} trainings.")
+        say(f"Stopped after {len(done)} of {recipe.trainings(info.ipc, info.factor)} trainings.")
         _print_rows(summarise(done), recipe, info.ipc)
         raise
     rows = summarise(done)
@@ -202,7 +203,7 @@ def evaluate(
         print_json({**document, "plot": str(picture)})
     else:
         _print_rows(rows, recipe, info.ipc)
-        people.print(f"Drew {picture}")
+        say(f"Drew {picture}")
 
 
 def preview(path: SetFile, out: Annotated[Path, typer.Argument(help="PNG to write.")]) -> None:
@@ -211,7 +212,7 @@ def preview(path: SetFile, out: Annotated[Path, typer.Argument(help="PNG to writ
 
     info, tiles = rankmajor.read(files.read(path))
     files.write(out, preview_png(tiles, info))
-    people.print(f"Drew {out}: {len(info.classes)} classes, {len(tiles)} ranks")
+    say(f"Drew {out}: {len(info.classes)} classes, {len(tiles)} ranks")
 
 
 def import_released(
@@ -244,7 +245,7 @@ def import_released(
     synthetic = SyntheticSet(tiles, loaded.train.image_size)
     files.write(out, rankmajor.pack(synthetic.quantised().numpy(), synthetic.info(loaded.train)))
     files.write_run(out, {"data": portable(data)})
-    people.print(f"Wrote {out}. Next: mdc evaluate {out}")
+    say(f"Wrote {out}. Next: mdc evaluate {out}")
 
 
 def _facts_at(source: str, image_size: int) -> DataFacts:

@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from mdc_cli.output import people
+from mdc_cli.output import people, say
 from mdc_core.config import CondenseConfig, DataFacts
 from mdc_core.errors import MdcError
 from mdc_core.shorter import duration
@@ -92,11 +92,11 @@ def warning(outlook: Outlook, options: str, seconds: float) -> str:
 def ask(text: str, yes: bool) -> None:
     """Say so, and ask on a terminal whether to go on; `MdcError` without one, or when the answer is no."""
     if yes:
-        people.print(text, soft_wrap=True)
+        say(text)
         return
     if not on_terminal():
         raise MdcError(f"{text}\nTo start it as it is, add --yes")
-    people.print(text, soft_wrap=True)
+    say(text)
     if not typer.confirm("Start it as it is?", err=True):
         raise MdcError("not started")
 

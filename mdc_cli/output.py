@@ -28,12 +28,19 @@ from mdc_core.verdict import BETTER, NOT_ABOVE_RANDOM, NOT_ABOVE_SHRUNK, WORSE_T
 people = Console(stderr=True, highlight=False, markup=False)
 LINE_SECONDS = 30
 """Between two lines of progress where no terminal shows a bar."""
+_ANY_WIDTH = 10_000
+"""Columns, for measuring a table as if there were room."""
 tables = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 160)
+
+
+def say(text: str, style: str | None = None) -> None:
+    """A line for people. It is never broken, so that a command in it can be copied whole."""
+    people.print(text, style=style, soft_wrap=True)
 
 
 def fail(message: str, status: int = 1) -> NoReturn:
     """Print one error and end with that status."""
-    people.print("Error:", message, style="red", soft_wrap=True)
+    say(f"Error: {message}", "red")
     sys.exit(status)
 
 
@@ -43,10 +50,25 @@ def print_json(document: Any) -> None:
 
 
 class _Progress(Progress):
-    """A bar on a terminal; elsewhere plain lines: one every 30 s, and one at a task's end."""
+    """A bar on a terminal; elsewhere plain lines: one as a task begins, every 30 s, and at its end."""
 
     _told: float | None = None
     """When the last line was printed, or the first update came, by the monotonic clock."""
+
+    def add_task(
+        self,
+        description: str,
+        start: bool = True,
+        total: float | None = 100.0,
+        completed: int = 0,
+        visible: bool = True,
+        **fields: Any,
+    ) -> TaskID:
+        """As `Progress.add_task`."""
+        task_id = super().add_task(description, start, total, completed, visible, **fields)
+        if self.disable:
+            say(description if total is None else f"{description} {completed}/{total:.0f}")
+        return task_id
 
     def update(self, task_id: TaskID, **changes: Any) -> None:
         """As `Progress.update`."""
@@ -59,7 +81,7 @@ class _Progress(Progress):
             self._told = now
         if now - self._told >= LINE_SECONDS or (task.finished and not was_finished):
             self._told = now
-            people.print(_line(task), soft_wrap=True)
+            say(_line(task))
 
 
 def progress_bar() -> Progress:
@@ -93,15 +115,22 @@ def _line(task: Task) -> str:
 
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    """A table on standard output."""
+    """A table on standard output; where it is wider than the terminal, a few lines per row, of which none is cut."""
     if title:
         tables.print(title, soft_wrap=True)
-    drawn = Table()
+    drawn = Table(collapse_padding=True)
     for column in columns:
         drawn.add_column(column, no_wrap=True)
     for row in rows:
         drawn.add_row(*map(Text, row))
-    tables.print(drawn)
+    if tables.measure(drawn, options=tables.options.update(width=_ANY_WIDTH)).maximum <= tables.width:
+        tables.print(drawn)
+        return
+    for first, *others in rows:
+        tables.print(first, soft_wrap=True)
+        for column, cell in zip(columns[1:], others, strict=True):
+            if cell:
+                tables.print(f"  {column}: {cell}", soft_wrap=True)
 
 
 def accuracy(mean: float | None, std: float | None) -> str:
@@ -120,7 +149,7 @@ def accuracy_table(title: str, rows: list[dict[str, Any]], *, with_best: bool = 
     sources = {"mdc": "condensed", "random": "random real"} | (
         {"shrunk": "shrunk real"} if with_shrunk else {}
     )
-    best = ["condensed, best of 4 tests"] if with_best else []
+    best = ["condensed,\nbest of\n4 tests"] if with_best else []
     lengths = ["epochs"] if len({row["epochs"] for row in rows}) > 1 else []
     cells = [
         [

@@ -14,7 +14,7 @@ from mdc_cli.client import DEFAULT_URL, Service, UnreachableError
 from mdc_cli.given import parsed
 from mdc_cli.local import ImageSize, Json, Method, Minutes, Yes
 from mdc_cli.outlook import Outlook, as_options, ask, warning
-from mdc_cli.output import accuracy_table, people, percent, print_json, progress_bar, table
+from mdc_cli.output import accuracy_table, percent, print_json, progress_bar, say, table
 from mdc_core.config import CondenseConfig, DataFacts
 from mdc_core.errors import MdcError
 from mdc_core.presets import NAMED
@@ -79,9 +79,7 @@ def submit(
         return
     job = service.call("POST", "/v1/jobs", json=body)
     if not as_json:
-        people.print(
-            f"Job {job['id']}, set {job['name']}. Look at it with: mdc watch {job['id']}", soft_wrap=True
-        )
+        say(f"Job {job['id']}, set {job['name']}. Look at it with: mdc watch {job['id']}")
     if follow:
         _watch_to_the_end(service, job["id"], as_json)
     elif as_json:
@@ -116,7 +114,7 @@ def cancel(job: JobId, url: Url = DEFAULT_URL, key: Key = None, as_json: Json = 
     if as_json:
         print_json(stopped)
     else:
-        people.print(f"Job {job} is {stopped['state']}.")
+        say(f"Job {job} is {stopped['state']}.")
 
 
 def sets(
@@ -159,7 +157,7 @@ def _tell_and_ask(plan: dict[str, Any], dry_run: bool, yes: bool, as_json: bool)
     if dry_run and as_json:
         print_json(plan)
     else:
-        people.print(outlook.words(), soft_wrap=True)
+        say(outlook.words())
     if outlook.is_long and less is not None:
         given = [("--image-size", less["image_size"]), ("--preset", less["preset"])]
         options = [f"{option} {value}" for option, value in given if value is not None]
@@ -175,12 +173,12 @@ def _upload(service: Service, path: Path) -> str:
         )
     name = re.sub(r"[^a-z0-9]+", "-", path.stem.lower()).strip("-")[:63] or "data"
     media = "application/x-npz" if path.suffix == ".npz" else "application/zip"
-    people.print(f"Uploading {path} ({path.stat().st_size} bytes)", soft_wrap=True)
+    say(f"Uploading {path} ({path.stat().st_size} bytes)")
     with path.open("rb") as file:
         dataset = service.call(
             "POST", "/v1/datasets", params={"name": name}, content=file, headers={"Content-Type": media}
         )
-    people.print(f"Data set {dataset['id']}")
+    say(f"Data set {dataset['id']}")
     identifier: str = dataset["id"]
     return identifier
 
@@ -234,9 +232,9 @@ def _patiently(service: Service, path: str) -> dict[str, Any]:
 def _tell(event: dict[str, Any]) -> None:
     """Say what a progress bar cannot."""
     if event["state"] == "queued" and event["attempt"]:
-        people.print(f"Attempt {event['attempt']} was interrupted: {event['detail']}. The job waits again.")
+        say(f"Attempt {event['attempt']} was interrupted: {event['detail']}. The job waits again.")
     elif event["state"] == "canceling":
-        people.print("The job was canceled; its worker stops it.")
+        say("The job was canceled; its worker stops it.")
 
 
 def _show(bar: Progress, phases: dict[str, TaskID], progress: dict[str, Any]) -> None:

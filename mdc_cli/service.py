@@ -16,7 +16,7 @@ import httpx
 import typer
 from pydantic import ValidationError
 
-from mdc_cli.output import people
+from mdc_cli.output import say
 from mdc_core.errors import MdcError
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def up(
         while not stop.wait(0.5):
             for child in children:
                 _refuse_ended(child, log)
-        people.print("Stopping; a running job writes its checkpoint first.")
+        say("Stopping; a running job writes its checkpoint first.")
     finally:
         _stop(children)
 
@@ -87,11 +87,11 @@ def _api_command(host: str, port: int) -> list[str]:
 
 def _announce(url: str, settings: Settings, log: Path) -> None:
     """What a person needs to go on; the demonstration waits for its last line."""
-    people.print(f"API        {url}   (description: {url}/docs)")
+    say(f"API        {url}   (description: {url}/docs)")
     if settings.embedded:
-        people.print(f"Admin key  {settings.data_dir / 'admin.key'}", soft_wrap=True)
-    people.print(f"Log        {log}", soft_wrap=True)
-    people.print("Next       mdc submit digits --watch      Ctrl-C stops everything")
+        say(f"Admin key  {settings.data_dir / 'admin.key'}")
+    say(f"Log        {log}")
+    say("Next       mdc submit digits --watch      Ctrl-C stops everything")
 
 
 def _start(command: list[str], log: Path) -> subprocess.Popen[bytes]:

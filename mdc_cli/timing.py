@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mdc_cli.condensing import Planned, machine
+from mdc_cli.output import say
 from mdc_core.config import CondenseConfig
 from mdc_core.minutes import Machine, Pace, Timed, Wanted, in_time, pace_of
 from mdc_core.shorter import with_changes
@@ -72,6 +73,7 @@ def _ratio(planned: Planned, config: CondenseConfig, data: DataSet, device: str,
     from mdc_core.pilot import pilot
 
     assert planned.choice.minutes is not None
+    say(f"Trying {config.network.label()} on the data")
     seconds = min(_MOST_PILOT, max(_LEAST_PILOT, _PILOT_SHARE * 60 * planned.choice.minutes))
     took, expected = pilot(config, data.train, device, seconds), pace_of(config, planned.facts, here)
     return Pace(took.sample / expected.sample, took.update / expected.update)

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 from mdc_core.budget import Plan
@@ -22,6 +23,8 @@ from mdc_device.wire import Access
 INTERRUPTED = 130
 DAMAGED = 5
 BUSY = 7
+LINE_SECONDS = 30
+"""Between two lines of progress where no terminal shows one."""
 _CODES: tuple[tuple[type[Exception], int], ...] = (
     (ConfigError, 2),
     (DataError, 2),
@@ -251,13 +254,18 @@ def _size_text(chosen: Plan, ipc: int) -> str:
     return f"subset {chosen.k} of {ipc}{reason}"
 
 
-def _progress(what: str = "bytes") -> Report | None:
-    """A line that is rewritten, for people; None when nobody watches."""
-    if not sys.stderr.isatty():
-        return None
+def _progress(what: str = "bytes") -> Report:
+    """A line that is rewritten on a terminal; elsewhere a line every 30 s."""
+    on_terminal = sys.stderr.isatty()
+    told = time.monotonic()
 
     def report(done: int, total: int) -> None:
-        end = "\n" if done >= total else ""
-        print(f"\r{done} of {total} {what} ({done / total:.0%})", end=end, file=sys.stderr, flush=True)
+        nonlocal told
+        text = f"{done} of {total} {what} ({done / total:.0%})"
+        if on_terminal:
+            print(f"\r{text}", end="\n" if done >= total else "", file=sys.stderr, flush=True)
+        elif time.monotonic() - told >= LINE_SECONDS:
+            told = time.monotonic()
+            print(text, file=sys.stderr, flush=True)
 
     return report

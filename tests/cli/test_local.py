@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
 import mdc_cli.local
@@ -72,7 +73,9 @@ def test_a_dry_run_tells_memory_and_time_and_writes_nothing(tmp_path: Path) -> N
     out = tmp_path / "s.safetensors"
     told = condense(out, "--dry-run")
     assert told.exit_code == 0, told.output
-    assert told.stderr.startswith(
+    measuring, words = told.stderr.splitlines()
+    assert measuring == "Measuring how fast cpu trains convnet-d2-w4"
+    assert words.startswith(
         "digits: 10 classes, 1438 training images and 359 test images, 8 pixels, grey. "
         "Method mdc, preset digits, convnet-d2-w4, ipc 2: about "
     )
@@ -101,7 +104,7 @@ def test_own_pictures_from_the_side_to_the_evaluation(tmp_path: Path) -> None:
     torch.set_num_threads(1)
     folder, out = pictures(tmp_path / "pictures"), tmp_path / "s.safetensors"
     told = run("condense", folder, "--dry-run", *TOY)
-    assert told.stderr.startswith(
+    assert told.stderr.partition("\n")[2].startswith(
         "pictures: 2 classes, 36 training images and 4 test images (held out, as there is no test split), "
         "64 pixels (of 80), colour, files or folders ignored: 1. "
         "Method mdc, preset photos, convnet-d4-w4, ipc 2: about "
@@ -228,15 +231,43 @@ def test_progress_without_a_terminal_is_plain_lines(monkeypatch: pytest.MonkeyPa
             now[0] += 1
             bar.update(task, completed=step, detail=f"loss {step}")
         bar.update(task, detail="")
-    assert [line.split(",")[0] for line in lines] == [f"condensing {step}/100" for step in (31, 61, 91, 100)]
-    assert lines[0].endswith("loss 31")
+    assert [line.split(",")[0] for line in lines] == [
+        f"condensing {step}/100" for step in (0, 31, 61, 91, 100)
+    ]
+    assert lines[1].endswith("loss 31")
     lines.clear()
     with progress_bar() as bar:  # every step takes longer than a line waits
         task = bar.add_task("condensing", total=6, completed=2, detail="")
         for step in (2, 3, 4):
             bar.update(task, completed=step)
             now[0] += 60
-    assert lines == ["condensing 3/6, 60 s", "condensing 4/6, 2 min, left 2 min"]
+    assert lines == ["condensing 2/6", "condensing 3/6, 60 s", "condensing 4/6, 2 min, left 2 min"]
+
+
+def test_a_table_wider_than_the_terminal_is_lines_of_which_none_is_cut(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(mdc_cli.output, "tables", Console(highlight=False, markup=False, width=80))
+    row = [f"job_{'0' * 32}", "running", f"ds_{'1' * 32}", "a-set-of-" + "x" * 54, ""]
+    mdc_cli.output.table("", ["job", "state", "data set", "set", "progress"], [row, row])
+    assert capsys.readouterr().out.splitlines() == 2 * [
+        row[0],
+        "  state: running",
+        f"  data set: {row[2]}",
+        f"  set: {row[3]}",
+    ]
+    rows = [{"k": 1, "epochs": 9, "mdc_mean": 0.6, "mdc_std": 0.01, "random_mean": 0.5, "random_std": 0.02}]
+    rows[0] |= {"shrunk_mean": 0.5, "shrunk_std": 0.02, "mdc_best": 0.6}
+    mdc_cli.output.accuracy_table("", rows, with_best=True)
+    assert "│" in capsys.readouterr().out
+
+
+def test_a_command_to_copy_is_never_broken(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(mdc_cli.output, "people", Console(highlight=False, markup=False, width=20))
+    mdc_cli.output.say("Look at it with: mdc watch job_0123456789")
+    assert capsys.readouterr().out == "Look at it with: mdc watch job_0123456789\n"
 
 
 def test_an_interrupted_run_goes_on_to_the_same_bytes(
@@ -319,7 +350,7 @@ def test_evaluate_prints_a_table_and_draws_a_plot(made: Path) -> None:
     assert found["advice"] == advice(found["accuracy"])
     table = run("evaluate", made, "--epochs", "1", "--repeats", "1", "--k", "2")
     assert "convnet-d2-w4, 1 epochs" in table.output
-    assert "best of 4 tests" in table.output
+    assert "4 tests" in table.output
     assert "worth it" in table.output
 
 
@@ -401,7 +432,7 @@ def test_wrong_input_is_one_clear_line(
     monkeypatch.chdir(tmp_path)
     result = run(*arguments)
     assert result.exit_code == 1, result.output
-    assert result.output.startswith("Error:"), result.output
+    assert result.output.removeprefix("Reading cifar10\n").startswith("Error:"), result.output
     assert message in result.output
     assert "Traceback" not in result.output
 

@@ -12,7 +12,7 @@ import pytest
 
 from mdc_core import cgroups, rankmajor
 from mdc_core.budget import Budget
-from mdc_device import api, files, profile
+from mdc_device import api, cli, files, profile
 from mdc_device.cli import main
 
 ACCESS = api.Access("mdc_1_secret", timeout_s=10, retries=1)
@@ -247,3 +247,15 @@ def test_bandwidth_is_counted_in_bits(device: Any, monkeypatch: pytest.MonkeyPat
 def test_the_functions_are_those_of_the_commands() -> None:
     assert {"fetch", "grow", "plan", "profile", "shrink", "status", "train", "verify"} <= set(api.__all__)
     assert api.Budget is Budget
+
+
+def test_progress_without_a_terminal_is_a_line_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(cli.time, "monotonic", lambda: now[0])
+    report = cli._progress("epochs")
+    for epoch in range(1, 101):
+        now[0] += 1
+        report(epoch, 100)
+    assert capsys.readouterr().err.splitlines() == [f"{e} of 100 epochs ({e}%)" for e in (30, 60, 90)]
