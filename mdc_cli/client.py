@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
 from httpx_sse import ServerSentEvent, SSEError, connect_sse
 
 from mdc_core.errors import MdcError
+from mdc_core.local_key import is_here, key_file, local_key
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 
@@ -89,15 +88,14 @@ class Service:
 
 def _local_key(url: str) -> str:
     """The admin key that the embedded mode wrote, when this user may read it; no other host ever gets it."""
-    if httpx.URL(url).host not in {"127.0.0.1", "localhost", "::1"}:
+    if not is_here(url):
         raise MdcError(f"no API key for {url}: give --key, or set MDC_KEY")
-    path = Path(os.environ.get("MDC_DATA_DIR", "mdc-data")) / "admin.key"
-    try:
-        return path.read_text().strip()
-    except OSError as error:
+    if (key := local_key(url)) is None:
         raise MdcError(
-            f"no API key: give --key, set MDC_KEY, or work where 'mdc up' was started (there is no {path})"
-        ) from error
+            "no API key: give --key, set MDC_KEY, or work where 'mdc up' was started "
+            f"(there is no {key_file()} that can be read)"
+        )
+    return key
 
 
 def _refusal(response: httpx.Response) -> str:

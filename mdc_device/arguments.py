@@ -192,7 +192,10 @@ def _add_resizing(command: argparse.ArgumentParser) -> None:
 
 def _add_access(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("connection")
-    group.add_argument("--key", help="API key; default: the environment variable MDC_KEY")
+    group.add_argument(
+        "--key",
+        help="API key; default: the environment variable MDC_KEY, else for a server on this machine mdc-data/admin.key",
+    )
     group.add_argument(
         "--keyset",
         metavar="FILE",

@@ -11,10 +11,11 @@ from pathlib import Path
 
 from mdc_core.budget import Plan
 from mdc_core.errors import BudgetError, ConfigError, DataError, FormatError, MdcError
+from mdc_core.local_key import local_key
 from mdc_core.malloc import keep_freed_memory
 from mdc_core.manifest import Manifest
 from mdc_core.verdict import BETTER
-from mdc_device import api, arguments
+from mdc_device import api, arguments, state
 from mdc_device.client import Fetched, Report, is_clock_behind
 from mdc_device.errors import BusyError, RefusedError, UnreachableError
 from mdc_device.trust import read_keyset
@@ -23,6 +24,7 @@ from mdc_device.wire import Access
 INTERRUPTED = 130
 DAMAGED = 5
 BUSY = 7
+UNAUTHORISED = 401
 LINE_SECONDS = 30
 """Between two lines of progress where no terminal shows one."""
 _CODES: tuple[tuple[type[Exception], int], ...] = (
@@ -60,7 +62,8 @@ def main(argv: list[str] | None = None) -> int:
         _say(f"interrupted{kept}")
         return INTERRUPTED
     except (MdcError, OSError) as error:
-        _say(str(error))
+        hint = "; give an API key with --key, or set MDC_KEY" if _wants_key(error) else ""
+        _say(f"{error}{hint}")
         return next(code for kind, code in _CODES if isinstance(error, kind))
 
 
@@ -235,13 +238,29 @@ def _say(text: str) -> None:
     print(f"{clear}mdc-device: {text}", file=sys.stderr)
 
 
+def _wants_key(error: Exception) -> bool:
+    return isinstance(error, RefusedError) and error.status == UNAUTHORISED
+
+
 def _access(given: argparse.Namespace) -> Access:
     return Access(
-        key=given.key or os.environ.get("MDC_KEY") or None,
+        key=given.key or os.environ.get("MDC_KEY") or _local_key(given),
         timeout_s=given.timeout,
         retries=given.retries,
         keyset=read_keyset(Path(given.keyset)) if given.keyset else None,
     )
+
+
+def _local_key(given: argparse.Namespace) -> str | None:
+    """The key of a service on this machine, where the command is for one."""
+    url = getattr(given, "url", None)
+    if url is None and hasattr(given, "file"):
+        try:
+            remembered = state.load(Path(given.file))
+        except (MdcError, OSError):  # which the command itself will tell
+            remembered = None
+        url = remembered and remembered.url
+    return local_key(url) if url else None
 
 
 def _size_text(chosen: Plan, ipc: int) -> str:

@@ -17,6 +17,7 @@ import pytest
 
 from mdc_core import rankmajor
 from mdc_core.errors import ConfigError
+from mdc_core.local_key import local_key
 from mdc_device import client, wire
 from mdc_device.arguments import amount
 from mdc_device.cli import main
@@ -245,11 +246,27 @@ def test_the_key_comes_from_the_option_or_the_environment(
     code, _, err = fetch("--k", 1)
     assert code == 4
     assert "this key is not known" in err
+    assert "give an API key with --key, or set MDC_KEY" in err
     assert "authorization" not in device.requests[-1][1]
     assert fetch("--k", 1, "--key", "mdc_1_secret")[0] == 0
     code, _, err = fetch("--k", 1, "--key", "mdc\n1")
     assert code == 2
     assert "mdc" not in err.removeprefix("mdc-device")
+
+
+def test_a_server_on_this_machine_gets_the_key_that_it_left_in_its_folder(
+    device: Any, fetch: Fetch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MDC_KEY")
+    monkeypatch.chdir(tmp_path)
+    Path("mdc-data").mkdir()
+    Path("mdc-data/admin.key").write_text("mdc_1_secret\n")
+    assert fetch("--k", 1)[0] == 0
+    assert main(["grow", str(fetch.file), "--k", "2"]) == 0  # the file tells the server
+    assert local_key("https://condense.example") is None
+    assert local_key("http://[::1") is None
+    monkeypatch.setenv("MDC_DATA_DIR", "other")
+    assert local_key(device.url) is None
 
 
 def test_nobody_there(device: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
