@@ -300,7 +300,8 @@ def _train_all(
 def _print_rows(rows: list[Row], recipe: EvaluateConfig, ipc: int) -> None:
     from mdc_core.evaluate import accuracy_rows
 
-    title = (
-        f"{recipe.network.label()}, {recipe.epochs} epochs, {recipe.repeats} networks per size, mean ± std"
+    networks = (
+        "1 network per size" if recipe.repeats == 1 else f"{recipe.repeats} networks per size, mean ± std"
     )
+    title = f"{recipe.network.label()}, {recipe.epochs} epochs, {networks}"
     accuracy_table(title, judged(accuracy_rows(rows, recipe), ipc), with_best=True)

@@ -134,10 +134,10 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
 
 
 def accuracy(mean: float | None, std: float | None) -> str:
-    """A share as per cent with its spread: `62.10 ± 1.20 %`."""
+    """A share as per cent with its spread, where that is known: `62.10 ± 1.20 %`."""
     if mean is None:
         return "-"
-    return f"{100 * mean:.2f} ± {100 * (std or 0):.2f} %"
+    return f"{100 * mean:.2f} %" if std is None else f"{100 * mean:.2f} ± {100 * std:.2f} %"
 
 
 def accuracy_table(title: str, rows: list[dict[str, Any]], *, with_best: bool = False) -> None:
@@ -175,5 +175,8 @@ _MARKS = {
 
 
 def percent(row: Mapping[str, Any], source: str) -> str:
-    """One cell of an accuracy table, from a manifest's row; that of an earlier release has no shrunk images."""
-    return accuracy(row.get(f"{source}_mean"), row.get(f"{source}_std"))
+    """One cell of an accuracy table, from a manifest's row; that of an earlier release has no shrunk images.
+
+    One network tells nothing of the spread.
+    """
+    return accuracy(row.get(f"{source}_mean"), row.get(f"{source}_std") if row["repeats"] > 1 else None)

@@ -257,9 +257,10 @@ def _progress(job: dict[str, Any]) -> str:
 
 def _print_set(one: dict[str, Any]) -> None:
     rows = one["accuracy"]
-    recipe = (
-        f", {rows[0]['network']}, {rows[0]['epochs']} epochs, {rows[0]['repeats']} networks" if rows else ""
-    )
+    recipe = ""
+    if rows:
+        networks = "1 network" if rows[0]["repeats"] == 1 else f"{rows[0]['repeats']} networks"
+        recipe = f", {rows[0]['network']}, {rows[0]['epochs']} epochs, {networks}"
     title = f"{one['name']}@{one['version']}{recipe}"
     accuracy_table(title, rows)
 
