@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,22 +86,30 @@ def plan(
     return Planned(dataset, facts, choice)
 
 
-def check_unfinished(path: Path) -> None:
-    """Raise `MdcError` when there is a checkpoint in the way."""
+def check_free(path: Path) -> None:
+    """Raise `MdcError` when a set or a checkpoint is in the way."""
+    if path.exists():
+        raise MdcError(
+            f"{path} is there already: name another file with --out, add --resume with more --outer-loops to condense "
+            "it further, or --force to start again and overwrite it"
+        )
     saved = files.checkpoint_path(path)
     if saved.exists():
         raise MdcError(
-            f"{saved} is from an unfinished run: add --resume to go on, or delete it to start again"
+            f"{saved} is from an unfinished run: add --resume to go on, or --force to start again without it"
         )
 
 
-def resumed(path: Path, planned: Planned) -> tuple[Planned, CondenseState]:
-    """The run as it was begun, and the state to go on from; `MdcError` when there is none, or it is another run's."""
+def resumed(path: Path, planned: Planned, given: Collection[str]) -> tuple[Planned, CondenseState]:
+    """The run as it was begun, and the state to go on from; `MdcError` when there is none, or it is another run's.
+
+    Settings of the schedule that are `given` count, as far as a run may go on with others: more outer loops.
+    """
     from mdc_core import checkpoint
 
     saved = files.checkpoint_path(path)
     data = files.read(saved)
-    planned = as_begun(planned, checkpoint.from_bytes(data)[1])
+    planned = as_begun(planned, checkpoint.from_bytes(data)[1], given)
     state = checkpoint.resume(data, planned.config)
     side, ours = state.tiles.shape[-1], planned.config.tile_side(planned.facts.image_size)
     if side != ours:
@@ -111,15 +120,21 @@ def resumed(path: Path, planned: Planned) -> tuple[Planned, CondenseState]:
     return planned, state
 
 
-def as_begun(planned: Planned, made_with: CondenseConfig) -> Planned:
-    """The run with the schedule that its time decided when it began; as it is, where the schedule is given."""
+def as_begun(planned: Planned, made_with: CondenseConfig, given: Collection[str]) -> Planned:
+    """The run with the schedule that its time decided when it began, but for what is `given` now."""
     choice = planned.choice
-    if choice.minutes is None:
+    feature = choice.condense.method == made_with.method == "feature"
+    goes_on = (
+        not planned.is_named and feature and given
+    )  # a time would decide all of it, were not some of it given
+    if choice.minutes is None and not goes_on:
         return planned
     network = choice.condense.network
     if made_with.network.width in choice.widths:
         network = network.model_copy(update={"width": made_with.network.width})
-    changes = {name: getattr(made_with, name) for name in SCHEDULE} | {"network": network}
+    changes = {name: getattr(made_with, name) for name in SCHEDULE if name not in given} | {
+        "network": network
+    }
     condense = choice.condense.model_copy(update=changes)
     return replace(planned, choice=replace(choice, condense=condense, minutes=None))
 
@@ -248,7 +263,7 @@ def _train_networks(
 
 
 def write(path: Path, state: CondenseState, data: DataSet, planned: Planned) -> dict[str, Any]:
-    """Write the set and what it was made from, and remove the checkpoint; what was written."""
+    """Write the set and what it was made from; what was written. The checkpoint stays: more loops may follow."""
     from mdc_core.condense import result
 
     synthetic = result(state, data.train)
@@ -261,7 +276,6 @@ def write(path: Path, state: CondenseState, data: DataSet, planned: Planned) -> 
         "condense": planned.config.model_dump(mode="json"),
     }
     files.write_run(path, run)
-    files.checkpoint_path(path).unlink(missing_ok=True)
     return {
         "set": str(path),
         "bytes": len(packed),

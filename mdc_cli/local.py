@@ -11,13 +11,13 @@ import typer
 from numpy.typing import NDArray
 
 from mdc_cli import files
-from mdc_cli.condensing import begin, check_unfinished, iterate, plan, resumed, tell, write
+from mdc_cli.condensing import begin, check_free, iterate, plan, resumed, tell, write
 from mdc_cli.given import chosen_device, configured, parsed, portable
 from mdc_cli.output import accuracy_table, print_json, progress_bar, say
 from mdc_cli.pools import FolderPools
 from mdc_cli.timing import clock, measured
 from mdc_core import rankmajor
-from mdc_core.choices import METHODS
+from mdc_core.choices import METHODS, SCHEDULE
 from mdc_core.config import DataFacts, EvaluateConfig, check_network
 from mdc_core.errors import MdcError
 from mdc_core.presets import NAMED, PRESETS, evaluate_config, merge, preset_for
@@ -58,6 +58,7 @@ ImageSize = Annotated[
     int | None,
     typer.Option(help="Side of the images of a folder or zip, 4..1024. [default: theirs, at most 64]"),
 ]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite what is there.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Start it even if it takes more than a day.")]
 DataRoot = Annotated[Path, typer.Option(help="Folder of the named data sets.", envvar="MDC_DATA_ROOT")]
 Download = Annotated[bool, typer.Option("--download", help="Download a named data set that is missing.")]
@@ -95,6 +96,7 @@ def condense(
         bool,
         typer.Option("--dry-run", help="Only tell what was read, and the memory and time it would take."),
     ] = False,
+    force: Force = False,
     yes: Yes = False,
     device: Device = "auto",
     data_root: DataRoot = DEFAULT_ROOT,
@@ -103,7 +105,8 @@ def condense(
 ) -> None:
     """Condense a data set into a few synthetic images per class, good at every size.
 
-    Ctrl-C saves a checkpoint; the same command with --resume goes on from it.
+    Ctrl-C saves a checkpoint; the same command with --resume goes on from it, and with more --outer-loops from a
+    finished set too.
     """
     begun = clock()
     given = {
@@ -118,9 +121,11 @@ def condense(
     path = None if dry_run else files.check_target(out or planned.default_path())
     state = None
     if path is not None and resume:
-        planned, state = resumed(path, planned)
-    elif path is not None:
-        check_unfinished(path)
+        if force:
+            raise MdcError("--resume goes on and --force starts again: leave one of them out")
+        planned, state = resumed(path, planned, [name for name in SCHEDULE if name in overrides])
+    elif path is not None and not force:
+        check_free(path)
     chosen = chosen_device(device)
     # Named sets can be missing, which is to be said before anything is measured; headers of others have been read. A
     # schedule that is to be decided is tried out on the data.
@@ -131,6 +136,8 @@ def condense(
     if path is None:
         return
     data = data or planned.load(data_root, download)
+    if force:
+        files.checkpoint_path(path).unlink(missing_ok=True)
     if planned.timed is not None:
         state = begin(path, planned, data)
     state = iterate(planned.config, data, chosen, path, state, FolderPools(data_root.parent / "pools"))
@@ -220,6 +227,7 @@ def import_released(
     out: Annotated[Path, typer.Argument(help="Set to write.")],
     data: Annotated[str, typer.Option(help="The data set that it was condensed from.")],
     factor: Annotated[int, typer.Option(help="Its multi-formation factor f.")] = 2,
+    force: Force = False,
     data_root: DataRoot = DEFAULT_ROOT,
     download: Download = False,
 ) -> None:
@@ -229,6 +237,8 @@ def import_released(
     from mdc_core.synthetic import SyntheticSet
 
     files.check_target(out)
+    if out.exists() and not force:
+        raise MdcError(f"{out} is there already: name another file, or add --force to overwrite it")
     tiles, info = convert(released, factor)
     facts = _facts_at(data, info["image_size"])
     loaded = load(data, data_root, image_size=facts.image_size, download=download)

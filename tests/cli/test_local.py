@@ -60,7 +60,7 @@ def test_condense_writes_a_set_and_what_it_was_made_from(made: Path) -> None:
     run_file = json.loads(made.with_name("set.json").read_text())
     assert run_file["data"] == "digits"
     assert run_file["condense"]["network"] == {"name": "convnet", "depth": 2, "width": 4}
-    assert not made.with_name("set.checkpoint").exists()
+    assert made.with_name("set.checkpoint").exists()  # from which more loops may follow
 
 
 def test_condense_says_what_it_wrote_as_json(tmp_path: Path) -> None:
@@ -257,7 +257,7 @@ def test_a_table_wider_than_the_terminal_is_lines_of_which_none_is_cut(
         f"  set: {row[3]}",
     ]
     rows = [{"k": 1, "epochs": 9, "mdc_mean": 0.6, "mdc_std": 0.01, "random_mean": 0.5, "random_std": 0.02}]
-    rows[0] |= {"shrunk_mean": 0.5, "shrunk_std": 0.02, "mdc_best": 0.6}
+    rows[0] |= {"shrunk_mean": 0.5, "shrunk_std": 0.02, "mdc_best": 0.6, "repeats": 2}
     mdc_cli.output.accuracy_table("", rows, with_best=True)
     assert "│" in capsys.readouterr().out
 
@@ -289,7 +289,26 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(
     resumed = condense(path, "--resume")
     assert resumed.exit_code == 0, resumed.output
     assert path.read_bytes() == made.read_bytes()
-    assert not path.with_name("s.checkpoint").exists()
+
+
+def test_a_finished_set_is_not_overwritten_and_goes_on_with_more_loops(made: Path, tmp_path: Path) -> None:
+    path = tmp_path / "s.safetensors"
+    assert condense(path, "--outer-loops", "3").exit_code == 0
+    short = path.read_bytes()
+    again = condense(path, "--outer-loops", "3")
+    assert again.exit_code == 1
+    assert "--force" in again.output
+    assert "--resume" in again.output
+    assert path.read_bytes() == short
+    further = condense(path, "--resume")  # to the 6 loops of the settings
+    assert further.exit_code == 0, further.output
+    assert path.read_bytes() == made.read_bytes()
+    forced = condense(path, "--outer-loops", "3", "--force")
+    assert forced.exit_code == 0, forced.output
+    assert path.read_bytes() == short
+    both = condense(path, "--resume", "--force")
+    assert both.exit_code == 1
+    assert "leave one of them out" in both.output
 
 
 def test_networks_of_a_pool_are_kept_beside_the_data_root(
@@ -374,7 +393,8 @@ def test_a_table_marks_what_is_not_worth_its_bytes_and_says_what_to_do(
     told = run("sets", "toy", "--key", "k").output
     marks = ("yes", "no: smaller k", "no: random", "no: shrunk")
     for line, mark, (_, mean, random, shrunk) in zip(told.splitlines()[4:8], marks, figures, strict=True):
-        assert [f" {100 * value:.2f} % " in line for value in (mean, random, shrunk)] == [True] * 3
+        assert [f"{100 * value:.2f} %" in line for value in (mean, random, shrunk)] == [True] * 3
+        assert "±" not in line
         assert mark in line
     assert "Not worth the bytes: k = 2 (worse than a smaller subset); k = 3 (not better than random" in told
     assert "condense again for longer, with every size in the loss" in told.replace("\n", " ")
@@ -483,7 +503,22 @@ def test_a_run_takes_the_time_that_it_is_given(tmp_path: Path) -> None:
     assert re.search(r"Chosen for the time: \d networks? of width 4, trained on \d+ images each", made.stderr)
     recorded = json.loads(out.with_name("s.json").read_text())["condense"]
     assert f"then {recorded['outer_loops'] * recorded['inner_iterations']} updates of the set" in made.stderr
-    assert not out.with_name("s.checkpoint").exists()
+    loops = recorded["outer_loops"]
+    further = run(
+        "condense",
+        folder,
+        "--out",
+        out,
+        *SMALL,
+        "--outer-loops",
+        str(loops + 1),
+        "--resume",
+        "--data-root",
+        tmp_path / "d",
+    )
+    assert further.exit_code == 0, further.output
+    now = json.loads(out.with_name("s.json").read_text())["condense"]
+    assert now == recorded | {"outer_loops": loops + 1}
 
 
 @pytest.mark.usefixtures("just_begun")
