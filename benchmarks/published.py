@@ -17,7 +17,7 @@ from server.auth import create_key
 from server.settings import Settings
 from server.store import jobs, migrate, sets
 from server.store.db import Database
-from server.store.objects import open_objects
+from server.store.objects import ObjectStore, open_objects
 
 
 def publish(data_dir: Path, infos: Mapping[str, SetInfo], **facts: Any) -> tuple[str, dict[str, bytes]]:
@@ -28,8 +28,18 @@ def publish(data_dir: Path, infos: Mapping[str, SetInfo], **facts: Any) -> tuple
     settings = Settings(data_dir=data_dir)
     migrate.upgrade(settings.database_url)
     db, objects = Database(settings.database_url), open_objects(settings.objects_url)
+    try:
+        return publish_into(db, objects, settings.secret_key(), infos, **facts)
+    finally:
+        db.dispose()
+
+
+def publish_into(
+    db: Database, objects: ObjectStore, secret_key: bytes, infos: Mapping[str, SetInfo], **facts: Any
+) -> tuple[str, dict[str, bytes]]:
+    """The same into stores that are open."""
     with db.begin() as session:
-        owner, token = create_key(session, settings.secret_key(), name="device", scopes=["subsets:read"])
+        owner, token = create_key(session, secret_key, name="device", scopes=["subsets:read"])
     files = {}
     for name, info in infos.items():
         tiles = np.random.default_rng(0).integers(0, 256, info.tile_shape(info.ipc), dtype=np.uint8)
@@ -51,7 +61,6 @@ def publish(data_dir: Path, infos: Mapping[str, SetInfo], **facts: Any) -> tuple
                 master_key="none",
                 build_manifest=partial(_describe, packed, info, facts),
             )
-    db.dispose()
     return token, files
 
 
