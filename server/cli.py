@@ -27,6 +27,7 @@ from server.store.objects import open_objects
 from server.store.sweep import check_share, restore
 from server.store.sweep import sweep as swept
 from server.store.tables import utcnow
+from server.store.verification import verify_objects
 
 
 class _Commands(TyperGroup):
@@ -186,6 +187,28 @@ def restore_swept(prefix: Annotated[str, typer.Argument(help="Only keys that beg
     """Put back what sweeps have taken within a week, and print its keys."""
     for key in restore(open_objects(Settings().objects_url), prefix):
         typer.echo(key)
+
+
+@app.command("verify-objects")
+def verify() -> None:
+    """Read every object of uploads and sets, mend what can be mended, and print what was not right.
+
+    What is missing or damaged comes back from the sweep's trash, and the object of a set also from its master. An
+    upload that cannot be mended is mended by uploading the same bytes again. Status 1 when something stays wrong.
+    """
+    settings = Settings()
+    db = Database(settings.database_url)
+    left = 0
+    try:
+        for fault in verify_objects(db, open_objects(settings.objects_url)):
+            typer.echo(
+                f"{fault.key} {fault.what}, of {fault.of}: {'mended' if fault.mended else 'NOT mended'}"
+            )
+            left += not fault.mended
+    finally:
+        db.dispose()
+    if left:
+        raise typer.Exit(1)
 
 
 @app.command("adopt-objects")

@@ -7,10 +7,11 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import structlog
 from starlette.responses import Response, StreamingResponse
 
 from mdc_core.budget import Budget, Plan, plan
-from mdc_core.errors import BudgetError, ConfigError
+from mdc_core.errors import BudgetError, ConfigError, DigestError
 from mdc_core.manifest import Manifest
 from server.catalog import Version
 from server.conditional import Conditions, Decision, decide
@@ -27,6 +28,8 @@ EPOCHS = "MDC-Epochs"
 VERDICT = "MDC-Verdict"
 """Header of an answer whose k was chosen: whether that subset is worth its bytes; see `mdc_core.verdict`."""
 _WITH_REDIRECT = ("Content-Location", "Repr-Digest", EPOCHS, VERDICT)
+UNREADABLE_SECONDS = 3600
+"""An operator has to act before it is worth asking again."""
 CHUNK = 64 * 1024
 """Bytes of a large body that are handed over at once."""
 
@@ -210,10 +213,31 @@ async def send(services: Services, version: Version, answer: Answer) -> Response
             return _redirect(url, answer)
     pieces: Iterable[Piece] | None = services.ranks.warm(version, answer.k, *answer.span)
     if pieces is None:
-        pieces = await services.store_threads.run(services.ranks.read, version, answer.k, *answer.span)
+        try:
+            pieces = await services.store_threads.run(services.ranks.read, version, answer.k, *answer.span)
+        except (FileNotFoundError, DigestError) as error:
+            raise unreadable(version, error) from error
     if isinstance(pieces, list):
         return respond(answer, pieces)
     return StreamingResponse(services.store_threads.each(iter(pieces)), answer.status, answer.headers)
+
+
+def unreadable(version: Version, error: Exception) -> Problem:
+    """The answer where the stored object is not there, or not what was published; the operator is told."""
+    what = "missing" if isinstance(error, FileNotFoundError) else "damaged"
+    structlog.get_logger().error(
+        f"the object of a set is {what}: run python -m server.cli verify-objects",
+        key=version.object_key,
+        set=version.path,
+        error=repr(error),
+    )
+    return Problem(
+        503,
+        "set-unreadable",
+        f"the stored bytes of {version.row.name}@{version.row.version} are {what}: its operator has been told; use "
+        "another version meanwhile",
+        headers={"Retry-After": str(UNREADABLE_SECONDS)},
+    )
 
 
 def respond(answer: Answer, pieces: list[Piece]) -> Response:

@@ -60,7 +60,7 @@ def revoke(key_id: str, caller: Admin, services: ServicesDep) -> Response:
         key = keys.get(session, key_id)
         if key is None:
             raise not_found(f"key {key_id!r}")
-        if [admin.id for admin in keys.admins(session)] == [key_id]:
+        if [admin.id for admin in keys.admins(session, lock=True)] == [key_id]:
             raise Problem(409, "last-admin-key", f"{key_id} is the last admin key: make another one first")
         keys.revoke(session, key_id)
     services.known_keys.forget(key_id)

@@ -12,6 +12,7 @@ from mdc_core import rankmajor
 from server.auth import JobsWriter, SubsetsReader
 from server.catalog import Version, split_reference
 from server.conditional import LONGEST, matches, prefers
+from server.delivery import unreadable
 from server.deps import AfterQuery, LimitQuery, Services, ServicesDep, links
 from server.manifests import JOSE, JSON
 from server.problems import FieldError, Problem, invalid, not_found, responses
@@ -167,7 +168,10 @@ async def get_preview(
         async with services.drawing:  # each takes a core and some memory
             picture = services.pictures.get(etag)
             if picture is None:
-                picture = await services.store_threads.run(_picture, services, version)
+                try:
+                    picture = await services.store_threads.run(_picture, services, version)
+                except FileNotFoundError as error:
+                    raise unreadable(version, error) from error
                 services.pictures.put(etag, picture)
     return Response(picture, headers=headers, media_type="image/png")
 

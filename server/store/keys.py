@@ -53,12 +53,14 @@ def works(key: ApiKey, now: datetime) -> bool:
     return key.revoked_at is None and (key.expires_at is None or now < key.expires_at)
 
 
-def admins(session: Session) -> list[ApiKey]:
-    """Keys with the scope `admin` that still work."""
+def admins(session: Session, *, lock: bool = False) -> list[ApiKey]:
+    """Keys with the scope `admin` that still work; with `lock` no other transaction can revoke one meanwhile."""
     now = utcnow()
     query = select(ApiKey).where(
         ApiKey.revoked_at.is_(None), or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > now)
     )
+    if lock:  # in one order, so that two do not wait for each other
+        query = query.order_by(ApiKey.id).with_for_update()
     return [key for key in session.scalars(query) if "admin" in key.scopes]
 
 
