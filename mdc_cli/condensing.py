@@ -271,6 +271,7 @@ def write(path: Path, state: CondenseState, data: DataSet, planned: Planned) -> 
     files.write(path, packed)
     run = {
         "data": portable(planned.dataset),
+        "data_sha256": state.data,
         "image_size": planned.facts.image_size,
         "preset": planned.preset,
         "condense": planned.config.model_dump(mode="json"),

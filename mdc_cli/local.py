@@ -160,6 +160,9 @@ def evaluate(
     repeats: Annotated[int | None, typer.Option(help="Networks per size. [default: 3]")] = None,
     settings: Settings = None,
     plot: Annotated[Path | None, typer.Option(help="PNG to draw. [default: SET.png]")] = None,
+    changed_data: Annotated[
+        bool, typer.Option("--changed-data", help="Test on held-out images even if the data have changed.")
+    ] = False,
     device: Device = "auto",
     data_root: DataRoot = DEFAULT_ROOT,
     download: Download = False,
@@ -189,6 +192,9 @@ def evaluate(
     say(f"Reading {source}")
     loaded = load(source, data_root, image_size=facts.image_size, download=download)
     synthetic = _delivered(path, info, tiles, loaded)
+    is_changed = run.get("data_sha256") not in (None, loaded.train.fingerprint())
+    if is_changed:
+        _tell_of_change(path, facts, changed_data)
     done: list[Trial] = []
     try:
         _train_all(synthetic, loaded, recipe, chosen, done)
@@ -206,6 +212,7 @@ def evaluate(
             "rows": [dataclasses.asdict(row) for row in rows],
             "accuracy": table,
             "advice": advice(table),
+            "data_changed": is_changed,
         }
         print_json({**document, "plot": str(picture)})
     else:
@@ -254,7 +261,7 @@ def import_released(
         )
     synthetic = SyntheticSet(tiles, loaded.train.image_size)
     files.write(out, rankmajor.pack(synthetic.quantised().numpy(), synthetic.info(loaded.train)))
-    files.write_run(out, {"data": portable(data)})
+    files.write_run(out, {"data": portable(data), "data_sha256": loaded.train.fingerprint()})
     say(f"Wrote {out}. Next: mdc evaluate {out}")
 
 
@@ -278,6 +285,17 @@ def _other_data(path: Path, info: SetInfo, facts: DataFacts) -> MdcError:
         f"{path} has {len(info.classes)} classes of {info.image_size}-pixel images, {facts.name!r} has "
         f"{len(facts.classes)} of {facts.image_size}: evaluate it on the data it was made from (--data)"
     )
+
+
+def _tell_of_change(path: Path, facts: DataFacts, is_accepted: bool) -> None:
+    """Warn that the training images are other ones; `MdcError` where some of them may be test images now."""
+    text = f"the training images of {facts.name!r} are not those that {path} was made from"
+    if facts.held_out and not is_accepted:
+        raise MdcError(
+            f"{text}: the data have changed, and as the test images are held out from the same ones, some may have "
+            "been trained on. Name the data as they were with --data, or add --changed-data to test all the same"
+        )
+    say(f"Warning: {text}; the data have changed since", "yellow")
 
 
 def _delivered(path: Path, info: SetInfo, tiles: NDArray[np.uint8], data: DataSet) -> SyntheticSet:

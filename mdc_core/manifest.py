@@ -75,6 +75,9 @@ class Manifest:
     """What was measured."""
     cost: Mapping[str, Cost]
     """Cost of training, by name of the network."""
+    data_sha256: str | None = None
+    """Of the real training images and labels, at the side and in the order that they were condensed in; None: not
+    recorded. Other ones may have become test images since."""
 
 
 def build_manifest(
@@ -90,6 +93,7 @@ def build_manifest(
     recipe: Mapping[str, Any],
     accuracy: Sequence[Mapping[str, Any]],
     cost: Mapping[str, Any],
+    data_sha256: str | None = None,
 ) -> dict[str, Any]:
     """A manifest as JSON values; `FormatError` names the field that no reader would accept.
 
@@ -123,6 +127,7 @@ def build_manifest(
         "cost": {
             key: value.to_dict() if isinstance(value, Cost) else dict(value) for key, value in cost.items()
         },
+        "data_sha256": data_sha256,
     }
     parse_manifest(document)
     return document
@@ -161,6 +166,7 @@ def parse_manifest(document: Mapping[str, Any]) -> Manifest:
         recipe=_recipe(_take(document, "recipe", dict)),
         accuracy=parse_accuracy(_take(document, "accuracy", list), info.ipc),
         cost={str(key): _cost(value, f"cost.{key}") for key, value in _take(document, "cost", dict).items()},
+        data_sha256=None if (data := document.get("data_sha256")) is None else _digest("data_sha256", data),
     )
 
 

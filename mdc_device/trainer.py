@@ -14,7 +14,7 @@ from safetensors.torch import save
 from mdc_core.augment import Normalisation
 from mdc_core.budget import Budget, plan
 from mdc_core.config import EvaluateConfig, NetworkConfig
-from mdc_core.data import RealSet, load
+from mdc_core.data import RealSet, kind_of, load, survey
 from mdc_core.errors import ConfigError
 from mdc_core.lanes import fit
 from mdc_core.manifest import Manifest
@@ -70,7 +70,7 @@ def train(
     chosen = plan(manifest, replace(budget, have_k=whole.k), at_most=whole.k)
     subset = replace(whole, tiles=whole.tiles[: chosen.k], k=chosen.k)
     recipe = recipe_of(manifest, replace(budget, epochs=chosen.epochs))
-    tested = None if test is None else _test_images(test, data_root, subset.info)
+    tested = None if test is None else _test_images(test, data_root, manifest)
     net = _network(recipe.network, subset.info, seed).to(where)
     images = torch.from_numpy(_normalised(subset)).to(where)
     labels = torch.from_numpy(subset.labels()).to(where)
@@ -139,14 +139,28 @@ def _normalised(subset: Subset) -> Images:
     return images
 
 
-def _test_images(source: str, root: Path, info: SetInfo) -> RealSet:
-    """The test images of a data set, normalised as the subset is. `ConfigError` when they do not belong to it."""
-    test = load(source, root).test
+def _test_images(source: str, root: Path, manifest: Manifest) -> RealSet:
+    """The test images of a data set, normalised as the subset is.
+
+    `ConfigError` when they do not belong to it, or may be images that it was made from: held out from data that have
+    changed since.
+    """
+    info = manifest.info
+    side = info.image_size if kind_of(source) in ("folder", "zip") else None
+    data = load(source, root, image_size=side)
+    test = data.test
     ours = (info.classes, info.channels, info.image_size)
     theirs = (test.classes, test.channels, test.image_size)
     if ours != theirs:
         raise ConfigError(
             f"{source!r} has (classes, channels, side) {theirs}, but the subset {ours}: give the data it was made from"
+        )
+    is_changed = manifest.data_sha256 not in (None, data.train.fingerprint())
+    if is_changed and survey(source, image_size=side).held_out:
+        raise ConfigError(
+            f"the training images of {source!r} are not those that {manifest.name!r} was made from, and as its test "
+            "images are held out from the same ones, some may have been trained on: give the data as they were, or "
+            "test images in a folder test/ of their own"
         )
     return RealSet(test.images, test.labels, test.classes, info.mean, info.std)
 

@@ -65,6 +65,7 @@ def publish(
             recipe=recipe.model_dump(mode="json"),
             accuracy=accuracy,
             cost=cost,
+            data_sha256=state.data,
         )
 
     with holding(database, [object_key, master_key]) as hold:

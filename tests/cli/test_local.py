@@ -118,8 +118,19 @@ def test_own_pictures_from_the_side_to_the_evaluation(tmp_path: Path) -> None:
     assert rankmajor.read(out.read_bytes())[0].image_size == 12
     recorded = json.loads(out.with_name("s.json").read_text())
     assert (recorded["image_size"], recorded["preset"]) == (12, "digits")
-    judged = run("evaluate", out, "--epochs", "1", "--repeats", "1", "--k", "2", "--json")
+    judge = ("evaluate", out, "--epochs", "1", "--repeats", "1", "--k", "2", "--json")
+    judged = run(*judge)
     assert judged.exit_code == 0, judged.output
+    assert json.loads(judged.stdout)["data_changed"] is False
+    pictured = sorted(path for path in folder.rglob("*") if path.suffix in (".png", ".jpg"))
+    pictured[0].unlink()  # another image is held out in its place
+    changed = run(*judge)
+    assert changed.exit_code == 1
+    assert "some may have been trained on" in changed.output
+    accepted = run(*judge, "--changed-data")
+    assert accepted.exit_code == 0, accepted.output
+    assert json.loads(accepted.stdout)["data_changed"] is True
+    assert "the data have changed since" in accepted.stderr
 
 
 def test_a_run_is_not_resumed_at_another_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

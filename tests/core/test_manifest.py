@@ -69,6 +69,13 @@ def test_it_states_the_sizes_for_readers_of_other_languages() -> None:
     assert stated["expires"] is None
 
 
+def test_the_data_may_be_known_by_their_digest() -> None:
+    stated = document(data_sha256="0" * 64)
+    assert parse_manifest(stated).data_sha256 == stated["data_sha256"] == "0" * 64
+    del stated["data_sha256"]  # of an earlier release
+    assert parse_manifest(stated).data_sha256 is None
+
+
 def test_costs_may_be_given_as_values() -> None:
     assert document(cost={"convnet": COST}) == document()
 
@@ -147,7 +154,7 @@ def test_an_impossible_field_is_named(path: tuple[Any, ...], value: object, mess
         parse_manifest(damaged)
 
 
-@pytest.mark.parametrize("key", sorted(set(document()) - {"expires"}))
+@pytest.mark.parametrize("key", sorted(set(document()) - {"expires", "data_sha256"}))
 def test_a_missing_field_is_named(key: str) -> None:
     damaged = document()
     del damaged[key]

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from mdc_core import rankmajor
 from mdc_core.budget import convnet_cost
@@ -126,6 +127,30 @@ def test_few_seconds_get_the_epochs_that_are_best_for_them(
     for epochs in (30, 3):
         code, found, _ = trained(capsys, file, "--seconds", epochs * work / 1e9, "--flops", "1G")
         assert (code, found["k"], found["epochs"]) == (0, 4, epochs)
+
+
+def test_images_held_out_from_data_that_have_changed_are_refused(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    digits = data.load_named("digits", tmp_path).train
+    folder = tmp_path / "pictures"
+    for label, name in enumerate(digits.classes):
+        (folder / "train" / name).mkdir(parents=True)
+        for number, image in enumerate(digits.images[digits.labels == label][:10]):
+            Image.fromarray(image[0].numpy()).save(folder / "train" / name / f"{number}.png")
+    manifest = json.loads(files.manifest_of(file).read_text())
+
+    def tested(data_sha256: str, source: object) -> tuple[int, str]:
+        files.manifest_of(file).write_text(json.dumps(manifest | {"data_sha256": data_sha256}))
+        code, _, err = trained(capsys, file, "--epochs", 1, "--test", source)
+        return code, err
+
+    now = data.load(str(folder), tmp_path, image_size=8).train.fingerprint()
+    assert tested(now, folder) == (0, "")
+    code, err = tested("0" * 64, folder)
+    assert code == 2
+    assert "some may have been trained on" in err
+    assert tested("0" * 64, "digits") == (0, "")  # whose test images are never training images
 
 
 @pytest.mark.parametrize(
