@@ -245,7 +245,7 @@ def _most_accurate(
 ) -> Plan:
     """What the rule takes of 1..`top`; the largest that fits where a size is named."""
     options = [
-        _Option(training, largest, _wanted(stretch, budget), stretch.measured)
+        _Option(training, largest, _wanted(stretch, budget, is_named=is_named), stretch.measured)
         for training in trainings
         if (largest := _largest(manifest, budget, training, top))
         for stretch in _stretches(training, 1, largest)
@@ -264,9 +264,11 @@ def _most_accurate(
     return _with_words(_with_limit(manifest, found, chosen.training, top, budget), passed_over, budget)
 
 
-def _wanted(stretch: _Stretch, budget: Budget) -> int:
+def _wanted(stretch: _Stretch, budget: Budget, *, is_named: bool) -> int:
     """The size of a stretch to take: the largest, or on a metered connection what is there already."""
-    return min(stretch.last, max(stretch.first, budget.have_k)) if budget.metered else stretch.last
+    if is_named or not budget.metered:
+        return stretch.last
+    return min(stretch.last, max(stretch.first, budget.have_k))
 
 
 def _as_good_as_the_best(options: list[_Option]) -> list[_Option]:

@@ -210,6 +210,11 @@ def test_a_metered_connection_fetches_only_what_is_measured_to_help() -> None:
     assert plan(manifest, Budget(metered=True, have_k=4)).k == 4
 
 
+def test_a_named_size_is_taken_on_a_metered_connection_too() -> None:
+    assert plan(manifest_of({1: 0.5}), Budget(metered=True), at_most=3).k == 3
+    assert plan(manifest_of({}), Budget(metered=True), at_most=2).k == 2
+
+
 def test_unmeasured_sizes_count_as_the_next_smaller_measured_one() -> None:
     manifest = manifest_of({2: 0.6, 4: 0.5})
     found = [plan(manifest, room_for(k)) for k in range(1, 6)]

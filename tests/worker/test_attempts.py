@@ -24,6 +24,7 @@ from sqlalchemy import select, update
 from sqlalchemy.exc import OperationalError
 
 from mdc_core import rankmajor
+from mdc_core.data import load_named
 from mdc_core.manifest import parse_manifest
 from mdc_core.verdict import advice, judged
 from server.store import datasets, events, jobs, sets
@@ -65,7 +66,7 @@ def states(stores: Stores, job_id: str) -> list[tuple[str, int]]:
         return [(row.state, row.attempt) for row in rows]
 
 
-def test_an_undisturbed_job_is_published_whole(stores: Stores) -> None:
+def test_an_undisturbed_job_is_published_whole(stores: Stores, tmp_path: Path) -> None:
     job_id = stores.submit()
     with draining(stores):
         pass
@@ -75,6 +76,7 @@ def test_an_undisturbed_job_is_published_whole(stores: Stores) -> None:
         published = sets.get(session, job.name)
     assert published is not None
     manifest = parse_manifest(published.manifest)
+    assert manifest.data_sha256 == load_named("digits", tmp_path).train.fingerprint()
     stored = stores.objects.get(published.object_key)
     assert rankmajor.digests(stored, manifest.info) == manifest.digests
     _, tiles = rankmajor.read(stored)
