@@ -37,12 +37,12 @@ UNUSED: Mapping[str, Mapping[str, Any]] = {
 MIN_SIDE, MAX_SIDE = 4, 1024
 """Sides that a data set may have."""
 MOST_IPC = 1000
-MOST_LOOPS = 1_000_000
+MOST_LOOPS = 1_000_000_000
 """Outer loops, iterations, epochs: far more than anything that ends, far less than what arithmetic cannot hold."""
 MOST_SAMPLES = 1_000_000_000
 """Images, drawn with repetition."""
 MOST_BATCH = 1_000_000
-MOST_FACTOR = 1e6
+MOST_FACTOR = 1e30
 """Of step sizes and weights."""
 RESNET_LEAST_SIDE = 16
 """Below it the last stage sees single pixels, and a norm over one pixel leaves nothing to learn from."""
