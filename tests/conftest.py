@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import redis
+from hypothesis import settings as hypothesis_settings
 
 from mdc_core.signing import PrivateKey, dump_private_keys
 from server.settings import Settings
@@ -23,6 +24,9 @@ both_sizes = pytest.mark.parametrize("size", SIZES, indirect=True)
 def pytest_configure() -> None:
     # A shell lets what it starts in the background ignore Ctrl-C, and children would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # A busy machine is no fault: no example has to end within a time.
+    hypothesis_settings.register_profile("any time", deadline=None)
+    hypothesis_settings.load_profile("any time")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

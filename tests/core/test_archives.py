@@ -328,7 +328,7 @@ def test_class_folders_may_be_links(tmp_path: Path) -> None:
     assert len(splits.train[0]) + len(splits.test[0]) == 6
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_damage_is_an_error_of_the_data_or_harmless(tmp_path: Path, data: st.DataObject) -> None:
     path = write_zip(tmp_path / "a.zip", small_set())

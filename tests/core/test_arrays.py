@@ -112,7 +112,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         read_npz(write_zip(tmp_path / "b.npz", {"x_train.npy": b"\x93NUMPY\x01\x00garbage"}))
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_damage_is_an_error_of_the_data_or_harmless(tmp_path: Path, data: st.DataObject) -> None:
     path = _write(tmp_path / "a.npz", _arrays())

@@ -134,7 +134,7 @@ def test_measured_deviation_has_a_floor() -> None:
     assert measure(torch.full((4, 1, 8, 8), 51, dtype=torch.uint8)) == (pytest.approx((0.2,)), (1e-3,))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.integers(2, 40), min_size=1, max_size=5), st.floats(0.01, 0.99), st.integers(0, 9))
 def test_hold_out_takes_its_share_of_every_class(counts: list[int], share: float, seed: int) -> None:
     labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
