@@ -36,7 +36,7 @@ class Service:
         Raises:
             MdcError: the service cannot be reached, or refuses; the message is the service's own.
         """
-        response = self._send(method, path, **request)
+        response = self.send(method, path, **request)
         try:
             return response.json()
         except ValueError as error:
@@ -44,7 +44,7 @@ class Service:
 
     def fetch(self, path: str) -> bytes:
         """The bytes of an answer to GET; raises as `call` does."""
-        return self._send("GET", path).content
+        return self.send("GET", path).content
 
     def events(self, path: str, after: str) -> Iterator[ServerSentEvent]:
         """Server-sent events that follow the one with id `after`, as they come; raises as `call` does."""
@@ -61,7 +61,8 @@ class Service:
         except httpx.HTTPError as error:
             raise UnreachableError(f"the stream from {self.url} has broken off ({error})") from error
 
-    def _send(self, method: str, path: str, **request: Any) -> httpx.Response:
+    def send(self, method: str, path: str, **request: Any) -> httpx.Response:
+        """An answer of any kind; raises as `call` does."""
         try:
             response = self._http.request(method, path, **request)
         except (httpx.HTTPError, httpx.InvalidURL) as error:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from mdc_core.config import nearest_setting
 from mdc_core.errors import ConfigError
 from mdc_core.malloc import keep_freed_memory
 from mdc_core.presets import NAMED, merge
@@ -40,10 +41,18 @@ def configured(make: Callable[[], T]) -> T:
         return make()
     except ValidationError as error:
         found = (
-            "{}: {}".format(".".join(map(str, item["loc"])) or "settings", item["msg"])
+            "{}: {}".format(".".join(map(str, item["loc"])) or "settings", _told(item))
             for item in error.errors()
         )
         raise ConfigError("; ".join(found)) from error
+
+
+def _told(item: Any) -> str:
+    """What pydantic found; of a name that is none, which one is near it."""
+    if item["type"] != "extra_forbidden":
+        return str(item["msg"])
+    nearest = nearest_setting(str(item["loc"][-1]))
+    return "there is no such setting" + (f": did you mean {nearest}?" if nearest else "")
 
 
 def chosen_device(device: str) -> str:

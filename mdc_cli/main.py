@@ -9,7 +9,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from mdc_cli import local, remote, service
+from mdc_cli import holdings, local, remote, service
 from mdc_cli.output import fail
 from mdc_core.errors import MdcError
 
@@ -41,7 +41,7 @@ app = typer.Typer(
     help="Condense a data set once, deliver any size of it to any device.\n\n"
     "Try `mdc condense digits --ipc 10`, or `mdc up` and then `mdc submit digits --watch`.",
 )
-for module in (local, service, remote):
+for module in (local, service, remote, holdings):
     module.register(app)
 
 

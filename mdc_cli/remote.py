@@ -25,6 +25,7 @@ Key = Annotated[str | None, typer.Option(help="API key. [default: the local admi
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="A job's id.")]
 ENDED = {"succeeded", "failed", "canceled"}
 POLL_SECONDS = 1.0
+_ID = re.compile(r"[a-z]+_[0-9a-z]+")
 PATIENCE_SECONDS = 60
 """How long a service that was there may be away."""
 
@@ -68,6 +69,11 @@ def submit(
     service = Service(url, key)
     if dataset not in NAMED and Path(dataset).exists():
         dataset = _upload(service, Path(dataset))
+    elif dataset not in NAMED and not _ID.fullmatch(dataset):
+        raise MdcError(
+            f"{dataset!r} is no file, and neither a named data set ({', '.join(NAMED)}) nor the id of an upload "
+            "(`mdc datasets` lists them)"
+        )
     settings = parsed(condense) | {
         name: value for name, value in (("ipc", ipc), ("method", method)) if value is not None
     }

@@ -7,6 +7,7 @@ H image side, s = ceil(H / f) tile side.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -109,6 +110,12 @@ class NetworkConfig(Frozen):
         return (
             f"convnet-d{self.depth}-w{self.width}" if self.name == "convnet" else f"resnet10-ap-w{self.width}"
         )
+
+
+def nearest_setting(name: str) -> str | None:
+    """The setting that a mistyped name was probably meant to be."""
+    known = {*CondenseConfig.model_fields, *EvaluateConfig.model_fields, *NetworkConfig.model_fields}
+    return next(iter(get_close_matches(name[:100], sorted(known), 1)), None)
 
 
 class CondenseConfig(Frozen):

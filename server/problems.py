@@ -19,6 +19,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from mdc_core.config import nearest_setting
 from server.store.errors import STORE_ERRORS
 
 MEDIA_TYPE = "application/problem+json"
@@ -126,6 +127,8 @@ def _message(item: Any) -> str:
     text = str(item["msg"]).removeprefix("Value error, ")
     if item["type"] == "json_invalid":
         return f"the body is not JSON: {item['ctx']['error']} at character {item['loc'][-1]}"
+    if item["type"] == "extra_forbidden" and (nearest := nearest_setting(str(item["loc"][-1]))):
+        return f"there is no such field: did you mean {nearest}?"
     if isinstance(item["input"], bytes):
         return "the body is not JSON: send it with Content-Type: application/json"
     # A whole object is no help beside the sentence that is about its fields.

@@ -13,7 +13,7 @@ import structlog
 
 from mdc_core.errors import ConfigError
 from server.settings import Settings
-from server.store import chores, installation, jobs
+from server.store import chores, datasets, holds, installation, jobs
 from server.store.db import Database
 from server.store.errors import STORE_ERRORS
 from server.store.objects import ObjectStore, delete_old
@@ -91,7 +91,20 @@ class Reaper:
                 delete_leftovers(self._objects, job_id)
         return [job_id for job_id, state in settled.items() if state is JobState.QUEUED]
 
+    def _expire(self) -> None:
+        """Delete uploads that nobody has used for as long as the operator keeps them."""
+        days = self._settings.upload_days
+        if days is None:
+            return
+        with self._database.begin() as session:
+            for row in datasets.unused(session, utcnow() - timedelta(days=days)):
+                holds.lock(session, row.object_key, shared=False)
+                if datasets.delete(session, row) and not holds.is_held(session, row.object_key):
+                    self._objects.delete(row.object_key)
+                structlog.get_logger().info("upload expired", dataset=row.id, owner=row.owner_id)
+
     def _sweep(self) -> None:
+        self._expire()
         log = structlog.get_logger()
         age = self._settings.sweep_age_seconds
         if not installation.agrees(self._database, self._objects):

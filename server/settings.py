@@ -132,6 +132,8 @@ class Settings(BaseSettings):
     """Streams of events that one API key keeps open, in each API process."""
     key_upload_bytes: int = Field(default=20 * GiB, ge=0)
     """Bytes that one API key may have uploaded."""
+    upload_days: int | None = Field(default=None, ge=1, le=36500)
+    """Days after which an upload is deleted that no job has named meanwhile; none: uploads stay until deleted."""
     max_attempts: int = Field(default=5, ge=1)
     """Attempts after which an interrupted job fails."""
     max_runtime_seconds: int | None = Field(default=None, ge=1)

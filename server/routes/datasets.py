@@ -18,7 +18,7 @@ from server.deps import AfterQuery, LimitQuery, Services, ServicesDep, links
 from server.problems import FieldError, Problem, invalid, not_found, responses
 from server.quotas import check_upload
 from server.schemas import SLUG, DatasetOut, Page
-from server.store import datasets
+from server.store import datasets, holds
 from server.store.holds import holding
 from server.store.ids import to_cursor
 from server.store.objects import ObjectStore
@@ -207,3 +207,26 @@ def get_dataset(dataset_id: str, caller: JobsReader, services: ServicesDep) -> D
     if row is None:
         raise not_found(f"data set {dataset_id!r}")
     return DatasetOut.of(row)
+
+
+@router.delete(
+    "/{dataset_id}",
+    operation_id="deleteDataset",
+    status_code=204,
+    response_class=Response,
+    responses=responses(401, 403, 404, 409, 422),
+)
+def delete_dataset(dataset_id: str, caller: JobsWriter, services: ServicesDep) -> Response:
+    """Delete an upload and its bytes for good; sets that were made of it stay. 409 while a job needs it."""
+    with services.db.begin() as session:
+        row = datasets.get(session, dataset_id, owner_id=caller.sees)
+        if row is None:
+            raise not_found(f"upload {dataset_id!r}")
+        if datasets.is_needed(session, dataset_id):
+            raise Problem(
+                409, "dataset-in-use", f"a job that has not ended is made of {dataset_id}: cancel it, or wait"
+            )
+        holds.lock(session, row.object_key, shared=False)
+        if datasets.delete(session, row) and not holds.is_held(session, row.object_key):
+            services.objects.delete(row.object_key)
+    return Response(status_code=204)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import func, or_, select
 from sqlalchemy.orm import Session
 
 from server.store.db import insert_new
 from server.store.ids import new_id
-from server.store.tables import Dataset
+from server.store.states import ENDED
+from server.store.tables import Dataset, Job
 
 
 def add(
@@ -53,6 +55,26 @@ def get(session: Session, dataset_id: str, *, owner_id: str | None = None) -> Da
 def same(session: Session, owner_id: str, sha256: str) -> Dataset | None:
     """The owner's data set of exactly these bytes."""
     return session.scalar(select(Dataset).where(Dataset.owner_id == owner_id, Dataset.sha256 == sha256))
+
+
+def is_needed(session: Session, dataset_id: str) -> bool:
+    """Whether a job that has not ended is made of it."""
+    query = select(Job.id).where(Job.dataset == dataset_id, Job.state.not_in(ENDED)).limit(1)
+    return session.scalar(query) is not None
+
+
+def unused(session: Session, before: datetime) -> list[Dataset]:
+    """Those that are older than that time, and that no job has named since."""
+    used = select(Job.dataset).where(or_(Job.created_at >= before, Job.state.not_in(ENDED)))
+    return list(session.scalars(select(Dataset).where(Dataset.created_at < before, Dataset.id.not_in(used))))
+
+
+def delete(session: Session, dataset: Dataset) -> bool:
+    """Forget the data set; whether its object is nobody's now. It must not be needed."""
+    session.delete(dataset)
+    session.flush()
+    others = select(Dataset.id).where(Dataset.object_key == dataset.object_key).limit(1)
+    return session.scalar(others) is None
 
 
 def stored_bytes(session: Session, owner_id: str) -> int:

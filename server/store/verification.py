@@ -79,7 +79,7 @@ def _from_trash(objects: ObjectStore, key: str) -> bool:
 
 def _from_master(objects: ObjectStore, row: CondensedSet) -> bool:
     """Round the master's tiles again, by the same rule; whether that gave the object."""
-    from safetensors.numpy import load  # only here: an API holds no numpy
+    import numpy as np  # only here: an API holds no numpy
 
     from mdc_core import rankmajor
     from mdc_core.manifest import parse_manifest
@@ -87,9 +87,11 @@ def _from_master(objects: ObjectStore, row: CondensedSet) -> bool:
     if _fault(objects, row.master_key) is not None:
         return False
     info = parse_manifest(row.manifest).info
-    tiles = rankmajor.quantise(load(objects.get(row.master_key))["tiles"])
+    # A safetensors file of one tensor: 8 bytes that tell the header's length, the header, and the values.
+    master = objects.get(row.master_key)
+    values = np.frombuffer(master, "<f4", offset=8 + int.from_bytes(master[:8], "little"))
     try:
-        data = rankmajor.pack(tiles.reshape(info.tile_shape(info.ipc)), info)
+        data = rankmajor.pack(rankmajor.quantise(values.reshape(info.tile_shape(info.ipc))), info)
     except ValueError:
         return False
     if hashlib.sha256(data).hexdigest() != _promised(row.object_key):

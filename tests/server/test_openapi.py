@@ -17,6 +17,7 @@ from server.settings import Settings
 OPERATIONS = {
     "cancelJob",
     "createKey",
+    "deleteDataset",
     "getDataset",
     "getJob",
     "getKeyset",
