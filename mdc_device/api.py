@@ -80,6 +80,8 @@ class Status:
     """The server that the file came from; None: not remembered."""
     signed: bool
     """Whether the manifest came with a signature of the server's keys."""
+    part_bytes: int = 0
+    """Bytes that an unfinished fetch or growth has left beside the file, for the next one to go on from."""
     repaired_ranks: tuple[int, ...] = ()
     """Ranks that have just been fetched again."""
 
@@ -165,7 +167,7 @@ def shrink(file: File, k: int) -> Status:
             raise ConfigError(f"{path} is subset {held}: `mdc-device grow` makes it larger")
         assembly.shrink(path, k, manifest)
         state.remember_size(path, k)
-        return _status(path, manifest, state.load(path))
+        return _right(path, k, manifest, remembered)
 
 
 def verify(
@@ -183,18 +185,12 @@ def verify(
     """
     path = Path(file)
     with files.locked(path, shared=not repair):
-        repaired = _repair(path, access, report) if repair else ()
+        if repair:
+            return _repair(path, access, report)
         remembered = state.load(path)
-        promised = (
-            state.load_manifest(path, remembered) if manifest is None else files.load_manifest(Path(manifest))
-        )
-        found = _status(path, promised, remembered)
-        with path.open("rb") as opened:
-            info, k = rankmajor.read_header(files.beginning_of(opened))
-    if info != promised.info:
-        raise DigestError(f"{path} is not of the set {promised.name!r} that the manifest describes")
-    _check(found, k, info)
-    return replace(found, repaired_ranks=repaired)
+        if manifest is None:
+            return _verify(path, state.load_manifest(path, remembered), remembered)
+        return _verify(path, files.load_manifest(Path(manifest)), remembered)
 
 
 def status(file: File) -> Status:
@@ -231,64 +227,94 @@ def train(
             f"training needs {error.name}, which is not installed: pip install 'multisize-condensation[core]'"
         ) from None
     path = Path(file)
-    verify(path)
-    with files.locked(path, shared=True):
-        held = open_subset(path)
-        manifest = state.load_manifest(path, state.load(path))
-    return trainer.train(
-        held,
-        manifest,
-        to=path.with_name(path.name + ".weights.safetensors") if to is None else Path(to),
-        budget=budget,
-        test=test,
-        data_root=Path(data_root),
-        device=device,
-        seed=seed,
-        report=report,
-    )
+    weights = path.with_name(path.name + ".weights.safetensors") if to is None else Path(to)
+    if weights.resolve() in {beside.resolve() for beside in files.all_of(path)}:
+        raise ConfigError(f"the weights would overwrite {weights}: give another file with --to")
+    with files.locked(weights):
+        with files.locked(path, shared=True):
+            remembered = state.load(path)
+            manifest = state.load_manifest(path, remembered)
+            _verify(path, manifest, remembered)
+            task = trainer.prepare(open_subset(path), manifest, budget)
+        return trainer.train(
+            task,
+            manifest,
+            to=weights,
+            test=test,
+            data_root=Path(data_root),
+            device=device,
+            seed=seed,
+            report=report,
+        )
 
 
 def _status(path: Path, manifest: Manifest, remembered: State | None) -> Status:
+    """What is in the file, which is read once."""
     with path.open("rb") as file:
         k = files.size_of(file, manifest, remembered.k if remembered else None)
         scanner = files.scan(file, k, manifest)
-    try:
-        client.check_current(manifest)
-        expired = False
-    except FormatError:
-        expired = True
+    right = _right(path, k, manifest, remembered)
+    if scanner.is_right:
+        return right
+    return replace(
+        right,
+        bytes=scanner.position,
+        sha256=scanner.digest,
+        verified=False,
+        damaged_ranks=scanner.bad_ranks,
+    )
+
+
+def _right(path: Path, k: int, manifest: Manifest, remembered: State | None) -> Status:
+    """Of a file whose bytes have just been checked: it is subset k."""
+    size = rankmajor.subset_size(manifest.info, k)
     return Status(
         path=str(path),
         set_name=manifest.name,
         version=manifest.version,
         k=k,
         ipc=manifest.info.ipc,
-        bytes=scanner.position,
-        expected_bytes=rankmajor.subset_size(manifest.info, k),
-        sha256=scanner.digest,
-        verified=scanner.is_right,
-        damaged_ranks=scanner.bad_ranks,
-        expired=expired,
+        bytes=size,
+        expected_bytes=size,
+        sha256=manifest.digests.subsets[k - 1],
+        verified=True,
+        damaged_ranks=(),
+        expired=client.is_expired(manifest),
         url=remembered.url if remembered else None,
         signed=remembered is not None and remembered.keyset is not None,
+        part_bytes=files.part_bytes(path),
     )
+
+
+def _verify(path: Path, manifest: Manifest, remembered: State | None) -> Status:
+    """What is in the file, if it is all right."""
+    with path.open("rb") as opened:
+        info, k = rankmajor.read_header(files.beginning_of(opened))
+    if info != manifest.info:
+        raise DigestError(f"{path} is not of the set {manifest.name!r} that the manifest describes")
+    found = _status(path, manifest, remembered)
+    _check(found, k, info)
+    return found
 
 
 def _check(found: Status, k: int, info: rankmajor.SetInfo) -> None:
     """Raise `DigestError`, with the ranks to fetch again, unless the file is right."""
     if found.bytes != found.expected_bytes:
         raise DigestError(
-            f"subset {k} has {found.expected_bytes} bytes, but these are {found.bytes}: fetch it again",
+            f"subset {k} has {found.expected_bytes} bytes, but these are {found.bytes}: run "
+            "`mdc-device verify --repair`",
             rankmajor.missing_ranks(found.bytes, k, info),
         )
     if found.damaged_ranks:
         raise DigestError(
             f"the sha256 of rank {', '.join(map(str, found.damaged_ranks))} of subset {k} is not the promised one: "
-            "fetch these ranks again",
+            "run `mdc-device verify --repair`, which fetches these alone",
             found.damaged_ranks,
         )
     if not found.verified:
-        raise DigestError(f"the sha256 of the header of subset {k} is not the promised one: fetch it again")
+        raise DigestError(
+            f"the sha256 of the header of subset {k} is not the promised one: run `mdc-device verify --repair`"
+        )
 
 
 def _held(path: Path, manifest: Manifest, remembered: State | None) -> int:
@@ -296,11 +322,22 @@ def _held(path: Path, manifest: Manifest, remembered: State | None) -> int:
         return files.size_of(file, manifest, remembered.k if remembered else None)
 
 
-def _repair(path: Path, access: Access, report: Report | None) -> tuple[int, ...]:
-    """Put right what is wrong with the file and its manifest; return the ranks that were fetched again."""
+def _repair(path: Path, access: Access, report: Report | None) -> Status:
+    """Put right what is wrong with the file and its manifest."""
     remembered = _remembered(path)
-    if _mended_here(path, remembered):
-        return ()
+    try:
+        manifest = state.load_manifest(path, remembered)
+    except (FileNotFoundError, FormatError):
+        pass
+    else:
+        k = _held(path, manifest, remembered)
+        with path.open("rb") as file:
+            found = files.scan(file, k, manifest)
+        if not found.bad_ranks:
+            if not found.is_right:
+                assembly.shrink(path, k, manifest)
+            state.remember_size(path, k)
+            return _right(path, k, manifest, remembered)
     with Link.to(remembered.url, access) as link:
         published = client.fetch_manifest(link, remembered.set_name, remembered, remembered.version)
         k = _held(path, published.manifest, remembered)
@@ -308,30 +345,13 @@ def _repair(path: Path, access: Access, report: Report | None) -> tuple[int, ...
             bad = files.scan(file, k, published.manifest).bad_ranks
         state.remember(path, published, k)
         client.change(link, published, k, path, report, seed=path)
-    return bad
-
-
-def _mended_here(path: Path, remembered: State) -> bool:
-    """Put right the header and the length; False when that is not enough, and the server must be asked."""
-    try:
-        manifest = state.load_manifest(path, remembered)
-    except (FileNotFoundError, FormatError):
-        return False
-    k = _held(path, manifest, remembered)
-    with path.open("rb") as file:
-        found = files.scan(file, k, manifest)
-    if found.bad_ranks:
-        return False
-    if not found.is_right:
-        assembly.shrink(path, k, manifest)
-    state.remember_size(path, k)
-    return True
+    return replace(_right(path, k, published.manifest, state.load(path)), repaired_ranks=bad)
 
 
 def _remembered(path: Path) -> State:
     remembered = state.load(path)
     if remembered is None:
         raise ConfigError(
-            f"{state.state_of(path)} is missing, so it is not known where {path} came from: fetch it again"
+            f"{files.state_of(path)} is missing, so it is not known where {path} came from: fetch it again"
         )
     return remembered

@@ -32,23 +32,27 @@ class Assembled(NamedTuple):
     """Ranks that were damaged, and have been fetched again."""
 
 
-def assemble(part: Path, k: int, manifest: Manifest, fill: Fill, seed: Path | None = None) -> Assembled:
+def assemble(
+    part: Path, k: int, manifest: Manifest, fill: Fill | None, seed: Path | None = None
+) -> Assembled:
     """Make `part` subset k, to the byte and on the storage; the ranks that the file `seed` has are copied.
 
-    Raises `DigestError` when ranks are damaged even after they were fetched again, `OSError` when there is no room.
+    Every byte passes once, on its way from the seed or the server to the part; those that the part has are read.
+    Raises `DigestError` when ranks are damaged even after they were fetched again, or without a `fill` at once, and
+    `OSError` when there is no room.
     """
     size = rankmajor.subset_size(manifest.info, k)
     part.touch()
     with part.open("r+b") as file:
         file.truncate(min(files.length_of(file), size))  # a larger k may have left more
         files.check_room(part.parent, size - files.length_of(file), f"subset {k} of {manifest.name!r}")
-        if seed is not None:
-            _copy(seed, file, size, rankmajor.header_size(manifest.info))
         if seed is not None or files.length_of(file) >= rankmajor.header_size(manifest.info):
             _write_header(file, k, manifest)  # it follows from the manifest
-        kept = files.length_of(file)
         scanner = files.scan(file, k, manifest)
-        if kept < size:
+        if seed is not None:
+            _copy(seed, file, size, scanner)
+        kept = scanner.position
+        if kept < size and fill is not None:
             fill(file, kept, size, scanner)
             file.flush()
             if scanner.position < size:  # pieces came in another order than they lie
@@ -56,12 +60,13 @@ def assemble(part: Path, k: int, manifest: Manifest, fill: Fill, seed: Path | No
         repaired: tuple[int, ...] = ()
         if not scanner.is_right:
             repaired = scanner.bad_ranks
-            for first, last in runs(repaired):
-                start, end = (
-                    rankmajor.rank_range(manifest.info, first)[0],
-                    rankmajor.rank_range(manifest.info, last)[1],
-                )
-                fill(file, start, end, None)
+            if fill is not None:
+                for first, last in runs(repaired):
+                    start, _ = rankmajor.rank_range(manifest.info, first)
+                    _, end = rankmajor.rank_range(manifest.info, last)
+                    fill(file, start, end, None)
+            elif repaired:
+                raise _damaged(repaired)
             _write_header(file, k, manifest)
             scanner = files.scan(file, k, manifest)
         if not scanner.is_right:
@@ -76,32 +81,35 @@ def shrink(path: Path, k: int, manifest: Manifest) -> None:
     Raises `DigestError` when a rank that would stay is damaged.
     """
     part = files.part_of(path)
+    part.unlink(missing_ok=True)
+    try:
+        try:
+            assemble(part, k, manifest, None, path)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            part.unlink(missing_ok=True)
+            _cut(path, k, manifest)
+            return
+    except DigestError as error:
+        part.unlink(missing_ok=True)
+        raise DigestError(f"{path}: {error}; run `mdc-device verify --repair` first", error.ranks) from None
+    files.publish(part, path)
+
+
+def _cut(path: Path, k: int, manifest: Manifest) -> None:
+    """Shrink in place."""
     end = rankmajor.subset_size(manifest.info, k)
-    with path.open("rb") as file:
+    with path.open("r+b") as file:
         scanner = Scanner(k, manifest)
         scanner.update(rankmajor.header(manifest.info, k))
-        file.seek(rankmajor.header_size(manifest.info))
-        while scanner.position < end and (block := file.read(min(files.BLOCK, end - scanner.position))):
-            scanner.update(block)
-    if bad := scanner.bad_ranks:
-        raise DigestError(
-            f"rank {', '.join(map(str, bad))} of {path} is damaged: run `mdc-device verify --repair` first",
-            bad,
-        )
-    try:
-        part.unlink(missing_ok=True)
-        assemble(part, k, manifest, _nothing, path)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        part.unlink(missing_ok=True)
-        with path.open("r+b") as file:
-            _write_header(file, k, manifest)
-            files.sync(file)  # a longer file than its header says can be cut, a shorter one is lost
-            file.truncate(end)
-            files.sync(file)
-        return
-    files.publish(part, path)
+        scanner.read(file, end)
+        if bad := scanner.bad_ranks:
+            raise _damaged(bad)
+        _write_header(file, k, manifest)
+        files.sync(file)  # a longer file than its header says can be cut, a shorter one is lost
+        file.truncate(end)
+        files.sync(file)
 
 
 def runs(ranks: Sequence[int]) -> list[tuple[int, int]]:
@@ -115,22 +123,14 @@ def runs(ranks: Sequence[int]) -> list[tuple[int, int]]:
     return found
 
 
-def _copy(seed: Path, file: BinaryIO, size: int, header_bytes: int) -> None:
-    """What the seed has behind the end of the part; its header is of another size, and is written anew."""
-    try:
-        source = seed.open("rb")
-    except FileNotFoundError:
-        return
-    with source:
-        start = files.length_of(file)
-        if files.length_of(source) < header_bytes:
-            return
-        source.seek(start)
-        file.seek(start)
-        left = size - start
-        while left > 0 and (block := source.read(min(files.BLOCK, left))):
+def _copy(seed: Path, file: BinaryIO, size: int, scanner: Scanner) -> None:
+    """What the seed has behind the end of the part, past the scanner; its header is of another size."""
+    with seed.open("rb") as source:
+        source.seek(scanner.position)
+        file.seek(scanner.position)
+        while block := source.read(min(files.BLOCK, size - scanner.position)):
+            scanner.update(block)
             file.write(block)
-            left -= len(block)
     file.flush()
 
 
@@ -140,8 +140,8 @@ def _write_header(file: BinaryIO, k: int, manifest: Manifest) -> None:
     file.flush()
 
 
-def _nothing(_file: BinaryIO, _start: int, _end: int, _scanner: Scanner | None) -> None:
-    """For what has all of its bytes already."""
+def _damaged(bad: tuple[int, ...]) -> DigestError:
+    return DigestError(f"rank {', '.join(map(str, bad))} is damaged or missing", bad)
 
 
 def _damaged_twice(bad: tuple[int, ...], k: int, manifest: Manifest) -> DigestError:

@@ -83,7 +83,7 @@ def _fetch(given: argparse.Namespace) -> int:
         return 0
     _show_choice(manifest, chosen)
     _show_fetched(done)
-    _tell_trust(manifest, api.status(given.to), given.keyset is not None)
+    _tell_trust(manifest, state.load(Path(given.to)), given.keyset is not None)
     return 0
 
 
@@ -173,6 +173,10 @@ def _status(given: argparse.Namespace) -> int:
         )
         if found.damaged_ranks:
             print(f"damaged: rank {', '.join(map(str, found.damaged_ranks))}")
+        if found.part_bytes:
+            print(
+                f"unfinished: {found.path}.part has {found.part_bytes} bytes, from which the same fetch or grow goes on"
+            )
     if not found.verified:
         _say(f"{found.path} is not what its manifest promises: run `mdc-device verify --repair {found.path}`")
     return 0 if found.verified else DAMAGED
@@ -217,15 +221,15 @@ def _show_fetched(done: Fetched) -> None:
         print(f"repaired: rank {', '.join(map(str, done.repaired_ranks))}")
 
 
-def _tell_trust(manifest: Manifest, now: api.Status, keys_given: bool) -> None:
+def _tell_trust(manifest: Manifest, now: state.State | None, keys_given: bool) -> None:
     """What right digests do not tell: who made them, and whether they are current."""
     if is_clock_behind(manifest):
         print(
             "this device's clock is before the time at which the set was published, so expiry is not noticed: set it"
         )
-    if not now.signed:
+    if now is None or now.keyset is None:
         print("the server signs nothing: the digests are right, but nobody vouches for them")
-    elif (now.url or "").startswith("http://") and not keys_given:
+    elif now.url.startswith("http://") and not keys_given:
         print(
             "the server's keys came over a connection that is not secure: compare them by another way, or give them as "
             "--keyset FILE"

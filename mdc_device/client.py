@@ -112,11 +112,17 @@ def fetch_manifest(
 
 def check_current(manifest: Manifest) -> None:
     """Raise `FormatError` when the manifest has expired."""
-    if manifest.expires is not None and manifest.expires <= datetime.now(UTC):
+    if is_expired(manifest):
+        assert manifest.expires is not None
         raise FormatError(
             f"the manifest of {manifest.name!r} expired at {manifest.expires.isoformat()}: publish the set "
             "again, or correct this device's clock"
         )
+
+
+def is_expired(manifest: Manifest) -> bool:
+    """Whether the manifest must not be used any more."""
+    return manifest.expires is not None and manifest.expires <= datetime.now(UTC)
 
 
 def is_clock_behind(manifest: Manifest) -> bool:

@@ -29,8 +29,14 @@ class Subset:
 
     def images(self) -> Images:
         """Decoded images `(k·C·f², ch, H, H)`, float32 in [0, 1], not normalised."""
-        flat = self.tiles.reshape(-1, *self.tiles.shape[3:])  # (k·C·f², ch, s, s)
-        return upsample(flat.astype(np.float32) / np.float32(255), self.info.image_size)
+        side = self.info.image_size
+        per_rank = self.tiles.shape[1] * self.tiles.shape[2]
+        images = np.empty((self.k * per_rank, self.info.channels, side, side), np.float32)
+        for rank, tiles in enumerate(self.tiles):  # one at a time: only the result is large
+            flat = tiles.reshape(per_rank, *tiles.shape[2:])  # (C·f², ch, s, s)
+            decoded = upsample(flat.astype(np.float32) / np.float32(255), side)
+            images[rank * per_rank : (rank + 1) * per_rank] = decoded
+        return images
 
     def labels(self) -> npt.NDArray[np.int64]:
         """Labels `(k·C·f²,)` of the images: positions in `info.classes`."""
@@ -41,7 +47,8 @@ class Subset:
 def open_subset(path: str | Path) -> Subset:
     """The subset in a file. `FormatError` when the file is damaged, cut short or of an unknown version.
 
-    A file that is longer than its header says was cut too late: the header tells what counts.
+    The file is mapped, not read: `tiles` take no memory of their own. The commands put another file in its place, which
+    leaves these as they are. A file that is longer than its header says was cut too late: the header tells what counts.
     """
     with Path(path).open("rb") as file:
         info, k = rankmajor.read_header(files.beginning_of(file))
@@ -51,10 +58,8 @@ def open_subset(path: str | Path) -> Subset:
             raise FormatError(
                 f"the file has {length} bytes, but its header says subset {k} of {end}: fetch it again"
             )
-        file.seek(start)
-        flat = np.fromfile(file, np.uint8, end - start)
-    flat.flags.writeable = False
-    return Subset(info=info, tiles=flat.reshape(info.tile_shape(k)), k=k)
+        tiles = np.memmap(file, np.uint8, "r", offset=start, shape=info.tile_shape(k))
+    return Subset(info=info, tiles=tiles.view(np.ndarray), k=k)
 
 
 def upsample(tiles: Images, side: int) -> Images:

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,6 +20,8 @@ from mdc_core.manifest import Manifest, parse_manifest
 from mdc_device.errors import BusyError
 
 BLOCK = 1 << 20
+BRIEFLY_S = 0.1
+"""What is waited for a lock."""
 
 
 def part_of(path: Path) -> Path:
@@ -29,6 +32,24 @@ def part_of(path: Path) -> Path:
 def manifest_of(path: Path) -> Path:
     """Where the manifest of the file is: FILE.manifest.json."""
     return path.with_name(path.name + ".manifest.json")
+
+
+def all_of(path: Path) -> tuple[Path, ...]:
+    """The file of a subset and all that may lie beside it."""
+    return path, part_of(path), manifest_of(path), state_of(path), lock_of(path)
+
+
+def part_bytes(path: Path) -> int:
+    """Bytes of FILE.part; 0 when there is none."""
+    try:
+        return part_of(path).stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def state_of(path: Path) -> Path:
+    """Where the state of the file is: FILE.state.json."""
+    return path.with_name(path.name + ".state.json")
 
 
 def length_of(file: BinaryIO) -> int:
@@ -67,14 +88,18 @@ def locked(path: Path, *, shared: bool = False) -> Iterator[None]:
 
 
 def _locked_file(path: Path, kind: int) -> int:
+    deadline = time.monotonic() + BRIEFLY_S
     while True:
         handle = os.open(lock_of(path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             fcntl.flock(handle, kind | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(handle)
+            if time.monotonic() < deadline:  # a reader that ends is alone for a moment, to remove the lock
+                time.sleep(BRIEFLY_S / 20)
+                continue
             raise BusyError(
-                f"{path} is being read or changed by another process: wait for it to end"
+                f"{path} is being read or changed by another process: nothing was done; wait for it to end"
             ) from None
         if _is_at(handle, lock_of(path)):
             return handle
@@ -116,10 +141,10 @@ class Scanner:
                 self._piece = hashlib.sha256()
         self.position += len(view)
 
-    def read(self, file: BinaryIO) -> None:
-        """All that the open file has behind what has passed."""
+    def read(self, file: BinaryIO, end: int | None = None) -> None:
+        """All that the open file has behind what has passed, up to the byte `end` if there is one."""
         file.seek(self.position)
-        while block := file.read(BLOCK):
+        while block := file.read(BLOCK if end is None else min(BLOCK, end - self.position)):
             self.update(block)
 
     @property

@@ -64,14 +64,9 @@ class Published:
         return f"subsets/{k}?set={self.reference}"
 
 
-def state_of(path: Path) -> Path:
-    """Where the state of the file is: FILE.state.json."""
-    return path.with_name(path.name + ".state.json")
-
-
 def load(path: Path) -> State | None:
     """The state of the file, None when there is none. `FormatError` when it is damaged or of another version."""
-    where = state_of(path)
+    where = files.state_of(path)
     try:
         document = json.loads(where.read_bytes())
         if document.pop("state_version") != STATE_VERSION:
@@ -165,7 +160,7 @@ def _put_manifest(path: Path, text: bytes) -> None:
 
 def _save(path: Path, state: State) -> None:
     document = {"state_version": STATE_VERSION, **asdict(state)}
-    files.write_atomically(state_of(path), json.dumps(document, indent=1).encode())
+    files.write_atomically(files.state_of(path), json.dumps(document, indent=1).encode())
 
 
 def _state(document: dict[str, Any]) -> State:

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors.torch import save
 
@@ -53,40 +55,60 @@ class Trained:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Task:
+    """What is to be trained on, decoded: the file is not needed any more."""
+
+    info: SetInfo
+    """Shape and normalisation of the set."""
+    k: int
+    """Images per class."""
+    images: Images
+    """`(k·C·f², ch, H, H)`, normalised."""
+    labels: npt.NDArray[np.int64]
+    """`(k·C·f²,)`"""
+    recipe: EvaluateConfig
+    """How."""
+
+
+def prepare(whole: Subset, manifest: Manifest, budget: Budget) -> Task:
+    """As much of a verified subset as fits the budget."""
+    chosen = plan(manifest, replace(budget, have_k=whole.k), at_most=whole.k)
+    recipe = recipe_of(manifest, replace(budget, epochs=chosen.epochs))
+    subset = replace(whole, tiles=whole.tiles[: chosen.k], k=chosen.k)
+    return Task(subset.info, subset.k, _normalised(subset), subset.labels(), recipe)
+
+
 def train(
-    whole: Subset,
+    task: Task,
     manifest: Manifest,
     *,
     to: Path,
-    budget: Budget,
     test: str | None,
     data_root: Path,
     device: str,
     seed: int,
     report: Report | None,
 ) -> Trained:
-    """Train on a verified subset; see `mdc_device.api.train`."""
-    where = _device(device)
-    chosen = plan(manifest, replace(budget, have_k=whole.k), at_most=whole.k)
-    subset = replace(whole, tiles=whole.tiles[: chosen.k], k=chosen.k)
-    recipe = recipe_of(manifest, replace(budget, epochs=chosen.epochs))
+    """Train as the task says; see `mdc_device.api.train`."""
+    where, recipe = _device(device), task.recipe
     tested = None if test is None else _test_images(test, data_root, manifest)
-    net = _network(recipe.network, subset.info, seed).to(where)
-    images = torch.from_numpy(_normalised(subset)).to(where)
-    labels = torch.from_numpy(subset.labels()).to(where)
+    net = _network(recipe.network, task.info, seed).to(where)
+    images = torch.from_numpy(task.images).to(where)
+    labels = torch.from_numpy(task.labels).to(where)
     begun = time.monotonic()
-    pixels = Normalisation(subset.info.mean, subset.info.std)
+    pixels = Normalisation(task.info.mean, task.info.std)
     for epoch in fit(net, images, labels, pixels, recipe, stream(seed, "device")):
         if report is not None:
             report(epoch, recipe.epochs)
     seconds = time.monotonic() - begun
-    about = {"set": manifest.name, "version": str(manifest.version), "k": str(subset.k)}
+    about = {"set": manifest.name, "version": str(manifest.version), "k": str(task.k)}
     weights = {name: value.cpu().contiguous() for name, value in net.state_dict().items()}
     files.write_atomically(to, save(weights, {**about, "network": recipe.network.label()}))
     return Trained(
         path=str(to),
         network=recipe.network.label(),
-        k=subset.k,
+        k=task.k,
         images=len(labels),
         epochs=recipe.epochs,
         batch_size=recipe.batch_size,
@@ -135,7 +157,9 @@ def _normalised(subset: Subset) -> Images:
     mean, std = (
         torch.tensor(values).view(-1, 1, 1).numpy() for values in (subset.info.mean, subset.info.std)
     )
-    images: Images = (subset.images() - mean) / std
+    images = subset.images()
+    images -= mean
+    images /= std
     return images
 
 

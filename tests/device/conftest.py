@@ -162,8 +162,8 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(status, json.dumps(problem).encode() if problem else b"no", {"Content-Type": kind})
 
 
-def served_set(version: int = 1, seed: int = 0, ipc: int = 5) -> Device:
-    info = rankmajor.SetInfo(ipc, 2, ("cat", "dog", "owl"), (0.5,), (0.25,), 9, 1)
+def served_set(version: int = 1, seed: int = 0, ipc: int = 5, side: int = 9) -> Device:
+    info = rankmajor.SetInfo(ipc, 2, ("cat", "dog", "owl"), (0.5,), (0.25,), side, 1)
     tiles = np.random.default_rng(seed).integers(0, 256, info.tile_shape(ipc), dtype=np.uint8)
     obj = rankmajor.pack(tiles, info)
     row = {"network": "net", "epochs": 3, "mdc_std": 0.0, "repeats": 2}

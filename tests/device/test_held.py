@@ -50,6 +50,7 @@ def test_status_tells_what_is_held(device: Any, file: Path, capsys: pytest.Captu
         "expired": False,
         "url": device.url,
         "signed": True,
+        "part_bytes": 0,
         "repaired_ranks": [],
     }
     assert main(["status", str(file)]) == 0

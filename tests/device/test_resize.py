@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import itertools
+import re
 import shutil
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +25,7 @@ from mdc_device import api, assembly, files, state
 from mdc_device.cli import main
 from mdc_device.decode import open_subset
 from mdc_device.errors import RefusedError
+from tests.device.conftest import served_set, serving
 
 ACCESS = api.Access("mdc_1_secret", timeout_s=10, retries=1)
 COMPANIONS = ("", ".manifest.json", ".state.json")
@@ -155,6 +158,20 @@ def test_a_busy_file_is_left_alone(
         assert main(given) == (0 if command in ("verify", "status") else 7)
 
 
+def test_readers_do_not_keep_each_other_away(device: Any, tmp_path: Path) -> None:
+    """Each removes the lock when it is the last, and must be alone for that moment."""
+    file = fetched(device, tmp_path / "file", 3)
+
+    def reading(_: int) -> None:
+        for _ in range(100):
+            with files.locked(file, shared=True):
+                pass
+
+    with ThreadPoolExecutor(4) as readers:
+        list(readers.map(reading, range(4)))
+    assert not files.lock_of(file).exists()
+
+
 def test_what_cannot_be_locked_because_nobody_can_change_it_is_read(
     device: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,37 +186,37 @@ def test_what_cannot_be_locked_because_nobody_can_change_it_is_read(
         api.shrink(file, 2)
 
 
-def test_nothing_is_read_twice(device: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fetch hashes what comes while it writes; a growth reads what it has once, and so does a check."""
-    passed: list[int] = []
-    update = files.Scanner.update
-
-    def counted(self: files.Scanner, data: Any) -> None:
-        passed.append(len(data))
-        update(self, data)
-
-    reads: list[int] = []
-    read = files.Scanner.read
-
-    def counting(self: files.Scanner, file: Any) -> None:
-        before = self.position
-        read(self, file)
-        reads.append(self.position - before)
-
-    monkeypatch.setattr(files.Scanner, "update", counted)
-    monkeypatch.setattr(files.Scanner, "read", counting)
-    file = fetched(device, tmp_path / "file", 3)
-    three, five = len(device.subset(3)), len(device.subset(5))
-    assert (sum(passed), sum(reads)) == (three, 0)
-    passed.clear(), reads.clear()
-    api.grow(file, 5, access=ACCESS)
-    assert (sum(passed), sum(reads)) == (five, three)
-    passed.clear(), reads.clear()
-    api.verify(file)
-    assert (sum(passed), sum(reads)) == (five, five)
+def read_bytes() -> int:
+    """What this process has read from files so far; sockets do not count."""
+    found = re.search(r"rchar: (\d+)", Path("/proc/self/io").read_text())
+    assert found
+    return int(found[1])
 
 
-def test_killed_while_it_grows_it_goes_on_from_there(device: Any, tmp_path: Path) -> None:
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="only Linux tells what a process reads")
+def test_nothing_is_read_twice(tmp_path: Path) -> None:
+    """A fetch hashes what comes while it writes; all else reads what the file has once, in pieces."""
+    with serving(served_set(side=512)) as device:  # 786 kB a rank
+        rank, file = device.info.rank_bytes, tmp_path / "file"
+
+        def ranks_read(command: Callable[[], object]) -> float:
+            before = read_bytes()
+            command()
+            return (read_bytes() - before) / rank
+
+        begin = [str(file), "--k"]
+        assert ranks_read(lambda: main(["fetch", device.url, "toy", "--to", *begin, "3"])) < 0.1
+        assert ranks_read(lambda: main(["grow", *begin, "5"])) == pytest.approx(3, abs=0.1)
+        assert ranks_read(lambda: main(["shrink", *begin, "4"])) == pytest.approx(4, abs=0.1)
+        for command in (["status"], ["verify"], ["verify", "--repair"]):
+            assert ranks_read(lambda: main([*command, str(file)])) == pytest.approx(4, abs=0.1)  # noqa: B023
+        assert ranks_read(lambda: open_subset(file)) < 0.1  # it is mapped
+        assert file.read_bytes() == device.subset(4)
+
+
+def test_killed_while_it_grows_it_goes_on_from_there(
+    device: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = fetched(device, tmp_path / "file", 2)
     device.hold = threading.Event()
     command = [sys.executable, "-m", "mdc_device", "grow", str(file), "--k", "5"]
@@ -210,6 +227,12 @@ def test_killed_while_it_grows_it_goes_on_from_there(device: Any, tmp_path: Path
     device.hold = None
     assert file.read_bytes() == device.subset(2)
     kept = files.part_of(file).stat().st_size
+    for command in (["status"], ["verify"], ["verify", "--repair"]):  # what is unfinished is no damage
+        assert main([*command, str(file)]) == 0
+        told = capsys.readouterr().out
+        assert "subset 2 of" in told
+        assert (f"{file}.part has {kept} bytes" in told) == (command == ["status"])
+    assert files.part_of(file).stat().st_size == kept
     assert main(["grow", str(file), "--k", "5"]) == 0
     assert file.read_bytes() == device.subset(5)
     assert device.ranges()[-1] == f"bytes={kept}-{len(device.subset(5)) - 1}"
@@ -319,7 +342,7 @@ def test_wrong_directions_and_sizes(device: Any, tmp_path: Path, capsys: pytest.
     ):
         assert main([command, str(file), "--k", str(k)]) == 2
         assert message in capsys.readouterr().err
-    state.state_of(file).unlink()
+    files.state_of(file).unlink()
     assert main(["grow", str(file), "--k", "4"]) == 2
     assert "fetch it again" in capsys.readouterr().err
     assert main(["shrink", str(file), "--k", "1"]) == 0
@@ -329,6 +352,6 @@ def test_wrong_directions_and_sizes(device: Any, tmp_path: Path, capsys: pytest.
 def test_a_damaged_state_says_what_to_do(device: Any, tmp_path: Path) -> None:
     file = fetched(device, tmp_path / "file", 3)
     for text in ("{", "[]", '{"state_version": 1}', '{"state_version": 2}'):
-        state.state_of(file).write_text(text)
+        files.state_of(file).write_text(text)
         with pytest.raises(FormatError, match=r"delete it and fetch|update"):
             api.grow(file, 4, access=ACCESS)

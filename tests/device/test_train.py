@@ -98,6 +98,35 @@ def test_the_same_seed_gives_the_same_weights(file: Path, tmp_path: Path) -> Non
     assert not torch.equal(outcomes[0], outcomes[2])
 
 
+def test_two_commands_at_once(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The file is free again once it is decoded; the weights belong to one training."""
+    weights = file.with_name("digits.mdc.weights.safetensors")
+    with files.locked(file, shared=True):
+        assert trained(capsys, file, "--epochs", 1)[0] == 0
+    before = weights.read_bytes()
+    for busy in (file, weights):
+        with files.locked(busy):
+            code, _, err = trained(capsys, file, "--epochs", 2)
+        assert code == 7
+        assert f"{busy} is being read or changed by another process: nothing was done" in err
+    assert weights.read_bytes() == before
+
+    def shrink(_done: int, _total: int) -> None:
+        if api.status(file).k == 4:
+            api.shrink(file, 1)
+
+    assert api.train(file, budget=api.Budget(epochs=2), report=shrink).k == 4
+
+
+def test_weights_do_not_overwrite_the_subset(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = file.read_bytes()
+    for to in (file, files.manifest_of(file), file.parent / "." / file.name):
+        code, _, err = trained(capsys, file, "--to", to)
+        assert code == 2
+        assert "would overwrite" in err
+    assert file.read_bytes() == before
+
+
 def test_the_budget_counts(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, found, _ = trained(capsys, file, "--epochs", 1, "--batch-size", 8)
     assert (code, found["epochs"], found["batch_size"], found["accuracy"]) == (0, 1, 8, None)
