@@ -49,10 +49,8 @@ def configured(make: Callable[[], T]) -> T:
 
 def _told(item: Any) -> str:
     """What pydantic found; of a name that is none, which one is near it."""
-    if item["type"] != "extra_forbidden":
-        return str(item["msg"])
-    nearest = nearest_setting(str(item["loc"][-1]))
-    return "there is no such setting" + (f": did you mean {nearest}?" if nearest else "")
+    nearest = nearest_setting(str(item["loc"][-1])) if item["type"] == "extra_forbidden" else None
+    return str(item["msg"]) + (f": did you mean {nearest}?" if nearest else "")
 
 
 def chosen_device(device: str) -> str:

@@ -128,7 +128,7 @@ def _message(item: Any) -> str:
     if item["type"] == "json_invalid":
         return f"the body is not JSON: {item['ctx']['error']} at character {item['loc'][-1]}"
     if item["type"] == "extra_forbidden" and (nearest := nearest_setting(str(item["loc"][-1]))):
-        return f"there is no such field: did you mean {nearest}?"
+        return f"{text}: did you mean {nearest}?"
     if isinstance(item["input"], bytes):
         return "the body is not JSON: send it with Content-Type: application/json"
     # A whole object is no help beside the sentence that is about its fields.
