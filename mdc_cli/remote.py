@@ -71,8 +71,8 @@ def submit(
         dataset = _upload(service, Path(dataset))
     elif dataset not in NAMED and not _ID.fullmatch(dataset):
         raise MdcError(
-            f"{dataset!r} is no file, and neither a named data set ({', '.join(NAMED)}) nor the id of an upload "
-            "(`mdc datasets` lists them)"
+            f"there is no data set {dataset!r}: use {', '.join(NAMED)}, the id of one that you uploaded "
+            "(`mdc datasets` lists them), or a zip or npz; there is no such file"
         )
     settings = parsed(condense) | {
         name: value for name, value in (("ipc", ipc), ("method", method)) if value is not None

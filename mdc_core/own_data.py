@@ -10,8 +10,8 @@ from typing import IO
 from PIL import Image
 
 from mdc_core.config import MIN_SIDE, DataFacts
-from mdc_core.errors import DataError, shown
-from mdc_core.names import MAX_CLASSES, name_fault
+from mdc_core.errors import DataError
+from mdc_core.names import MAX_CLASSES, MAX_NAME, name_fault
 from mdc_core.presets import default_side
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
@@ -88,7 +88,7 @@ def after_hold_out(counts: Sequence[int], classes: Sequence[str]) -> list[int]:
 def check_classes(classes: Sequence[str]) -> None:
     """Raise `DataError` when there is nothing to tell apart, or too much, or a name that is none."""
     if len(classes) < 2:
-        raise DataError(f"there is {len(classes)} class ({shown(', '.join(classes))}): it takes at least two")
+        raise DataError(f"there is {len(classes)} class ({', '.join(classes)[:MAX_NAME]}): it takes at least two")
     if len(classes) > MAX_CLASSES:
         raise DataError(f"there are {len(classes)} classes: at most {MAX_CLASSES} are accepted")
     for name in classes:

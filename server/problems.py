@@ -127,15 +127,15 @@ def _message(item: Any) -> str:
     text = str(item["msg"]).removeprefix("Value error, ")
     if item["type"] == "json_invalid":
         return f"the body is not JSON: {item['ctx']['error']} at character {item['loc'][-1]}"
-    if item["type"] == "extra_forbidden" and (nearest := nearest_setting(str(item["loc"][-1]))):
-        return f"{text}: did you mean {nearest}?"
     if isinstance(item["input"], bytes):
         return "the body is not JSON: send it with Content-Type: application/json"
     # A whole object is no help beside the sentence that is about its fields.
     if item["type"] in ("missing", "value_error") or isinstance(item["input"], dict):
         return text
     shown = repr(item["input"])
-    return f"{text} (it is {shown if len(shown) <= _SHOWN else shown[:_SHOWN] + '…'})"
+    nearest = nearest_setting(str(item["loc"][-1])) if item["type"] == "extra_forbidden" else None
+    hint = f": did you mean {nearest}?" if nearest else ""
+    return f"{text} (it is {shown if len(shown) <= _SHOWN else shown[:_SHOWN] + '…'}){hint}"
 
 
 def install(app: FastAPI) -> None:
