@@ -88,7 +88,9 @@ def after_hold_out(counts: Sequence[int], classes: Sequence[str]) -> list[int]:
 def check_classes(classes: Sequence[str]) -> None:
     """Raise `DataError` when there is nothing to tell apart, or too much, or a name that is none."""
     if len(classes) < 2:
-        raise DataError(f"there is {len(classes)} class ({', '.join(classes)[:MAX_NAME]}): it takes at least two")
+        raise DataError(
+            f"there is {len(classes)} class ({', '.join(classes)[:MAX_NAME]}): it takes at least two"
+        )
     if len(classes) > MAX_CLASSES:
         raise DataError(f"there are {len(classes)} classes: at most {MAX_CLASSES} are accepted")
     for name in classes:
