@@ -7,7 +7,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, WithJsonSchema
 
 from mdc_core.budget import Plan
 from mdc_core.choices import MAX_MINUTES
@@ -388,6 +388,10 @@ class SetOut(Shown):
         )
 
 
+_TWO = {"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 2}
+"""Alike: what generates clients and tests from the description knows this better than one schema for each."""
+
+
 class PlanOut(Shown):
     """The subset for a budget, and what it will take. Null: the budget and the manifest do not tell."""
 
@@ -404,7 +408,7 @@ class PlanOut(Shown):
     """Ranks that the device already has."""
     delta_bytes: int
     """Bytes to fetch; 0 when the device has as many ranks or more."""
-    byte_range: tuple[int, int]
+    byte_range: Annotated[tuple[int, int], WithJsonSchema(_TWO)]
     """Where these bytes are in the file of subset k: the first one, and the one after the last."""
     total_bytes: int
     """Bytes of the file."""

@@ -127,7 +127,7 @@ def test_conditions(toy: Published) -> None:
         assert "Cache-Control" in fresh.headers
     assert toy.get("/subsets/4?set=toy", "HEAD").status_code == 200
     assert toy.get(url).status_code == 200
-    check(toy.get("/subsets/3?set=toy"), 500, "internal-error")
+    check(toy.get("/subsets/3?set=toy"), 503, "set-unreadable")
 
 
 def test_a_budget_lowers_k_as_the_plan_says(toy: Published) -> None:
