@@ -42,7 +42,7 @@ TABLE: dict[tuple[str, str], Rule] = {
     ("POST", "/v1/datasets"): Rule("jobs:write", 200, 201, 201, arrays()),
     ("GET", "/v1/datasets"): Rule("jobs:read", 200, 200, 200),
     ("GET", "/v1/datasets/{dataset_id}"): Rule("jobs:read", 200, 404, 200),
-    ("DELETE", "/v1/datasets/{dataset_id}"): Rule("jobs:write", 204, 404, 204),
+    ("DELETE", "/v1/datasets/{dataset_id}"): Rule("jobs:write", 204, 404, 404),
     ("POST", "/v1/jobs"): Rule("jobs:write", 202, 409, 409, MINE),
     ("GET", "/v1/jobs"): Rule("jobs:read", 200, 200, 200),
     ("GET", "/v1/jobs/{job_id}"): Rule("jobs:read", 200, 404, 200),
