@@ -29,7 +29,7 @@ from mdc_cli.remote import follow_job
 
 HERE = Path(__file__).parent
 TRAINER = HERE.parent / "examples" / "train_on_device.py"
-EVALUATE = {"sizes": [1, 2, 3, 5, 10], "repeats": 3, "epochs": 150, "epoch_shares": []}
+EVALUATE = {"sizes": [1, 2, 3, 5, 10], "repeats": 4, "epochs": 150, "epoch_shares": []}
 JOBS = {
     # Shorter than the preset, yet the MLS is selected six times.
     "MDC": {
@@ -171,7 +171,7 @@ def _print(report: dict[str, Any]) -> None:
         for row in report["rows"]
     ]
     table(
-        "Test accuracy on digits, mean ± std of 3 networks",
+        "Test accuracy on digits, mean ± std of 4 networks",
         ["k", "bytes", "MDC", "feature matching", "random-k real images"],
         cells,
     )
