@@ -21,7 +21,7 @@ from mdc_core import rankmajor
 from mdc_core.budget import Budget, Plan
 from mdc_core.errors import ConfigError, DigestError, FormatError
 from mdc_core.manifest import Manifest
-from mdc_device import assembly, client, files, state
+from mdc_device import assembly, client, files, state, trust
 from mdc_device.client import Fetched, Link, Report
 from mdc_device.decode import open_subset
 from mdc_device.profile import profile
@@ -70,7 +70,7 @@ class Status:
     """Bytes of subset k."""
     sha256: str
     """Of the file as it is."""
-    verified: bool
+    intact: bool
     """Whether that is the promised one."""
     damaged_ranks: tuple[int, ...]
     """Ranks 1..k that are not what the manifest promises."""
@@ -78,17 +78,34 @@ class Status:
     """Whether the manifest has expired."""
     url: str | None
     """The server that the file came from; None: not remembered."""
-    signed: bool
-    """Whether the manifest came with a signature of the server's keys."""
+    trust: str | None
+    """Where the keys came from that vouch for the manifest; see `mdc_device.trust`. None: not remembered."""
+    clock_behind: bool
+    """Whether this device's clock is before the time at which the manifest was made: then no expiry is noticed."""
     part_bytes: int = 0
     """Bytes that an unfinished fetch or growth has left beside the file, for the next one to go on from."""
     repaired_ranks: tuple[int, ...] = ()
     """Ranks that have just been fetched again."""
 
+    @property
+    def signed(self) -> bool:
+        """Whether the manifest came with a signature of the server's keys."""
+        return self.trust not in (None, trust.UNSIGNED)
+
+    @property
+    def verified(self) -> bool:
+        """Whether the digests are right and tell who made the bytes."""
+        return self.intact and self.trust in trust.VOUCHED
+
     def to_dict(self) -> dict[str, object]:
         """As JSON: field by field; `set_name` is called `set`."""
         values = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
-        return {"set": values.pop("set_name"), **values}
+        return {
+            "set": values.pop("set_name"),
+            **values,
+            "verified": self.verified,
+            "signed": self.signed,
+        }
 
 
 def plan(
@@ -106,7 +123,7 @@ def plan(
     """
     if manifest is not None:
         found = files.load_manifest(Path(manifest))
-        client.check_current(found)
+        client.check_current(found, "keep a current one")
     elif url is not None and set_name is not None:
         with Link.to(url, access) as link:
             found = client.fetch_manifest(link, set_name).manifest
@@ -156,12 +173,14 @@ def grow(file: File, k: int, *, access: Access = DEFAULT, report: Report | None 
 def shrink(file: File, k: int) -> Status:
     """Make a fetched file subset `k`, smaller than it is, without any connection.
 
-    `ConfigError` when it is smaller already, `DigestError` when a rank that would stay is damaged.
+    `ConfigError` when it is smaller already, `DigestError` when a rank that would stay is damaged, `FormatError` when
+    the manifest has expired.
     """
     path = Path(file)
     with files.locked(path):
         remembered = state.load(path)
         manifest = state.load_manifest(path, remembered)
+        client.check_current(manifest)
         held = _held(path, manifest, remembered)
         if rankmajor.check_size(manifest.info, k) > held:
             raise ConfigError(f"{path} is subset {held}: `mdc-device grow` makes it larger")
@@ -178,7 +197,7 @@ def verify(
     access: Access = DEFAULT,
     report: Report | None = None,
 ) -> Status:
-    """Check a file against its manifest: `FormatError`, or `DigestError` with the ranks, unless all is right.
+    """Check a file against its manifest: `FormatError`, or `DigestError` with the ranks, unless right and current.
 
     With `repair`, what is wrong is put right: the manifest, the header and the length, and ranks by fetching
     those alone. The server is only asked for what is missing.
@@ -260,7 +279,7 @@ def _status(path: Path, manifest: Manifest, remembered: State | None) -> Status:
         right,
         bytes=scanner.position,
         sha256=scanner.digest,
-        verified=False,
+        intact=False,
         damaged_ranks=scanner.bad_ranks,
     )
 
@@ -277,17 +296,19 @@ def _right(path: Path, k: int, manifest: Manifest, remembered: State | None) -> 
         bytes=size,
         expected_bytes=size,
         sha256=manifest.digests.subsets[k - 1],
-        verified=True,
+        intact=True,
         damaged_ranks=(),
         expired=client.is_expired(manifest),
         url=remembered.url if remembered else None,
-        signed=remembered is not None and remembered.keyset is not None,
+        trust=remembered.trust if remembered else None,
+        clock_behind=client.is_clock_behind(manifest),
         part_bytes=files.part_bytes(path),
     )
 
 
 def _verify(path: Path, manifest: Manifest, remembered: State | None) -> Status:
-    """What is in the file, if it is all right."""
+    """What is in the file, if it is all right and current."""
+    client.check_current(manifest)
     with path.open("rb") as opened:
         info, k = rankmajor.read_header(files.beginning_of(opened))
     if info != manifest.info:
@@ -311,7 +332,7 @@ def _check(found: Status, k: int, info: rankmajor.SetInfo) -> None:
             "run `mdc-device verify --repair`, which fetches these alone",
             found.damaged_ranks,
         )
-    if not found.verified:
+    if not found.intact:
         raise DigestError(
             f"the sha256 of the header of subset {k} is not the promised one: run `mdc-device verify --repair`"
         )
@@ -327,6 +348,7 @@ def _repair(path: Path, access: Access, report: Report | None) -> Status:
     remembered = _remembered(path)
     try:
         manifest = state.load_manifest(path, remembered)
+        client.check_current(manifest)
     except (FileNotFoundError, FormatError):
         pass
     else:
@@ -342,10 +364,11 @@ def _repair(path: Path, access: Access, report: Report | None) -> Status:
         published = client.fetch_manifest(link, remembered.set_name, remembered, remembered.version)
         k = _held(path, published.manifest, remembered)
         with path.open("rb") as file:
-            bad = files.scan(file, k, published.manifest).bad_ranks
+            found = files.scan(file, k, published.manifest)
         state.remember(path, published, k)
-        client.change(link, published, k, path, report, seed=path)
-    return replace(_right(path, k, published.manifest, state.load(path)), repaired_ranks=bad)
+        if not found.is_right:
+            client.change(link, published, k, path, report, seed=path)
+    return replace(_right(path, k, published.manifest, state.load(path)), repaired_ranks=found.bad_ranks)
 
 
 def _remembered(path: Path) -> State:

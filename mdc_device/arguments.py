@@ -202,6 +202,11 @@ def _add_access(command: argparse.ArgumentParser) -> None:
         help="the server's key set, got by a way that you trust; default: the keys that it had at the first fetch",
     )
     group.add_argument(
+        "--unsigned",
+        action="store_true",
+        help="believe a server that signs nothing; one whose keys are known must sign all the same",
+    )
+    group.add_argument(
         "--timeout",
         type=_argument,
         default=30.0,

@@ -43,7 +43,8 @@ def assemble(
     """
     size = rankmajor.subset_size(manifest.info, k)
     part.touch()
-    with part.open("r+b") as file:
+    what = f"subset {k} of {manifest.name!r}, which has {size} bytes"
+    with files.named(part, what), part.open("r+b") as file:
         file.truncate(min(files.length_of(file), size))  # a larger k may have left more
         files.check_room(part.parent, size - files.length_of(file), f"subset {k} of {manifest.name!r}")
         if seed is not None or files.length_of(file) >= rankmajor.header_size(manifest.info):

@@ -15,7 +15,7 @@ from mdc_core.local_key import local_key
 from mdc_core.malloc import keep_freed_memory
 from mdc_core.manifest import Manifest
 from mdc_core.verdict import BETTER
-from mdc_device import api, arguments, state
+from mdc_device import api, arguments, state, trust
 from mdc_device.client import Fetched, Report, is_clock_behind
 from mdc_device.errors import BusyError, RefusedError, UnreachableError
 from mdc_device.trust import read_keyset
@@ -25,6 +25,16 @@ INTERRUPTED = 130
 DAMAGED = 5
 BUSY = 7
 UNAUTHORISED = 401
+CLOCK = (
+    "this device's clock is before the time at which the set was published, so expiry is not noticed: set it"
+)
+_TRUST: dict[str | None, str] = {
+    trust.GIVEN: "signed by the keys that were given",
+    trust.HTTPS: "signed by the keys that the server had over https",
+    trust.LOCAL: "signed by the keys of a server on this machine",
+    trust.HTTP: "signed by keys that were believed at first use, over a connection that is not secure",
+    trust.UNSIGNED: "not signed",
+}
 LINE_SECONDS = 30
 """Between two lines of progress where no terminal shows one."""
 _CODES: tuple[tuple[type[Exception], int], ...] = (
@@ -78,22 +88,23 @@ def _fetch(given: argparse.Namespace) -> int:
         report=_progress(),
     )
     if given.json:
-        about = {"set": manifest.name, "version": manifest.version, "verified": True}
+        about = {"set": manifest.name, "version": manifest.version}
         print(json.dumps({**about, **done.to_dict(), "plan": chosen.to_dict()}))
-        return 0
-    _show_choice(manifest, chosen)
-    _show_fetched(done)
-    _tell_trust(manifest, state.load(Path(given.to)), given.keyset is not None)
+    else:
+        _show_choice(manifest, chosen)
+        _show_fetched(done)
+    _tell_clock(manifest)
     return 0
 
 
 def _grow(given: argparse.Namespace) -> int:
     done = api.grow(given.file, given.k, access=_access(given), report=_progress())
     if given.json:
-        print(json.dumps({**done.to_dict(), "verified": True}))
-        return 0
-    print(f"{given.file} is subset {done.k} now")
-    _show_fetched(done)
+        print(json.dumps(done.to_dict()))
+    else:
+        print(f"{given.file} is subset {done.k} now")
+        _show_fetched(done)
+    _tell_clock_of(given.file)
     return 0
 
 
@@ -103,6 +114,7 @@ def _shrink(given: argparse.Namespace) -> int:
         print(json.dumps(now.to_dict()))
     else:
         print(f"{given.file} is subset {now.k} now, {now.bytes} bytes, sha256 {now.sha256}")
+    _tell_clock_of(given.file)
     return 0
 
 
@@ -115,6 +127,7 @@ def _plan(given: argparse.Namespace) -> int:
         budget=arguments.budget(given),
         access=_access(given),
     )
+    _tell_clock(manifest)
     if given.json:
         print(json.dumps({"set": manifest.name, "version": manifest.version, **chosen.to_dict()}))
         return 0
@@ -149,6 +162,8 @@ def _verify(given: argparse.Namespace) -> int:
         access=_access(given),
         report=_progress() if given.repair else None,
     )
+    if found.clock_behind:
+        _say(CLOCK)
     if given.json:
         print(json.dumps(found.to_dict()))
         return 0
@@ -166,9 +181,10 @@ def _status(given: argparse.Namespace) -> int:
         print(json.dumps(found.to_dict()))
     else:
         print(f"{found.path}: subset {found.k} of {found.ipc} of {found.set_name} version {found.version}")
-        print(f"{found.bytes} bytes, sha256 {found.sha256}, {'verified' if found.verified else 'DAMAGED'}")
+        right = "verified" if found.verified else "every digest is right" if found.intact else "DAMAGED"
+        print(f"{found.bytes} bytes, sha256 {found.sha256}, {right}")
         print(
-            f"from {found.url or 'an unknown server'}, {'signed' if found.signed else 'not signed'}"
+            f"from {found.url or 'an unknown server'}, {_TRUST.get(found.trust, 'not known who made it')}"
             f"{'; the manifest has expired' * found.expired}"
         )
         if found.damaged_ranks:
@@ -177,9 +193,16 @@ def _status(given: argparse.Namespace) -> int:
             print(
                 f"unfinished: {found.path}.part has {found.part_bytes} bytes, from which the same fetch or grow goes on"
             )
-    if not found.verified:
-        _say(f"{found.path} is not what its manifest promises: run `mdc-device verify --repair {found.path}`")
-    return 0 if found.verified else DAMAGED
+    repair = f"run `mdc-device verify --repair {found.path}`"
+    if found.clock_behind:
+        _say(CLOCK)
+    if not found.intact:
+        _say(f"{found.path} is not what its manifest promises: {repair}")
+    elif found.expired:
+        _say(
+            f"the manifest of {found.path} has expired: {repair} for a current one, or correct this device's clock"
+        )
+    return 0 if found.intact and not found.expired else DAMAGED
 
 
 def _train(given: argparse.Namespace) -> int:
@@ -194,6 +217,7 @@ def _train(given: argparse.Namespace) -> int:
         seed=given.seed,
         report=_progress("epochs"),
     )
+    _tell_clock_of(given.file)
     if given.json:
         print(json.dumps(done.to_dict()))
         return 0
@@ -216,24 +240,23 @@ def _show_choice(manifest: Manifest, chosen: Plan) -> None:
 
 def _show_fetched(done: Fetched) -> None:
     print(f"{done.path}: {done.total_bytes} bytes, {done.received_bytes} of them fetched now")
-    print(f"sha256 {done.sha256}, verified")
+    print(f"sha256 {done.sha256}, {'verified' if done.verified else 'as the manifest says'}")
+    if not done.verified:
+        print(f"{_TRUST[done.trust]}: right digests tell that nothing was damaged, not who made it")
+    if done.trust == trust.HTTP:
+        print("compare these keys by a way that you trust, or give them as --keyset FILE")
     if done.repaired_ranks:
         print(f"repaired: rank {', '.join(map(str, done.repaired_ranks))}")
 
 
-def _tell_trust(manifest: Manifest, now: state.State | None, keys_given: bool) -> None:
-    """What right digests do not tell: who made them, and whether they are current."""
+def _tell_clock(manifest: Manifest) -> None:
     if is_clock_behind(manifest):
-        print(
-            "this device's clock is before the time at which the set was published, so expiry is not noticed: set it"
-        )
-    if now is None or now.keyset is None:
-        print("the server signs nothing: the digests are right, but nobody vouches for them")
-    elif now.url.startswith("http://") and not keys_given:
-        print(
-            "the server's keys came over a connection that is not secure: compare them by another way, or give them as "
-            "--keyset FILE"
-        )
+        _say(CLOCK)
+
+
+def _tell_clock_of(file: str) -> None:
+    """By the manifest that lies beside it."""
+    _tell_clock(state.load_manifest(Path(file), state.load(Path(file))))
 
 
 def _say(text: str) -> None:
@@ -252,6 +275,7 @@ def _access(given: argparse.Namespace) -> Access:
         timeout_s=given.timeout,
         retries=given.retries,
         keyset=read_keyset(Path(given.keyset)) if given.keyset else None,
+        unsigned=given.unsigned,
     )
 
 

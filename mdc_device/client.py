@@ -18,7 +18,7 @@ import httpx
 from mdc_core import rankmajor
 from mdc_core.errors import FormatError
 from mdc_core.manifest import Manifest
-from mdc_device import files, state, trust, wire
+from mdc_device import files, known_servers, state, trust, wire
 from mdc_device.assembly import assemble
 from mdc_device.errors import RefusedError, UnreachableError
 from mdc_device.files import Scanner
@@ -38,7 +38,7 @@ class Fetched:
     k: int
     """Size of the subset."""
     path: str
-    """The file of the subset, verified."""
+    """The file of the subset."""
     manifest_path: str
     """Its manifest."""
     total_bytes: int
@@ -50,11 +50,18 @@ class Fetched:
     repaired_ranks: tuple[int, ...]
     """Ranks that were damaged and have been fetched again."""
     sha256: str
-    """Of the file; verified."""
+    """Of the file; the one that the manifest promises."""
+    trust: str
+    """Where the keys came from that vouch for the manifest; see `mdc_device.trust`."""
+
+    @property
+    def verified(self) -> bool:
+        """Whether the digests, which are right, tell who made the bytes."""
+        return self.trust in trust.VOUCHED
 
     def to_dict(self) -> dict[str, object]:
         """As JSON: field by field."""
-        return {**asdict(self), "repaired_ranks": list(self.repaired_ranks)}
+        return {**asdict(self), "repaired_ranks": list(self.repaired_ranks), "verified": self.verified}
 
 
 @dataclass(frozen=True)
@@ -82,52 +89,74 @@ def fetch_manifest(
     those that are pinned, and `RollbackError` when it is older than the one seen.
     """
     url = str(link.http.base_url).rstrip("/")
-    given, pinned = link.access.keyset, None
-    if remembered is not None and remembered.url == url:
-        pinned = remembered.keyset
-    name, _, named = set_name.partition("@")
+    name, _, number = set_name.partition("@")
     reference = set_name if version is None else f"{name}@{version}"
+    pinned, how, seen = _known(url, name, remembered)
     path = f"v1/sets/{quote(reference, safe='@')}/manifest"
     patience = Patience(link.access.retries)
     while True:
         try:
             with wire.answer(link.http, path, headers={"Accept": trust.ACCEPT}) as response:
                 body, media_type = wire.small_body(response), response.headers.get("Content-Type", "")
-            text, keyset = trust.opened(link.http, body, media_type, given=given, pinned=pinned)
+            opened = trust.opened(link.http, body, media_type, link.access, pinned, how)
             break
         except (UnreachableError, RefusedError) as error:
             patience.again(error)
-    manifest = files.decode_manifest(text, f"the manifest of {set_name!r}")
-    check_current(manifest)
-    published = Published(url, set_name, manifest, text, keyset)
-    state.check_newer(remembered, published)
-    wanted = named if version is None else str(version)
+    manifest = files.decode_manifest(opened.text, f"the manifest of {set_name!r}")
+    check_current(manifest, "something between this device and the server keeps old copies; try again later")
+    published = Published(url, set_name, manifest, *opened)
+    wanted = number if version is None else str(version)
     if manifest.name != name or (wanted and wanted != str(manifest.version)):
         raise FormatError(
             f"the server was asked for {reference!r}, but sent the manifest of {published.reference!r}: something "
             "between this device and the server mixes up what is delivered"
         )
+    state.check_newer(seen, published, manifest.version if wanted else None)
+    known_servers.learn(published)
     return published
 
 
-def check_current(manifest: Manifest) -> None:
-    """Raise `FormatError` when the manifest has expired."""
+def _known(url: str, name: str, remembered: State | None) -> tuple[trust.Keyset | None, str, dict[int, str]]:
+    """The pinned keys of a server, where they came from, and the versions of a set that were seen; what holds for the
+    whole device counts more than what is `remembered` of one file.
+    """
+    keyset, how, seen = None, trust.UNSIGNED, {}
+    if remembered is not None and remembered.url == url:
+        keyset, how = remembered.keyset, remembered.trust
+        if remembered.set_name.partition("@")[0] == name:
+            seen[remembered.version] = remembered.object_sha256
+    if (known := known_servers.recall(url)) is not None:
+        seen |= known.sets.get(name, {})
+        if known.keyset is not None:
+            keyset, how = known.keyset, known.trust
+    return keyset, how, seen
+
+
+def check_current(
+    manifest: Manifest, advice: str = "run `mdc-device verify --repair FILE` for a current one"
+) -> None:
+    """Raise `FormatError`, with the advice, when the manifest has expired."""
     if is_expired(manifest):
         assert manifest.expires is not None
         raise FormatError(
-            f"the manifest of {manifest.name!r} expired at {manifest.expires.isoformat()}: publish the set "
-            "again, or correct this device's clock"
+            f"the manifest of {manifest.name!r} expired at {manifest.expires.isoformat()}: {advice}, or correct this "
+            "device's clock"
         )
+
+
+def now() -> datetime:
+    """What this device's clock tells."""
+    return datetime.now(UTC)
 
 
 def is_expired(manifest: Manifest) -> bool:
     """Whether the manifest must not be used any more."""
-    return manifest.expires is not None and manifest.expires <= datetime.now(UTC)
+    return manifest.expires is not None and manifest.expires <= now()
 
 
 def is_clock_behind(manifest: Manifest) -> bool:
     """Whether this device's clock is before the time at which the manifest was made: then no expiry is noticed."""
-    return manifest.created > datetime.now(UTC) + CLOCK_SLACK
+    return manifest.created > now() + CLOCK_SLACK
 
 
 def fetch(link: Link, published: Published, k: int, target: Path, report: Report | None = None) -> Fetched:
@@ -239,4 +268,5 @@ def result(
         resumed_from=resumed,
         repaired_ranks=repaired,
         sha256=published.manifest.digests.subsets[k - 1],
+        trust=published.trust,
     )

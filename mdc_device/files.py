@@ -211,6 +211,17 @@ def check_room(folder: Path, wanted: int, what: str) -> None:
         )
 
 
+@contextmanager
+def named(path: Path, what: str) -> Iterator[None]:
+    """Let an `OSError` of a write tell the file and what it was to hold, which the system does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise OSError(error.errno, f"{error.strerror}, writing {what}", str(path)) from None
+
+
 def load_manifest(path: Path) -> Manifest:
     """The manifest in a file. `FormatError` when it is none."""
     return decode_manifest(path.read_bytes(), str(path))
@@ -228,7 +239,7 @@ def decode_manifest(text: bytes, source: str) -> Manifest:
 def write_atomically(path: Path, data: bytes) -> None:
     """Put `data` at `path`: after a crash it holds either all of it or what it held before."""
     part = part_of(path)
-    with part.open("wb") as file:
+    with named(part, f"{len(data)} bytes"), part.open("wb") as file:
         file.write(data)
         sync(file)
     publish(part, path)

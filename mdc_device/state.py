@@ -13,7 +13,7 @@ from typing import Any
 from mdc_core import rankmajor
 from mdc_core.errors import FormatError
 from mdc_core.manifest import Manifest
-from mdc_device import files
+from mdc_device import files, known_servers, trust
 from mdc_device.errors import RollbackError
 
 STATE_VERSION = 1
@@ -37,6 +37,8 @@ class State:
     """Of the manifest beside the file."""
     keyset: Mapping[str, Any] | None
     """The pinned keys of the server, a JWKS; None: it does not sign."""
+    trust: str
+    """Where these keys came from; see `mdc_device.trust`."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,8 @@ class Published:
     """Its bytes, as they were signed."""
     keyset: Mapping[str, Any] | None
     """The keys to be pinned, a JWKS; None: the server does not sign."""
+    trust: str
+    """Where these keys came from."""
 
     @property
     def reference(self) -> str:
@@ -93,6 +97,7 @@ def remember(path: Path, published: Published, k: int) -> None:
         k=k,
         manifest_sha256=(digest,),
         keyset=published.keyset,
+        trust=published.trust,
     )
     if before is not None and before.manifest_sha256 == (digest,):
         if before != now:
@@ -134,21 +139,23 @@ def load_manifest(path: Path, state: State | None) -> Manifest:
     raise FormatError(f"{where} has been altered since it was fetched: run `mdc-device verify --repair`")
 
 
-def check_newer(state: State | None, published: Published) -> None:
-    """Raise `RollbackError` when the server offers an older manifest of this set than has been seen."""
-    if state is None or (state.url, state.set_name) != (published.url, published.set_name):
-        return
+def check_newer(seen: Mapping[int, str], published: Published, version: int | None) -> None:
+    """Raise `RollbackError` for an older manifest of a set than was `seen` (versions and sha256 of their objects), and
+    for another one under the same version. Who asked for a `version` may have an old one.
+    """
     manifest = published.manifest
-    if manifest.version < state.version:
+    newest = max(seen, default=0)
+    if version is None and manifest.version < newest:
         raise RollbackError(
-            f"the server offers version {manifest.version} of {published.set_name!r}, but this device has seen "
-            f"version {state.version}: something serves an old copy; try again later. If the newer one was withdrawn, "
-            f"fetch {published.set_name.partition('@')[0]}@{manifest.version} to have the older one all the same"
+            f"the server offers version {manifest.version} of {manifest.name!r}, but this device has seen "
+            f"version {newest}: something serves an old copy; try again later. If the newer one was withdrawn, "
+            f"fetch {published.reference} to have the older one all the same"
         )
-    if manifest.version == state.version and manifest.digests.object != state.object_sha256:
+    if seen.get(manifest.version, manifest.digests.object) != manifest.digests.object:
         raise RollbackError(
-            f"the server offers another version {manifest.version} of {published.set_name!r} than the one this "
-            "device has seen: if that is intended, remove the state file and fetch the set again"
+            f"the server offers another version {manifest.version} of {manifest.name!r} than the one this device has "
+            f"seen: if it was set up anew, remove {known_servers.path_of(published.url)} and the FILE.state.json of "
+            "each file from it, and fetch the set again"
         )
 
 
@@ -165,6 +172,7 @@ def _save(path: Path, state: State) -> None:
 
 def _state(document: dict[str, Any]) -> State:
     """The state that these JSON values are; unknown ones are ignored. Raises what a damaged one makes it raise."""
+    document.setdefault("trust", trust.at_first_use(document["url"], document["keyset"]))  # of older releases
     known = {field.name: document[field.name] for field in fields(State)}
     kinds = {"version": int, "k": int, "manifest_sha256": list, "keyset": dict | None}
     if any(not isinstance(value, kinds.get(name, str)) for name, value in known.items()):

@@ -1,9 +1,11 @@
 """Whom a device believes: manifests signed by the keys that it has seen first, or was given beforehand.
 
 The keys of a server are pinned with the first manifest that they sign (trust on first use). From then on a manifest
-by another key, and one without a signature, is refused. New keys come by a way that the user trusts (`--keyset`), or
-by themselves where two proofs meet: a pinned key has signed, and TLS tells that it is the same server which shows them.
-That a key set holds a pinned key beside a new one proves nothing: anybody can write down a public key.
+by another key, and one without a signature, is refused. Over plain http the first use proves nothing, and is told; a
+server that does not sign is only believed by those who say so (`--unsigned`). New keys come by a way that the user
+trusts (`--keyset`), or by themselves where two proofs meet: a pinned key has signed, and TLS tells that it is the same
+server which shows them. That a key set holds a pinned key beside a new one proves nothing: anybody can write down a
+public key.
 """
 
 from __future__ import annotations
@@ -11,12 +13,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 
 from mdc_core import signing
 from mdc_core.errors import ConfigError, MdcError, SignatureError
+from mdc_core.local_key import is_here
 from mdc_device import wire
 from mdc_device.errors import RefusedError
 
@@ -25,6 +28,33 @@ ACCEPT = f"{JOSE}, application/json;q=0.5"
 
 Keyset = Mapping[str, Any]
 """A JWKS (RFC 7517)."""
+
+
+GIVEN, HTTPS, LOCAL, HTTP, UNSIGNED = "given", "https", "local", "http", "unsigned"
+"""Where the keys came from that vouch for a manifest: from the user, or at first use from the server over TLS, from one
+on this machine, or over plain http; or nobody vouches."""
+VOUCHED = frozenset({GIVEN, HTTPS, LOCAL})
+"""Those with which right digests tell who made the bytes."""
+
+
+class Opened(NamedTuple):
+    """A manifest that is to be believed."""
+
+    text: bytes
+    """Its bytes, as they were signed."""
+    keyset: Keyset | None
+    """The keys to be pinned."""
+    trust: str
+    """Where they came from."""
+
+
+def at_first_use(url: str, keyset: Keyset | None) -> str:
+    """What vouches for the keys that the server at `url` showed."""
+    if keyset is None:
+        return UNSIGNED
+    if url.startswith("https://"):
+        return HTTPS
+    return LOCAL if is_here(url) else HTTP
 
 
 def read_keyset(path: Path) -> Keyset:
@@ -36,13 +66,15 @@ def read_keyset(path: Path) -> Keyset:
 
 
 def opened(
-    http: httpx.Client, body: bytes, media_type: str, *, given: Keyset | None, pinned: Keyset | None
-) -> tuple[bytes, Keyset | None]:
+    http: httpx.Client, body: bytes, media_type: str, access: wire.Access, pinned: Keyset | None, trust: str
+) -> Opened:
     """The manifest in an answer, once its signature is checked, and the keys to be pinned.
 
-    It is checked with the keys that the user has `given`, else with those that are `pinned`, else with those that the
-    server offers; a server that has none does not sign, and then no keys are returned. Raises `SignatureError`.
+    It is checked with the keys that the user gave, else with those that are `pinned`, of which `trust` tells where they
+    came from, else with those that the server offers. A server that has none does not sign: it must be allowed to.
+    Raises `SignatureError`.
     """
+    given = access.keyset
     known = given if given is not None else pinned
     keyset = known if known is not None else _offered(http)
     if media_type.partition(";")[0].strip().lower() == JOSE:
@@ -50,13 +82,22 @@ def opened(
             raise SignatureError(f"{http.base_url} signs manifests, but offers no keys at /v1/keyset")
         token = body.decode("ascii", errors="replace").strip()
         text = _verified(token, keyset, known=known is not None)
-        return text, keyset if given is not None or known is None else _renewed(http, token, keyset)
+        if given is not None:
+            return Opened(text, given, GIVEN)
+        if pinned is not None:
+            return Opened(text, _renewed(http, token, pinned), trust)
+        return Opened(text, keyset, at_first_use(str(http.base_url), keyset))
     if keyset is not None:
         raise SignatureError(
             f"{http.base_url} sent a manifest without a signature, though it has keys: something between this device "
             "and the server changes what is delivered; try again over another connection"
         )
-    return body, None
+    if not access.unsigned:
+        raise SignatureError(
+            f"{http.base_url} signs nothing, so nobody vouches for what it sends: give --unsigned to take it all the "
+            "same"
+        )
+    return Opened(body, None, UNSIGNED)
 
 
 def _verified(token: str, keyset: Keyset, *, known: bool) -> bytes:

@@ -35,6 +35,8 @@ class Access:
     """Attempts that may follow a failure; those that bring the file forward are not counted."""
     keyset: Mapping[str, Any] | None = None
     """The only keys whose signature counts, a JWKS; None: those that were pinned, or the server's at first."""
+    unsigned: bool = False
+    """Whether a server that signs nothing is believed all the same."""
 
     def __post_init__(self) -> None:
         if self.key is not None and not (self.key and self.key.isascii() and self.key.isprintable()):
@@ -93,13 +95,21 @@ def answer(
     except httpx.HTTPError as error:
         if (refused := _certificate_fault(error)) is not None:
             raise FormatError(
-                f"the certificate of {http.base_url.host} is not to be trusted ({refused}): check the URL and this "
+                f"the certificate of {_asked(error, http)} is not to be trusted ({refused}): check the URL and this "
                 "device's clock; for a server with an authority of your own set SSL_CERT_FILE to its certificate"
             ) from error
         reason = str(error) or type(error).__name__
         raise UnreachableError(f"no complete answer from {http.base_url}: {reason}") from error
     except httpx.InvalidURL as error:
         raise ConfigError(f"{path!r} makes no valid address: {error}") from None
+
+
+def _asked(error: httpx.HTTPError, http: httpx.Client) -> str:
+    """The host that was spoken to: after a redirect another than the server."""
+    try:
+        return error.request.url.host
+    except RuntimeError:  # httpx knows none
+        return http.base_url.host
 
 
 def _certificate_fault(error: BaseException | None) -> str | None:

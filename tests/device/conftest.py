@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -170,7 +171,7 @@ def served_set(version: int = 1, seed: int = 0, ipc: int = 5, side: int = 9) -> 
     manifest = build_manifest(
         name="toy",
         version=version,
-        created="2030-01-01T00:00:00Z",
+        created="2020-01-01T00:00:00Z",
         expires=None,
         info=info,
         digests=rankmajor.digests(obj, info),
@@ -202,10 +203,11 @@ def serving(served: Device, tls: ssl.SSLContext | None = None) -> Iterator[Devic
 
 
 @pytest.fixture(autouse=True)
-def _hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The key in the environment, and next to no waiting before another attempt."""
+def _hurried(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The key in the environment, no memory of other servers, and next to no waiting before another attempt."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state-home"))
     monkeypatch.setenv("MDC_KEY", KEY)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,.example")
     monkeypatch.setattr(patience, "FIRST_S", 0.001)
 
 

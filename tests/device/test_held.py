@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 
 from mdc_core import cgroups, rankmajor
 from mdc_core.budget import Budget
-from mdc_device import api, cli, files, profile
+from mdc_device import api, cli, client, files, profile
 from mdc_device.cli import main
 
 ACCESS = api.Access("mdc_1_secret", timeout_s=10, retries=1)
@@ -50,6 +51,9 @@ def test_status_tells_what_is_held(device: Any, file: Path, capsys: pytest.Captu
         "expired": False,
         "url": device.url,
         "signed": True,
+        "intact": True,
+        "trust": "local",
+        "clock_behind": False,
         "part_bytes": 0,
         "repaired_ranks": [],
     }
@@ -86,13 +90,51 @@ def test_a_file_that_was_never_fetched(
     assert "mdc-device fetch" in err
 
 
-def test_an_expired_manifest_is_told(file: Path, device: Any) -> None:
-    device.manifest["expires"] = "2020-01-01T00:00:00Z"
-    files.manifest_of(file).write_text(json.dumps(device.manifest))
-    (file.parent / "toy.mdc.state.json").unlink()
+def test_what_has_expired_is_not_used(
+    file: Path, device: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device.manifest["expires"] = "2030-01-01T00:00:00Z"
+    assert main(["fetch", device.url, "toy", "--k", "3", "--to", str(file)]) == 0
+    device.manifest["expires"] = "2050-01-01T00:00:00Z"  # the server signs it anew
+    monkeypatch.setattr(client, "now", lambda: datetime(2040, 1, 1, tzinfo=UTC))
+    capsys.readouterr()
+    commands = ["verify", "train", "shrink --k 1", "status"]
+    for words in commands:
+        command, *more = words.split()
+        assert main([command, str(file), *more]) == 5
+        said = capsys.readouterr()
+        assert "expired" in said.err
+        assert "mdc-device verify --repair" in said.err
+        assert "or correct this device's clock" in said.err
     assert api.status(file).expired
-    with pytest.raises(Exception, match="expired at 2020"):
+    with pytest.raises(Exception, match="expired at 2030"):
         api.plan(manifest=files.manifest_of(file))
+    assert file.read_bytes() == device.subset(3)
+    device.requests.clear()
+    assert main(["verify", str(file), "--repair"]) == 0
+    assert device.ranges() == []  # the manifest alone
+    for words in commands:
+        command, *more = words.split()
+        if command != "train":  # this set has no network
+            assert main([command, str(file), *more]) == 0
+
+
+def test_a_clock_that_is_behind_is_told(
+    file: Path, device: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As that of a device without a battery, after a power cut."""
+    monkeypatch.setattr(client, "now", lambda: datetime(1970, 1, 1, tzinfo=UTC))
+    for words in (
+        ["plan", device.url, "toy"],
+        ["fetch", device.url, "toy", "--k", "3", "--to", str(file)],
+        ["grow", str(file), "--k", "4"],
+        ["shrink", str(file), "--k", "3"],
+        ["verify", str(file)],
+        ["status", str(file)],
+    ):
+        assert main(words) == 0
+        assert "clock is before the time" in capsys.readouterr().err
+    assert api.status(file).clock_behind
 
 
 def test_a_plan_needs_no_connection(device: Any, file: Path, capsys: pytest.CaptureFixture[str]) -> None:

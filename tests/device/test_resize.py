@@ -141,6 +141,33 @@ def test_without_room_for_another_file_it_shrinks_in_place(
     assert file.read_bytes() == device.subset(2)
 
 
+SMALL_DISK = """
+import resource, sys
+from mdc_device.cli import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_storage_that_ends_midway_is_named(device: Any, tmp_path: Path) -> None:
+    """As when another program takes what was free."""
+    file = fetched(device, tmp_path / "file", 1)
+    for command in (
+        ["grow", str(file), "--k", "5"],
+        ["fetch", device.url, "toy", "--to", str(tmp_path / "b")],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", SMALL_DISK, *command], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 1
+        target = file if command[0] == "grow" else tmp_path / "b"
+        assert f"writing subset 5 of 'toy', which has {len(device.subset(5))} bytes" in done.stderr
+        assert f"'{target}.part'" in done.stderr
+    assert file.read_bytes() == device.subset(1)
+    assert main(["grow", str(file), "--k", "5"]) == 0
+    assert file.read_bytes() == device.subset(5)
+
+
 @pytest.mark.parametrize("command", ["grow", "shrink", "verify", "verify --repair", "status", "fetch"])
 def test_a_busy_file_is_left_alone(
     device: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str

@@ -53,7 +53,7 @@ def file(tmp_path: Path) -> Path:
     manifest = build_manifest(
         name="digits",
         version=3,
-        created="2030-01-01T00:00:00Z",
+        created="2020-01-01T00:00:00Z",
         expires=None,
         info=info,
         digests=rankmajor.digests(packed, info),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import socket
 import ssl
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -17,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from mdc_core.errors import SignatureError
 from mdc_core.signing import jwks, new_key
-from mdc_device import api, state, wire
+from mdc_device import api, files, known_servers, state, wire
 from mdc_device.cli import main
 from tests.device.conftest import SIGNER, served_set, serving
 
@@ -95,12 +96,145 @@ def test_a_signature_cannot_be_left_out(device: Any, file: Path, tmp_path: Path)
         api.fetch(device.url, "toy", tmp_path / "new", access=ACCESS)
 
 
-def test_a_server_without_keys_does_not_sign(device: Any, tmp_path: Path) -> None:
+def test_a_server_without_keys_must_be_allowed_to_sign_nothing(
+    device: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     device.signer, device.keyset = None, None
     file = tmp_path / "new"
-    api.fetch(device.url, "toy", file, k=2, access=ACCESS)
-    assert not api.status(file).signed
-    assert api.verify(file).verified
+    fetch = ["fetch", device.url, "toy", "--k", "2", "--to", str(file)]
+    assert main(fetch) == 5
+    assert "give --unsigned" in capsys.readouterr().err
+    assert not file.exists()
+    assert main([*fetch, "--unsigned"]) == 0
+    assert main(["status", str(file)]) == 0
+    assert main(["verify", str(file)]) == 0
+    said = capsys.readouterr()
+    assert "not signed: right digests tell that nothing was damaged, not who made it" in said.out
+    assert "verified" not in said.out + said.err
+    assert main(["grow", str(file), "--k", "3"]) == 5
+    assert main(["grow", str(file), "--k", "3", "--unsigned", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["verified"] is False
+    found = api.status(file)
+    assert (found.signed, found.intact, found.verified, found.trust) == (False, True, False, "unsigned")
+    # Where keys are known, nothing goes without a signature.
+    device.signer, device.keyset = SIGNER, jwks([SIGNER.public])
+    api.grow(file, 4, access=ACCESS)
+    device.signer = None
+    assert main(["grow", str(file), "--k", "5", "--unsigned"]) == 5
+    assert file.read_bytes() == device.subset(4)
+
+
+@pytest.fixture
+def remote(device: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The server under a name of its own, which leads to this machine."""
+    resolve = socket.getaddrinfo
+
+    def resolved(host: Any, *more: Any, **options: Any) -> Any:
+        return resolve("127.0.0.1" if host == "condense.example" else host, *more, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolved)
+    device.url = device.url.replace("127.0.0.1", "condense.example")
+    return device
+
+
+def test_first_use_over_http_verifies_nobody(
+    remote: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "toy.mdc"
+    assert main(["fetch", remote.url, "toy", "--k", "1", "--to", str(file)]) == 0
+    assert main(["grow", str(file), "--k", "2"]) == 0
+    assert main(["status", str(file)]) == 0
+    text = capsys.readouterr().out
+    assert "signed by keys that were believed at first use, over a connection that is not secure" in text
+    assert "give them as --keyset FILE" in text
+    assert "verified" not in text
+    assert not api.status(file).verified
+    keys = tmp_path / "keys.json"
+    keys.write_text(json.dumps(remote.keyset))
+    assert main(["grow", str(file), "--k", "3", "--keyset", str(keys)]) == 0
+    assert "verified" in capsys.readouterr().out
+    # From now on they count as given, for other files too.
+    assert main(["fetch", remote.url, "toy", "--k", "1", "--to", str(tmp_path / "other"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["trust"] == "given"
+
+
+def test_what_is_known_of_a_server_holds_for_every_file(
+    remote: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = remote, served_set(version=2, seed=1)
+    fetch = ["fetch", remote.url, "toy", "--k", "1", "--to"]
+    remote.manifest, remote.obj = second.manifest, second.obj
+    assert main([*fetch, str(tmp_path / "a")]) == 0
+    old = served_set()
+    remote.manifest, remote.obj = old.manifest, old.obj
+    assert main([*fetch, str(tmp_path / "b")]) == 5
+    assert "this device has seen version 2" in capsys.readouterr().err
+    assert main(["plan", remote.url, "toy"]) == 5
+    # Who asks for the older one by its number gets it, but no other set under that number.
+    words = ["fetch", remote.url, "toy@1", "--k", "1", "--to", str(tmp_path / "b")]
+    assert main(words) == 0
+    other = served_set(seed=2)
+    remote.manifest, remote.obj = other.manifest, other.obj
+    capsys.readouterr()
+    assert main([*words[:-1], str(tmp_path / "c")]) == 5
+    assert "another version 1" in capsys.readouterr().err
+    remote.manifest, remote.obj = second.manifest, second.obj
+    # Nor does another key count, for a file that is new.
+    first.signer = new_key()
+    first.keyset = jwks([first.signer.public])
+    assert main([*fetch, str(tmp_path / "d")]) == 5
+    assert "--keyset FILE" in capsys.readouterr().err
+    assert not (tmp_path / "d").exists()
+
+
+def test_another_set_of_the_server_has_versions_of_its_own(remote: Any, tmp_path: Path) -> None:
+    """And what is remembered is bounded."""
+    remote.manifest["version"] = 7
+    api.fetch(remote.url, "toy", tmp_path / "a", k=1, access=ACCESS)
+    known = known_servers.recall(remote.url)
+    assert known is not None
+    assert list(known.sets) == ["toy"]
+    for version in range(8, 8 + known_servers.VERSIONS):
+        remote.manifest["version"] = version
+        api.plan(remote.url, "toy", access=ACCESS)
+    known = known_servers.recall(remote.url)
+    assert known is not None
+    assert len(known.sets["toy"]) == known_servers.VERSIONS
+    assert max(known.sets["toy"]) == version
+
+
+def test_a_server_on_this_machine_is_remembered_by_its_files_alone(device: Any, tmp_path: Path) -> None:
+    api.fetch(device.url, "toy", tmp_path / "a", k=1, access=ACCESS)
+    device.signer = new_key()
+    device.keyset = jwks([device.signer.public])  # set up anew
+    api.fetch(device.url, "toy", tmp_path / "b", k=1, access=ACCESS)
+    assert known_servers.recall(device.url) is None
+    assert not (tmp_path / "state-home").exists()
+
+
+def test_memory_that_is_damaged_or_cannot_be_written_is_named(
+    remote: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fetch = ["fetch", remote.url, "toy", "--k", "1", "--to", str(tmp_path / "a")]
+    assert main(fetch) == 0
+    for text in ("{", "[]", '{"known_version": 1}', '{"known_version": 1, "sets": [], "keyset": 0}'):
+        known_servers.path_of(remote.url).write_text(text)
+        assert main(fetch) == 5
+        assert "is damaged: delete it" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
+    remote.requests.clear()
+    assert main(fetch) == 1
+    assert "set XDG_STATE_HOME to a folder" in capsys.readouterr().err
+    assert remote.ranges() == []
+
+
+def test_a_state_file_of_an_older_release_is_read(device: Any, file: Path) -> None:
+    document = json.loads(files.state_of(file).read_text())
+    assert document.pop("trust") == "local"
+    for url, trust in (("https://a.example", "https"), ("http://a.example", "http")):
+        files.state_of(file).write_text(json.dumps({**document, "url": url}))
+        assert api.status(file).trust == trust
 
 
 def test_signed_without_keys_is_refused(device: Any, tmp_path: Path) -> None:
@@ -158,6 +292,23 @@ def secure(certified: tuple[ssl.SSLContext, Path], monkeypatch: pytest.MonkeyPat
     with serving(served_set(), context) as device:
         yield device
     wire._certificates.cache_clear()
+
+
+def test_a_certificate_that_is_not_to_be_trusted_is_named_at_once(
+    certified: tuple[ssl.SSLContext, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wire._certificates.cache_clear()
+    tried: list[object] = []
+    context, _ = certified
+    context.sni_callback = lambda *given: tried.append(given)
+    with serving(served_set(), context) as device:
+        url = device.url.replace("127.0.0.1", "localhost")  # an address has no server name
+        assert main(["fetch", url, "toy", "--to", str(tmp_path / "a")]) == 5
+    context.sni_callback = None
+    err = capsys.readouterr().err
+    assert "the certificate of localhost is not to be trusted" in err
+    assert "SSL_CERT_FILE" in err
+    assert len(tried) == 1
 
 
 def pinned(file: Path) -> Any:
