@@ -9,6 +9,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from mdc_core.errors import ConfigError
+from mdc_core.fonts import Font, font_for
 from mdc_core.names import MAX_NAME, visible
 from mdc_core.rankmajor import SetInfo, Tiles
 
@@ -21,8 +22,6 @@ MARGIN = 8
 FONT_SIZE = 14
 LONGEST_LABEL = 220
 PAPER, INK = (255, 255, 255), (32, 32, 32)
-
-Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
 
 def preview_png(tiles: Tiles, info: SetInfo, scale: int | None = None) -> bytes:
@@ -67,14 +66,14 @@ def _draw(cells: npt.NDArray[np.uint8], classes: tuple[str, ...]) -> Image.Image
     """The picture with class names at the left and rank numbers on top, from `(k, C, side, side, 3)`."""
     k, rows, side = cells.shape[:3]
     font = ImageFont.load_default(FONT_SIZE)
-    labels = [_shortened(name, font) for name in classes]
-    left = MARGIN + round(max(font.getlength(label) for label in labels)) + MARGIN
+    labels = [_label(name, index) for index, name in enumerate(classes)]
+    left = MARGIN + round(max(its.getlength(label) for label, its in labels)) + MARGIN
     top = MARGIN + FONT_SIZE + GAP
     pitch = max(side, FONT_SIZE) + GAP  # rows and columns leave room for their labels
     picture = Image.new("RGB", (left + k * pitch + MARGIN, top + rows * pitch + MARGIN), PAPER)
     draw = ImageDraw.Draw(picture)
-    for row, label in enumerate(labels):
-        draw.text((left - MARGIN, top + row * pitch + side / 2), label, INK, font, anchor="rm")
+    for row, (label, its) in enumerate(labels):
+        draw.text((left - MARGIN, top + row * pitch + side / 2), label, INK, its, anchor="rm")
     # Where the numbers would touch each other, only every so many are written.
     every = -(-round(font.getlength(f"{k} ")) // pitch)
     for rank in range(k):
@@ -86,9 +85,17 @@ def _draw(cells: npt.NDArray[np.uint8], classes: tuple[str, ...]) -> Image.Image
     return picture
 
 
-def _shortened(name: str, font: Font) -> str:
-    """A class name that fits the margin, with an ellipsis where it was cut."""
+def _label(name: str, index: int) -> tuple[str, Font]:
+    """A class name and a font that has its characters; the number of the class where this machine has none."""
     line = " ".join(visible(name)[:MAX_NAME].split()) or "?"
+    font = font_for(line, FONT_SIZE)
+    if font is None:
+        return f"class {index}", ImageFont.load_default(FONT_SIZE)
+    return _shortened(line, font), font
+
+
+def _shortened(line: str, font: Font) -> str:
+    """A line that fits the margin, with an ellipsis where it was cut."""
     if font.getlength(line) <= LONGEST_LABEL:
         return line
     while font.getlength(line + "…") > LONGEST_LABEL:

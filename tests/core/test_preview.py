@@ -1,11 +1,15 @@
 """The picture of a set: every tile stands where it should, and labels do not touch it."""
 
 import io
+from collections.abc import Iterator
+from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFont
 
+from mdc_core import fonts, preview
 from mdc_core.errors import ConfigError
 from mdc_core.preview import mosaics, preview_png
 from mdc_core.rankmajor import SetInfo
@@ -68,6 +72,36 @@ def test_a_long_name_does_not_widen_the_picture_without_end() -> None:
     info = info_of(classes=("x" * 500, "line\nbreak"))
     with Image.open(io.BytesIO(preview_png(random_tiles(info, 1), info))) as image:
         assert image.width < 400
+
+
+DEJAVU = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+"""It has Latin, Greek, Cyrillic, Arabic and more, but no Chinese."""
+
+
+@pytest.fixture
+def only_dejavu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(fonts, "FILES", ("no-such-font.ttf", str(DEJAVU)))
+    fonts._fonts.cache_clear()
+    yield
+    fonts._fonts.cache_clear()
+
+
+@pytest.mark.usefixtures("only_dejavu")
+@pytest.mark.parametrize("name", ["épinette", "жук", "ضفدع", "Käfer"])
+def test_a_name_is_drawn_by_a_font_that_has_it(name: str) -> None:
+    label, font = preview._label(name, 3)
+    assert label == name
+    assert isinstance(font, ImageFont.FreeTypeFont)
+    assert font.path == str(DEJAVU)
+
+
+@pytest.mark.usefixtures("only_dejavu")
+def test_a_name_that_no_font_here_has_becomes_a_number() -> None:
+    assert preview._label("青蛙", 3)[0] == "class 3"
+    info = info_of(classes=("青蛙", "frog"))
+    with_number = info_of(classes=("class 0", "frog"))
+    tiles = random_tiles(info, 1)
+    assert preview_png(tiles, info) == preview_png(tiles, with_number)
 
 
 def test_a_large_set_is_not_enlarged() -> None:
