@@ -77,8 +77,10 @@ def _service(folder: Path) -> Iterator[Service]:
     """`mdc up` in a folder of its own, stopped at the end whatever happens."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
+    workers = min(len(JOBS), os.cpu_count() or 1)
     command = [sys.executable, "-m", "mdc_cli.main", "up", "--data-dir", str(folder), "--port", str(port)]
-    people.print("0  Starting the API and a worker on this machine")
+    command += ["--workers", str(workers)]
+    people.print(f"0  Starting the API and {workers} worker{'s' * (workers > 1)} on this machine")
     up = subprocess.Popen(
         command,
         env=os.environ | {"MDC_THREADS": "1"},  # images this small gain nothing from more
