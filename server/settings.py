@@ -138,8 +138,8 @@ class Settings(BaseSettings):
     """Attempts after which an interrupted job fails."""
     max_runtime_seconds: int | None = Field(default=None, ge=1)
     """Longest time that a job may run, all attempts together; none: as long as its request says."""
-    max_expected_seconds: float | None = Field(default=None, gt=0)
-    """Longest time that a job may be expected to take, while a worker tells; none: any."""
+    max_expected_seconds: float = Field(default=7 * 86400, ge=0)
+    """Longest time that a job may be expected to take, while a worker tells; 0: any."""
     lease_seconds: float = Field(default=90, gt=0)
     """How long a worker holds a job without renewing its lease."""
     lease_renew_seconds: float = Field(default=15, gt=0)

@@ -130,7 +130,7 @@ def submit(
 
 
 def _admitted(session: Session, resolved: Resolved, settings: Settings) -> Admitted:
-    most = settings.max_expected_seconds
+    most = settings.max_expected_seconds or None
     return admit(session, resolved.preset, resolved.condense, resolved.evaluate, resolved.facts, most)
 
 
@@ -196,7 +196,7 @@ def resolve(session: Session, caller: Caller, request: JobRequest, settings: Set
         max_runtime_s=max_runtime_s,
     )
     runtime = None if max_runtime_s is None else _RUNTIME_SHARE * max_runtime_s
-    limits = [most for most in (settings.max_expected_seconds, runtime) if most is not None]
+    limits = [most for most in (settings.max_expected_seconds, runtime) if most]
     return resolved if choice.minutes is None else _in_time(session, request, resolved, choice, limits)
 
 

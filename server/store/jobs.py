@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import ColumnElement, func, literal, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
 from server.store.ids import new_id
 from server.store.states import ENDED, HELD, JobState, sources
@@ -115,16 +115,14 @@ def move(
 
 
 def claim(session: Session, job_id: str | None, owner: str, lease_seconds: float) -> Job | None:
-    """Take a queued job for the worker `owner`, the oldest when no id is given; None when there is none.
+    """Take a queued job for the worker `owner`; None when there is none.
 
-    Of any number of concurrent claims one gets the job.
+    Without an id: the oldest job of the caller who has the fewest jobs running, and among those of the one who has
+    waited longest since a job of theirs was claimed. Of any number of concurrent claims one gets the job.
     """
+    job_id = job_id or _next(session)
     if job_id is None:
-        # Not a second filter on the state in `move`: a row that a neighbour has locked is passed over.
-        oldest = select(Job.id).where(Job.state == JobState.QUEUED).order_by(Job.id).limit(1)
-        job_id = session.scalar(oldest.with_for_update(skip_locked=True))
-        if job_id is None:
-            return None
+        return None
     now = utcnow()
     return move(
         session,
@@ -139,6 +137,34 @@ def claim(session: Session, job_id: str | None, owner: str, lease_seconds: float
         claimed_at=now,
         started_at=func.coalesce(Job.started_at, literal(now, UTCDateTime())),
     )
+
+
+def _next(session: Session) -> str | None:
+    """Id of the queued job whose turn it is, its row locked."""
+    waiting = (
+        select(Job.owner_id, func.min(Job.id).label("oldest"))
+        .where(Job.state == JobState.QUEUED)
+        .group_by(Job.owner_id)
+        .subquery()
+    )
+    others = aliased(Job)
+    running = select(func.count()).where(others.owner_id == waiting.c.owner_id, others.state.in_(HELD))
+    served = select(func.max(others.claimed_at)).where(others.owner_id == waiting.c.owner_id)
+    turns = select(waiting.c.owner_id).order_by(
+        running.scalar_subquery(), served.scalar_subquery().nulls_first(), waiting.c.oldest
+    )
+    for owner_id in session.scalars(turns).all():
+        # A row that a neighbour has locked is passed over: `move` would wait for it.
+        oldest = (
+            select(Job.id)
+            .where(Job.owner_id == owner_id, Job.state == JobState.QUEUED)
+            .order_by(Job.id)
+            .limit(1)
+            .with_for_update(skip_locked=True)
+        )
+        if (job_id := session.scalar(oldest)) is not None:
+            return job_id
+    return None
 
 
 def renew(session: Session, job_id: str, attempt: int, lease_seconds: float) -> JobState | None:

@@ -113,12 +113,14 @@ class Job(Base):
     """One condensation, from submission to its end; SQL is the queue of record."""
 
     __tablename__ = "jobs"
-    # The first serves the claim of the oldest queued job, the second a caller's list; both end in the
-    # id, which is ordered by time. The third counts what a caller has waiting, however long its list is.
+    # The first serves lists by state, the second a caller's list; both end in the id, which is ordered by time.
+    # The others serve claims: who waits, and since when, however long the list of a caller's ended jobs is.
     __table_args__ = (
         Index(None, "state", "id"),
         Index(None, "owner_id", "id"),
+        Index(None, "state", "owner_id", "id"),
         Index(None, "owner_id", "state"),
+        Index(None, "owner_id", "claimed_at"),
     )
 
     id: Mapped[str] = mapped_column(String(40), primary_key=True)

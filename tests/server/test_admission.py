@@ -118,7 +118,16 @@ def planned(api: Api, **body: Any) -> dict[str, Any]:
     return plan
 
 
-def test_a_dry_run_tells_what_the_job_would_be_and_queues_nothing(api: Api) -> None:
+def accept(api: Api, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the service refuse jobs that are expected to take longer; 0: none."""
+    changed = api.services.settings.model_copy(update={"max_expected_seconds": seconds})
+    monkeypatch.setattr(api.client.app.state, "services", replace(api.services, settings=changed))  # type: ignore[attr-defined]
+
+
+def test_a_dry_run_tells_what_the_job_would_be_and_queues_nothing(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accept(api, 0, monkeypatch)
     register(api.services.db, "one", 2**40)
     body = {"dataset": uploaded(api), **PICTURES}
     plan = planned(api, **body)
@@ -136,7 +145,8 @@ def test_a_dry_run_tells_what_the_job_would_be_and_queues_nothing(api: Api) -> N
     assert wrong.json()["code"] == "unknown-dataset"
 
 
-def test_the_shorter_job_takes_what_it_says(api: Api) -> None:
+def test_the_shorter_job_takes_what_it_says(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    accept(api, 0, monkeypatch)
     assert planned(api, dataset="digits")["shorter"] is None  # no worker tells
     register(api.services.db, "one", 2**40)
     body: dict[str, Any] = {"dataset": uploaded(api), **PICTURES}
@@ -154,11 +164,18 @@ def test_the_shorter_job_takes_what_it_says(api: Api) -> None:
     assert again["shorter"] is None
 
 
+def test_a_job_of_more_than_a_week_is_refused_unless_the_operator_says_otherwise(api: Api) -> None:
+    register(api.services.db, "one", 2**40)
+    body = {"dataset": uploaded(api), **PICTURES}
+    problem = api.client.post("/v1/jobs", json=body, headers=api.admin).json()
+    assert problem["code"] == "takes-too-long"
+    assert "at most 7 days are accepted here" in problem["detail"]
+
+
 def test_a_job_that_would_take_longer_than_the_operator_accepts_is_refused(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    limited = api.services.settings.model_copy(update={"max_expected_seconds": 7200.0})
-    monkeypatch.setattr(api.client.app.state, "services", replace(api.services, settings=limited))  # type: ignore[attr-defined]
+    accept(api, 7200.0, monkeypatch)
     body = {"dataset": uploaded(api), **PICTURES}
     assert planned(api, **body)["estimate"]["seconds"] is None  # without a worker nothing is known against it
     register(api.services.db, "one", 2**40)
@@ -300,8 +317,7 @@ def test_what_has_a_schedule_has_no_time(api: Api) -> None:
 def test_a_time_that_cannot_be_kept_is_refused(
     api: Api, monkeypatch: pytest.MonkeyPatch, more: dict[str, Any], field: str, message: str
 ) -> None:
-    limited = api.services.settings.model_copy(update={"max_expected_seconds": 7200.0})
-    monkeypatch.setattr(api.client.app.state, "services", replace(api.services, settings=limited))  # type: ignore[attr-defined]
+    accept(api, 7200.0, monkeypatch)
     refused = api.client.post("/v1/jobs", json={"dataset": uploaded(api), **more}, headers=api.admin)
     assert refused.status_code == 422
     (error,) = refused.json()["errors"]
@@ -310,8 +326,7 @@ def test_a_time_that_cannot_be_kept_is_refused(
 
 
 def test_nobody_s_time_gives_way_to_the_operator_s(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    limited = api.services.settings.model_copy(update={"max_expected_seconds": 420.0})
-    monkeypatch.setattr(api.client.app.state, "services", replace(api.services, settings=limited))  # type: ignore[attr-defined]
+    accept(api, 420.0, monkeypatch)
     dataset = uploaded(api)
     assert planned(api, dataset=dataset)["minutes"] == 7
     assert planned(api, dataset=dataset, max_runtime_s=500)["minutes"] == pytest.approx(20 / 3)

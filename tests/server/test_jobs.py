@@ -15,6 +15,7 @@ from server.store import jobs, sets
 from server.store.db import Database
 from server.store.states import ALLOWED, ENDED, HELD, JobState
 from server.store.tables import Job, JobEvent, utcnow
+from tests.server.conftest import make_owner
 
 LEASE = 90.0
 
@@ -82,6 +83,42 @@ def test_a_claim_takes_the_lease_and_the_oldest_job_comes_first(db: Database, ow
         assert following is not None
         assert following.id == second
         assert jobs.claim(session, None, "worker-3", LEASE) is None
+
+
+def test_owners_take_turns(db: Database, owner: str) -> None:
+    """Who has submitted much waits no less than who has submitted little, and nobody longer than a round."""
+    other, third = make_owner(db), make_owner(db)
+    many = [submit(db, owner, "a") for _ in range(4)]
+    few = [submit(db, other, "b") for _ in range(2)]
+    one = submit(db, third, "c")
+
+    def take() -> str | None:
+        with db.begin() as session:
+            job = jobs.claim(session, None, "worker", LEASE)
+            return None if job is None else job.id
+
+    def finish(job_id: str) -> None:
+        with db.begin() as session:
+            assert jobs.succeed(session, job_id, 1, 1) is not None
+
+    # One worker: every claim is made when the job before has ended.
+    taken = []
+    for _ in range(4):
+        job_id = take()
+        assert job_id is not None
+        taken.append(job_id)
+        finish(job_id)
+    assert taken == [many[0], few[0], one, many[1]]
+    # Several: whoever has nothing running goes first, however long ago the others were served.
+    assert take() == few[1]
+    assert take() == many[2]
+    last = submit(db, other, "b")
+    late = submit(db, third, "c")
+    assert take() == late
+    finish(few[1])
+    assert take() == last
+    assert take() == many[3]
+    assert take() is None
 
 
 def test_of_concurrent_claims_one_gets_the_job(db: Database, owner: str) -> None:
