@@ -5,10 +5,51 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import structlog
 from celery import Celery, signals
+from celery.worker.consumer import Consumer
+from kombu.message import Message
 
 from server.settings import Settings
 from server.wakeup import TASK, transport_options
+
+MALFORMED = (ValueError, LookupError, TypeError, AttributeError)
+"""What kombu and Celery raise at a message that is none."""
+
+
+class PatientConsumer(Consumer):  # type: ignore[misc]
+    """Drops messages that make no sense, where Celery's own would end the worker and its job.
+
+    What the broker holds may come from anybody who reaches it, and a hint that is lost costs only time.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        """As Celery makes it."""
+        super().__init__(*args, **options)
+        self.connection_errors: tuple[type[Exception], ...] = (*self.conninfo.connection_errors, *MALFORMED)
+
+    def create_task_handler(self, *args: Any, **options: Any) -> Callable[[Message], None]:
+        """Celery's, for messages whose envelope can be read at least."""
+        handle = super().create_task_handler(*args, **options)
+
+        def handle_or_drop(message: Message) -> None:
+            try:
+                handle(message)
+            except MALFORMED as error:
+                _dropped(error)
+                message.ack_log_error(structlog.get_logger(), self.connection_errors)
+
+        return handle_or_drop
+
+    def on_connection_error_after_connected(self, exc: Exception) -> None:
+        """Reconnect; for a message that the transport could not read, too: it has taken it off the queue."""
+        if isinstance(exc, MALFORMED):
+            _dropped(exc)
+        super().on_connection_error_after_connected(exc)
+
+
+def _dropped(error: Exception) -> None:
+    structlog.get_logger().warning("malformed message dropped", error=repr(error)[:200])
 
 
 def make_app(
@@ -40,6 +81,7 @@ def make_app(
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         broker_transport_options=transport_options(settings),
+        worker_consumer=PatientConsumer,
     )
 
     @app.task(name=TASK)  # type: ignore[untyped-decorator]

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import httpx
 import pytest
+import redis
 
+from server.settings import Settings
 from server.store import jobs
 from server.store.states import JobState
-from server.wakeup import Wakeup
+from server.wakeup import QUEUE, TASK, Wakeup
 from tests.conftest import both_sizes
 from tests.services import free_port, process
 from tests.worker.conftest import Stores, stores  # noqa: F401 (a fixture)
@@ -56,6 +60,78 @@ def test_wake_ups_that_are_lost_doubled_late_or_wrong_do_no_harm(stores: Stores)
     assert stopped.lease_owner is None
     assert stopped.checkpoint_key is not None
     assert stores.objects.head(stopped.checkpoint_key)
+
+
+ENVELOPE = {"properties": {"delivery_tag": "1", "delivery_info": {}}, "headers": {}, "body": ""}
+WRONG = [
+    *("", "null", "[]", "7", '"text"', "{", "\u0000", "[" * 3000, '{"properties": 1}', '{"properties": {}}'),
+    *('{"properties": {"delivery_tag": "1", "body_encoding": "base64"}, "body": "%"}', json.dumps(ENVELOPE)),
+    *(
+        json.dumps({**ENVELOPE, "headers": headers, "body": body, "content-type": kind})
+        for headers in (None, 1, [], {"task": []}, {"task": None, "id": 1}, {"task": "no.such", "id": "1"})
+        for body, kind in (
+            ("[", "application/json"),
+            ("[[],{},{}]", "application/json"),
+            ("x", "application/x"),
+        )
+    ),
+    *(
+        json.dumps(
+            {**ENVELOPE, "headers": {"task": TASK, "id": "1"} | more, "body": body, "content-type": kind}
+        )
+        for more in ({}, {"eta": "never"}, {"expires": []}, {"timelimit": 7}, {"lang": 1, "id": None})
+        for body, kind in (
+            *(("[", "application/json"), ("7", "application/json"), ("[[],{},{}]", "application/json")),
+            *(("[[1, 2, 3], {}, {}]", "application/json"), ("\x80\x04N.", "application/x-python-serialize")),
+        )
+    ),
+    "x" * 2**21,
+]
+"""What is no message, or none that a worker of ours gets."""
+
+
+def put(settings: Settings, text: str) -> None:
+    """Into the queue, past Celery."""
+    url = settings.broker_url
+    if url.startswith("redis"):
+        with redis.Redis.from_url(url) as client:
+            client.lpush(f"{settings.broker_prefix}{QUEUE}", text)
+        return
+    columns = "(visible, timestamp, payload, version, queue_id)"
+    with closing(sqlite3.connect(url.removeprefix("sqla+sqlite:///"), timeout=30)) as connection:
+        connection.execute(
+            f"INSERT INTO kombu_message {columns} SELECT 1, datetime(), ?, 1, id FROM kombu_queue", [text]
+        )
+        connection.commit()
+
+
+@both_sizes
+def test_what_is_no_message_ends_neither_worker_nor_job(
+    stores: Stores,  # noqa: F811
+) -> None:
+    wakeup = Wakeup(stores.settings)
+    wakeup.prepare()
+    running = stores.submit(outer_loops=100_000)
+    wakeup.send(running)
+    wakeup.close()
+    with worker() as started:
+        stores.wait_for(running, lambda job: job.attempt == 1)
+        for text in WRONG[:4]:
+            put(stores.settings, text)
+        before = stores.wait_for(running, lambda job: (job.checkpoint_step or 0) >= 1).checkpoint_step or 0
+        stores.wait_for(running, lambda job: (job.checkpoint_step or 0) > before)
+        with stores.database.begin() as session:
+            jobs.cancel(session, running)
+        stores.wait_for(running, lambda job: job.ended_at is not None)
+        for text in WRONG:
+            put(stores.settings, text)
+        last = stores.submit(outer_loops=2)
+        wakeup = Wakeup(stores.settings)
+        wakeup.send(last)
+        wakeup.close()
+        assert stores.wait_for(last, lambda job: job.ended_at is not None).state is JobState.SUCCEEDED
+        assert started.poll() is None
+    assert stores.job(running).attempt == 1
 
 
 def test_an_api_notices_a_worker_that_vanished_and_ends_in_order(stores: Stores) -> None:  # noqa: F811
