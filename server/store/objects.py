@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, BinaryIO, NamedTuple, Protocol
 from urllib.parse import unquote, urlsplit
 
 import obstore
@@ -20,6 +20,8 @@ RETRY_SECONDS = 15
 """How long a remote store that fails is tried again."""
 READ_SECONDS = 30
 """How long a remote store may say nothing before it counts as away."""
+ATTEMPTS = 100
+"""To make a folder that others delete, as often as it becomes empty, and a file in it."""
 CHUNK = 256 * 1024
 """Bytes that a stream holds at once, so that a slow reader holds no more."""
 
@@ -132,7 +134,7 @@ class FolderObjects(RemoteObjects):
     def __init__(self, folder: Path) -> None:
         """Make the folder if it is missing."""
         folder.mkdir(parents=True, exist_ok=True)
-        super().__init__(LocalStore(prefix=folder))
+        super().__init__(LocalStore(prefix=folder, automatic_cleanup=True))  # no empty folders stay
         self._folder = folder
 
     def put(self, key: str, data: bytes | Path) -> None:
@@ -141,11 +143,10 @@ class FolderObjects(RemoteObjects):
         if any(step in ("", ".", "..") or "#" in step for step in steps):
             raise ValueError(f"{key!r} is not a key: it is names joined by '/', without '#', '.' and '..'")
         target = self._folder.joinpath(*steps)
-        target.parent.mkdir(parents=True, exist_ok=True)
         # obstore takes a file 'name#number' for an unfinished upload, and lists none of them.
         temporary = target.with_name(f"{target.name}#{secrets.randbits(62)}")
         try:
-            with temporary.open("xb") as file:
+            with _new_file(temporary) as file:
                 if isinstance(data, Path):
                     with data.open("rb") as source:
                         while piece := source.read(CHUNK):
@@ -154,15 +155,15 @@ class FolderObjects(RemoteObjects):
                     file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, target)
+            folder = os.open(target.parent, os.O_RDONLY)
+            try:
+                os.replace(temporary, target)
+                os.fsync(folder)
+            finally:
+                os.close(folder)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        folder = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
     def copy(self, key: str, to: str) -> None:
         """See `ObjectStore.copy`; the file has two names until one is deleted."""
@@ -173,6 +174,15 @@ class FolderObjects(RemoteObjects):
         """See `ObjectStore.delete_unfinished`."""
         for path in self._folder.rglob("*#*"):
             delete_old(path, before)
+
+
+def _new_file(path: Path) -> BinaryIO:
+    """Open a file that is not there yet, in a folder that may go meanwhile: with the last object of another's."""
+    for _ in range(ATTEMPTS):
+        with suppress(FileNotFoundError, FileExistsError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return path.open("xb")
+    return path.open("xb")
 
 
 def delete_old(path: Path, before: datetime) -> None:

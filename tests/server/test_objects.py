@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import socket
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -57,6 +58,30 @@ def test_put_replaces_delete_removes_list_lists(objects: ObjectStore) -> None:
     objects.delete("jobs/1/a")
     assert objects.head("jobs/1/a") is None
     assert [stored.key for stored in objects.list("jobs/1")] == ["jobs/1/b"]
+
+
+def test_no_empty_folders_stay(tmp_path: Path) -> None:
+    objects = open_objects(f"file://{tmp_path}/objects")
+    objects.put("jobs/1/checkpoints/7", b"x")
+    objects.put("jobs/2/checkpoints/7", b"x")
+    objects.delete("jobs/1/checkpoints/7")
+    assert [path.name for path in (tmp_path / "objects/jobs").iterdir()] == ["2"]
+    objects.delete("jobs/2/checkpoints/7")
+    assert list((tmp_path / "objects").iterdir()) == []
+
+
+def test_a_folder_that_goes_meanwhile_is_made_again(tmp_path: Path) -> None:
+    """Each writer's delete takes the folder that the others are about to write to."""
+    objects = open_objects(f"file://{tmp_path}/objects")
+
+    def write(number: int) -> None:
+        for _ in range(200):
+            objects.put(f"jobs/1/{number}", b"x")
+            assert objects.get(f"jobs/1/{number}") == b"x"
+            objects.delete(f"jobs/1/{number}")
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(write, range(4))) == [None] * 4
 
 
 def test_a_missing_object_is_found_missing_by_the_call_itself(objects: ObjectStore) -> None:
