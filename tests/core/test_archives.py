@@ -298,6 +298,29 @@ def test_encrypted_members_are_refused(tmp_path: Path) -> None:
         read_zip(path)
 
 
+def test_members_that_share_bytes_are_refused(tmp_path: Path) -> None:
+    """As in a zip bomb, where every member's data begin with the next one's header."""
+    path = write_zip(tmp_path / "a.zip", small_set())
+    with zipfile.ZipFile(path) as archive:
+        first, second, *_ = sorted(archive.infolist(), key=lambda info: info.header_offset)
+        last = max(archive.infolist(), key=lambda info: info.header_offset)
+        sizes = {
+            first: second.header_offset - first.header_offset + 60,
+            last: archive.start_dir - last.header_offset + 60,
+        }
+    for info, size in sizes.items():
+        entry = struct.pack("<L", info.CRC) + struct.pack("<L", info.compress_size)
+        content = bytearray(path.read_bytes())
+        place = content.rindex(entry) + 4
+        content[place : place + 4] = struct.pack("<L", size)
+        bomb = tmp_path / "bomb.zip"
+        bomb.write_bytes(content)
+        with pytest.raises(DataError, match="overlap"):
+            read_zip(bomb)
+        with pytest.raises(DataError, match="overlap"):
+            survey_zip(bomb)
+
+
 def test_damaged_members_are_named(tmp_path: Path) -> None:
     path = write_zip(tmp_path / "a.zip", small_set())
     content = bytearray(path.read_bytes())
