@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test serve lint bench clean
+.PHONY: demo test serve lint lock sbom bench clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -24,6 +24,17 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The versions are those of .venv, which the tests ran with.
+lock: $(STAMP)  ## what the images install, with hashes
+	$(BIN)/pip freeze --exclude-editable --quiet > .venv/versions.txt
+	for pair in api:server worker:worker; do \
+	  $(BIN)/uv pip compile --quiet pyproject.toml --extra $${pair#*:} --constraint .venv/versions.txt \
+	    --generate-hashes --no-annotate --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
+	    --custom-compile-command "make lock" --output-file docker/requirements-$${pair%:*}.txt || exit 1; done
+
+sbom: $(STAMP)  ## what .venv holds, as CycloneDX
+	$(BIN)/cyclonedx-py environment $(BIN)/python --output-reproducible --output-file sbom.json
 
 # What a few minutes measure; the others in benchmarks/ take data, servers or hours, and say so at their top.
 bench: $(STAMP)  ## one JSON object per benchmark
