@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from mdc_cli import holdings, local, remote, service
 from mdc_cli.output import fail
+from mdc_core import __version__
 from mdc_core.errors import MdcError
 
 
@@ -38,9 +39,27 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
-    help="Condense a data set once, deliver any size of it to any device.\n\n"
-    "Try `mdc condense digits --ipc 10`, or `mdc up` and then `mdc submit digits --watch`.",
 )
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Condense a data set once, deliver any size of it to any device.
+
+    Try `mdc condense digits --ipc 10`, or `mdc up` and then `mdc submit digits --watch`.
+    """
+
+
 for module in (local, service, remote, holdings):
     module.register(app)
 

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from mdc_core import __version__
 from mdc_core.budget import Budget
 from mdc_core.errors import ConfigError
 
@@ -58,6 +59,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    top.add_argument("--version", action="version", version=__version__)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     fetch = _command(

@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 from starlette.types import Message, Receive, Scope, Send
 
+from mdc_core import __version__
 from mdc_core.errors import ConfigError
 from mdc_core.malloc import share_freed_memory
 from server import problems
@@ -37,8 +38,6 @@ from server.store.objects import open_objects
 from server.wakeup import Wakeup
 from server.watch import Watchers, called_at_exit_signals
 
-VERSION = "0.1.0"
-
 
 def create_app(settings: Settings) -> FastAPI:
     """The API over the stores that the settings name.
@@ -51,7 +50,7 @@ def create_app(settings: Settings) -> FastAPI:
     """
     app = _Api(
         title="Multisize Dataset Condensation",
-        version=VERSION,
+        version=__version__,
         lifespan=_lifespan,
         docs_url=None,
         redoc_url=None,
