@@ -7,6 +7,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from threading import Barrier
+from time import sleep
 
 import pytest
 from sqlalchemy import select, update
@@ -88,9 +89,14 @@ def test_a_claim_takes_the_lease_and_the_oldest_job_comes_first(db: Database, ow
 def test_owners_take_turns(db: Database, owner: str) -> None:
     """Who has submitted much waits no less than who has submitted little, and nobody longer than a round."""
     other, third = make_owner(db), make_owner(db)
-    many = [submit(db, owner, "a") for _ in range(4)]
-    few = [submit(db, other, "b") for _ in range(2)]
-    one = submit(db, third, "c")
+
+    def submit_later(owner: str, name: str) -> str:
+        sleep(0.002)  # ids tell the order of milliseconds
+        return submit(db, owner, name)
+
+    many = [submit_later(owner, "a") for _ in range(4)]
+    few = [submit_later(other, "b") for _ in range(2)]
+    one = submit_later(third, "c")
 
     def take() -> str | None:
         with db.begin() as session:
@@ -112,8 +118,8 @@ def test_owners_take_turns(db: Database, owner: str) -> None:
     # Several: whoever has nothing running goes first, however long ago the others were served.
     assert take() == few[1]
     assert take() == many[2]
-    last = submit(db, other, "b")
-    late = submit(db, third, "c")
+    last = submit_later(other, "b")
+    late = submit_later(third, "c")
     assert take() == late
     finish(few[1])
     assert take() == last
