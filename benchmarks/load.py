@@ -3,9 +3,9 @@
     python benchmarks/load.py --size small > load.json      # SQLite and a folder
     python benchmarks/load.py --size large > load.json      # PostgreSQL and Redis of its own, S3
 
-Every client sends, again and again, what one in --mix says: a subset, a manifest, a plan, a list of jobs, a job, a new
-job, which no worker takes. The clients run in --processes of their own. Prints one JSON object; the status is 1 when
-an answer was not as expected, or when a connection ended.
+Every client sends, again and again, what it draws from REQUESTS: for a subset, a manifest, a plan, a list of jobs, or
+a new job, which no worker takes. The clients run in --processes of their own. Prints one JSON object; the status is 1
+when an answer was not as expected, or when a connection ended.
 """
 
 from __future__ import annotations

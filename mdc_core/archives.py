@@ -41,11 +41,10 @@ from mdc_core.own_data import (
 )
 from mdc_core.presets import default_side
 from mdc_core.splits import Splits, hold_out
+from mdc_core.zips import check_apart
 
 MAX_FILE_BYTES = 128 * 2**20
 """Largest image file that is read."""
-LOCAL_HEADER_BYTES = 30
-"""Before a member's name and data, at least (APPNOTE 4.3.7)."""
 _DECODED_AHEAD = 256
 
 T = TypeVar("T")
@@ -114,24 +113,8 @@ def open_zip(path: Path) -> zipfile.ZipFile:
         archive = zipfile.ZipFile(path)
     except Exception as error:  # a damaged directory fails in many ways, all of them the file's fault
         raise DataError(f"{path} cannot be read as a zip ({error}): make the archive again") from error
-    _check_apart(archive, path)
+    check_apart(archive, str(path))
     return archive
-
-
-def _check_apart(archive: zipfile.ZipFile, path: Path) -> None:
-    """Raise `DataError` where members share bytes: so a small file becomes any amount of data (a zip bomb).
-
-    Python does the same, but not in all of its patch releases.
-    """
-    end, before = 0, ""
-    for info in sorted(archive.infolist(), key=lambda info: info.header_offset):
-        if info.header_offset < end:
-            raise DataError(
-                f"{path}: members {before!r} and {info.filename!r} overlap: make the archive again"
-            )
-        end, before = info.header_offset + LOCAL_HEADER_BYTES + info.compress_size, info.filename
-    if end > archive.start_dir:
-        raise DataError(f"{path}: member {before!r} overlaps the directory: make the archive again")
 
 
 def is_npz(path: Path) -> bool:

@@ -14,11 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mdc_core.archives import open_zip
 from mdc_core.errors import DataError
 from mdc_core.memory import room
 from mdc_core.names import normalised
 from mdc_core.splits import Splits, hold_out
+from mdc_core.zips import check_apart
 
 T = TypeVar("T")
 
@@ -60,10 +60,10 @@ def _with_arrays(path: Path, use: Callable[[_Arrays], T]) -> T:
     """What `use` makes of the opened arrays; whatever goes wrong is a `DataError`."""
     if not zipfile.is_zipfile(path):
         raise DataError(f"{path} is not an npz file: write it with numpy.savez")
-    open_zip(path).close()
     try:
         # numpy leaves a file that it opened by itself open when the archive turns out to be damaged.
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            check_apart(file.zip, str(path))
             arrays = {name: file[name] for name in _SMALL if name in file.files}
             stored = {name: _Stored.open(file, name) for name in ("x_train", "x_test") if name in file.files}
             return use(_checked(arrays, stored, path))

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mdc_core.errors import DataError
+from mdc_core.zips import check_apart
 
 MAX_MEMBERS = 200_000
 """Members of an archive."""
@@ -68,6 +69,7 @@ def open_archive(path: Path) -> Iterator[zipfile.ZipFile]:
             ) from error
         with archive:
             _check_members(archive.infolist())
+            check_apart(archive, "the upload")
             yield archive
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -42,4 +43,18 @@ def write_zip(path: Path, files: Mapping[str, bytes]) -> Path:
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in files.items():
             archive.writestr(name, content)
+    return path
+
+
+def overlapping(path: Path, which: str) -> Path:
+    """The zip, changed so that its `first` member reaches into the next one, or its `last` into the directory."""
+    with zipfile.ZipFile(path) as archive:
+        members = sorted(archive.infolist(), key=lambda info: info.header_offset)
+        info, end = (
+            (members[0], members[1].header_offset) if which == "first" else (members[-1], archive.start_dir)
+        )
+    content = bytearray(path.read_bytes())
+    place = content.rindex(struct.pack("<LL", info.CRC, info.compress_size)) + 4  # in the directory
+    content[place : place + 4] = struct.pack("<L", end - info.header_offset + 60)
+    path.write_bytes(content)
     return path

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mdc_core.arrays import read_npz
 from mdc_core.errors import DataError
-from tests.core.image_files import pixels, write_zip
+from tests.core.image_files import overlapping, pixels, write_zip
 
 
 def _arrays(**changes: Any) -> dict[str, Any]:
@@ -126,3 +126,9 @@ def test_any_damage_is_an_error_of_the_data_or_harmless(tmp_path: Path, data: st
         pass
     else:
         assert len(splits.train[0]) == len(splits.train[1])
+
+
+@pytest.mark.parametrize("which", ["first", "last"])
+def test_members_that_share_bytes_are_refused(tmp_path: Path, which: str) -> None:
+    with pytest.raises(DataError, match="overlap"):
+        read_npz(overlapping(_write(tmp_path / "a.npz", _arrays()), which))

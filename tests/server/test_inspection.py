@@ -25,6 +25,7 @@ from mdc_core.names import MAX_CLASSES, MAX_NAME, name_fault
 from server.store.tables import Dataset
 from server.uploads import inspect
 from server.uploads.inspect import Inspections, inspect_upload
+from tests.core.image_files import overlapping
 from tests.server.archives import arrays, image, images, zipped
 from tests.server.conftest import Api, sqlite_only
 
@@ -150,6 +151,19 @@ def test_uploads_with_bad_names_are_refused(api: Api, name: str) -> None:
         members = images(4) | {f"train/{name}/0.png": image(), f"train/{name}/1.png": image()}
         assert upload(api, zipped(members)).status_code == 422
     assert api.client.get("/v1/datasets", headers=api.admin).status_code == 200
+
+
+@sqlite_only
+@pytest.mark.parametrize("which", ["first", "last"])
+@pytest.mark.parametrize("kind", ["zip", "x-npz"])
+def test_uploads_whose_members_share_bytes_are_refused(
+    api: Api, tmp_path: Path, kind: str, which: str
+) -> None:
+    path = tmp_path / "bomb"
+    path.write_bytes(zipped(images(4)) if kind == "zip" else arrays())
+    answer = upload(api, overlapping(path, which).read_bytes(), kind)
+    assert (answer.status_code, answer.json()["code"]) == (422, "bad-dataset")
+    assert "overlap" in answer.json()["detail"]
 
 
 def test_too_many_classes_are_refused(tmp_path: Path) -> None:
