@@ -1,6 +1,7 @@
 # Two images of one source: `api` (no torch) and `worker` (torch with CUDA). Both run as a user without rights.
 # What they install is locked, with hashes, in docker/: `make lock` writes it anew.
-FROM python:3.11-slim-trixie AS base
+# Tags and digests belong together: `docker buildx imagetools inspect TAG` prints the digest of a newer one.
+FROM python:3.11.17-slim-trixie@sha256:45037981b62b34b44602584fccbc4d884d5f7dc92c7ee86bb38a698a79fe1e51 AS base
 ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PIP_ROOT_USER_ACTION=ignore PYTHONPATH=/opt/mdc MDC_DATA_DIR=/var/lib/mdc
 # The folder exists with its owner before a volume is mounted on it: a new volume takes over both.

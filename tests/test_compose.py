@@ -204,3 +204,14 @@ def _compose(variables: dict[str, str]) -> subprocess.CompletedProcess[str]:
         text=True,
         check=False,
     )
+
+
+def test_every_image_from_elsewhere_is_pinned_to_its_bytes() -> None:
+    pinned = re.compile(r"[\w./-]+:[\w.-]+@sha256:[0-9a-f]{64}")
+    images = [
+        service["image"] for service in SERVICES.values() if "build" not in service and "image" in service
+    ]
+    images = [image for image in images if not image.startswith("multisize-condensation")]
+    images += re.findall(r"^FROM (\S+:\S+) AS", DOCKERFILE, re.MULTILINE)
+    assert len(images) == 5
+    assert [image for image in images if not pinned.fullmatch(image)] == []
