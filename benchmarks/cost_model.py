@@ -30,7 +30,6 @@ import numpy as np
 import torch
 
 from mdc_core import rankmajor
-from mdc_core.augment import Normalisation
 from mdc_core.budget import Budget, Plan, plan
 from mdc_core.config import EvaluateConfig, NetworkConfig
 from mdc_core.lanes import fit
@@ -38,6 +37,7 @@ from mdc_core.malloc import keep_freed_memory
 from mdc_core.manifest import Manifest, build_manifest, parse_manifest
 from mdc_core.networks import build_network
 from mdc_core.networks.cost import measure_cost
+from mdc_core.normalisation import Normalisation
 from mdc_core.rankmajor import SetInfo
 from mdc_core.streams import stream
 from mdc_device import profile

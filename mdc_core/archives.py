@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from mdc_core.allocate import allocate
 from mdc_core.config import MAX_SIDE, MIN_SIDE, DataFacts
 from mdc_core.errors import ConfigError, DataError
-from mdc_core.memory import room
 from mdc_core.names import normalised
 from mdc_core.own_data import (
     FORMATS,
@@ -283,7 +283,7 @@ def _headers(tree: Tree) -> list[Header]:
 
 def _decode_all(members: Sequence[Member], side: int) -> Tensor:
     """All images as one tensor (M, ch, side, side), uint8: ch is 1 only when every image is grey."""
-    images = room((len(members), 1, side, side))
+    images = allocate((len(members), 1, side, side))
     decode = partial(_opened, use=partial(_pixels, side=side))
     # Threads, because Pillow decodes without the interpreter lock; chunks, because map() would decode
     # everything ahead of the copy.
@@ -299,7 +299,7 @@ def _decode_all(members: Sequence[Member], side: int) -> Tensor:
 
 def _coloured(grey: Pixels, filled: int, channels: int) -> Pixels:
     """The same images with that many equal channels; the chunk after the first `filled` ones is copied too."""
-    images = room((len(grey), channels, *grey.shape[2:]))
+    images = allocate((len(grey), channels, *grey.shape[2:]))
     for start in range(0, filled + _DECODED_AHEAD, _DECODED_AHEAD):
         images[start : start + _DECODED_AHEAD] = grey[start : start + _DECODED_AHEAD]
     return images

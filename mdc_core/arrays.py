@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mdc_core.allocate import allocate
 from mdc_core.errors import DataError
-from mdc_core.memory import room
 from mdc_core.names import normalised
 from mdc_core.splits import Splits, hold_out
 from mdc_core.zips import check_apart
@@ -103,7 +103,7 @@ class _Stored:
     def read(self, *parts: Tensor) -> list[Tensor]:
         """Images (M', ch, H, W) at each of `parts`, ascending positions; a piece of the file at a time."""
         height, width, channels = (*self.shape[1:], 1)[:3]
-        rooms = [room((len(part), channels, height, width)) for part in parts]
+        rooms = [allocate((len(part), channels, height, width)) for part in parts]
         filled = [0] * len(parts)
         chosen = [np.isin(np.arange(self.shape[0]), part.numpy()) for part in parts]
         for start, piece in self._pieces():

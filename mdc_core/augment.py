@@ -15,25 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mdc_core.config import AugmentOp
+from mdc_core.normalisation import Normalisation
 
 _GEOMETRIC: tuple[AugmentOp, ...] = ("crop", "scale", "rotate")
 _LUMINANCE = (0.299, 0.587, 0.114)
 """Of red, green and blue in a grey (ITU-R BT.601)."""
 _JITTER = 0.4
 _CROP_TRIES = 10
-
-
-@dataclass(frozen=True)
-class Normalisation:
-    """How pixels in [0, 1] became the images that are augmented: (pixel - mean) / std, channel by channel."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    @property
-    def channels(self) -> int:
-        """ch."""
-        return len(self.mean)
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from mdc_core.augment import Normalisation
 from mdc_core.config import CondenseConfig, DataFacts
 from mdc_core.estimate import Speed, network_cost
 from mdc_core.networks import build_network
+from mdc_core.normalisation import Normalisation
 from mdc_core.precision import products
 from mdc_core.recorder import Recorder
 from mdc_core.streams import stream

@@ -23,11 +23,11 @@ from torch import Tensor
 from mdc_core.archives import is_npz, read_folder, read_zip, survey_folder, survey_zip
 from mdc_core.arrays import read_npz, survey_npz
 from mdc_core.at_once import gpu_free
-from mdc_core.augment import Normalisation
 from mdc_core.config import MAX_SIDE, MIN_SIDE, DataFacts, check_fixed_size
 from mdc_core.errors import DataError
-from mdc_core.estimate import DATA_SHARE
+from mdc_core.memory import DATA_SHARE
 from mdc_core.named import read_named
+from mdc_core.normalisation import Normalisation
 from mdc_core.own_data import check_classes
 from mdc_core.presets import NAMED, PRESETS
 from mdc_core.recorder import to_device

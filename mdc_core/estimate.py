@@ -15,11 +15,10 @@ from typing import Any
 
 from mdc_core.config import UNUSED, CondenseConfig, DataFacts, EvaluateConfig, NetworkConfig, resnet_stem
 from mdc_core.cost import FLOAT_BYTES, Cost, convnet_cost
+from mdc_core.memory import DATA_SHARE
 
 BASE_BYTES = 720_000_000
 """A process that has loaded torch (with CUDA's libraries) and its convolution kernels, before any data."""
-DATA_SHARE = 0.5
-"""Data that would take more than this share of a memory stay out of it (see `mdc_core.memory`)."""
 TEST_BATCH = 100
 """Images of one batch of an accuracy measurement."""
 AT_ONCE_BYTES = 24 * 2**20

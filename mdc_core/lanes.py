@@ -11,9 +11,9 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-from mdc_core.augment import Normalisation
 from mdc_core.config import EvaluateConfig
 from mdc_core.networks import Network, stacked
+from mdc_core.normalisation import Normalisation
 from mdc_core.recorder import Recorder
 from mdc_core.train import STEPS_AHEAD, Steps, Trainer, draw_epoch, joined
 

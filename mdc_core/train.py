@@ -14,11 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mdc_core import augment
-from mdc_core.augment import AugmentParams, Normalisation
+from mdc_core.augment import AugmentParams
 from mdc_core.config import AugmentOp, EvaluateConfig
 from mdc_core.data import RealSet
 from mdc_core.estimate import TEST_BATCH
 from mdc_core.networks import Network
+from mdc_core.normalisation import Normalisation
 from mdc_core.recorder import Recorder, fill
 
 STEPS_AHEAD = 64

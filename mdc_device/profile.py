@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from mdc_core import cgroups, rankmajor
+from mdc_core import memory, rankmajor
 from mdc_core.budget import Budget
 from mdc_core.errors import ConfigError
 from mdc_device import wire
@@ -77,7 +77,7 @@ def free_memory() -> int | None:
     What the libraries take, some 550 MB of them torch, is measured in a process that loads them. Where they are not
     installed nothing can be trained, and nothing is taken off.
     """
-    found = [_available(Path("/proc/meminfo")), cgroups.free_bytes()]
+    found = [_available(Path("/proc/meminfo")), memory.free_bytes()]
     known = [value for value in found if value is not None]
     return max(min(known) - library_bytes(), 0) if known else None
 

@@ -13,7 +13,6 @@ import numpy.typing as npt
 import torch
 from safetensors.torch import save
 
-from mdc_core.augment import Normalisation
 from mdc_core.budget import Budget, plan
 from mdc_core.config import EvaluateConfig, NetworkConfig
 from mdc_core.data import RealSet, kind_of, load, survey
@@ -21,6 +20,7 @@ from mdc_core.errors import ConfigError
 from mdc_core.lanes import fit
 from mdc_core.manifest import Manifest
 from mdc_core.networks import Network, build_network
+from mdc_core.normalisation import Normalisation
 from mdc_core.rankmajor import SetInfo
 from mdc_core.streams import stream
 from mdc_core.train import accuracy

@@ -14,8 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms import RandomResizedCrop
 
 from mdc_core import augment
-from mdc_core.augment import Normalisation
 from mdc_core.config import AugmentOp
+from mdc_core.normalisation import Normalisation
 from mdc_core.streams import stream
 
 OPS: tuple[AugmentOp, ...] = (

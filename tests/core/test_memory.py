@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from mdc_core import memory
+from mdc_core.allocate import allocate
 from mdc_core.condense import condense
 from mdc_core.data import load_npz, load_zip
 from tests.core.image_files import encoded, pixels, small_set, write_zip
@@ -34,8 +35,8 @@ def is_mapped(images: torch.Tensor) -> bool:
 def test_room_is_in_memory_only_while_it_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0 < memory.total_bytes() < 2**60
     monkeypatch.setattr(memory, "total_bytes", lambda: 1000)
-    assert not isinstance(memory.room((5, 100)), np.memmap)
-    mapped = memory.room((5, 101))
+    assert not isinstance(allocate((5, 100)), np.memmap)
+    mapped = allocate((5, 101))
     assert isinstance(mapped, np.memmap)
     mapped[:] = 7
     assert int(mapped.sum()) == 7 * 505

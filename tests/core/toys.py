@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from mdc_core.augment import Normalisation
 from mdc_core.config import CondenseConfig, NetworkConfig
 from mdc_core.data import RealSet
+from mdc_core.normalisation import Normalisation
 
 TOY_NETWORK = NetworkConfig(depth=2, width=8)
 FEATURE: dict[str, object] = {

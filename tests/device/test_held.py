@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mdc_core import cgroups, rankmajor
+from mdc_core import memory, rankmajor
 from mdc_core.budget import Budget
 from mdc_device import api, cli, client, files, profile
 from mdc_device.cli import main
@@ -255,11 +255,11 @@ def test_free_memory_is_what_the_libraries_leave(tmp_path: Path, monkeypatch: py
     libraries = profile.library_bytes()
     assert 50e6 < libraries < 3e9  # torch is installed where tests run
     monkeypatch.setattr(profile, "library_bytes", lambda: libraries)
-    monkeypatch.setattr(cgroups, "free_bytes", lambda: libraries + 70)
+    monkeypatch.setattr(memory, "free_bytes", lambda: libraries + 70)
     assert profile.free_memory() == 70
-    monkeypatch.setattr(cgroups, "free_bytes", lambda: libraries - 1)
+    monkeypatch.setattr(memory, "free_bytes", lambda: libraries - 1)
     assert profile.free_memory() == 0
-    monkeypatch.setattr(cgroups, "free_bytes", lambda: None)
+    monkeypatch.setattr(memory, "free_bytes", lambda: None)
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     assert 0 <= (profile.free_memory() or 0) <= total - libraries
 

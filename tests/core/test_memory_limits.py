@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mdc_core import cgroups, memory
+from mdc_core import memory
 
 
 def group(folder: Path, **files: object) -> None:
@@ -24,21 +24,21 @@ def membership(tmp_path: Path, *lines: str) -> Path:
 def test_the_second_version_counts_every_group_around(tmp_path: Path) -> None:
     mine = membership(tmp_path, "0::/user/job")
     group(tmp_path / "user/job", max="max", current=30)
-    assert cgroups.limit_bytes(mine, tmp_path) is None
-    assert cgroups.free_bytes(mine, tmp_path) is None
+    assert memory.limit_bytes(mine, tmp_path) is None
+    assert memory.free_bytes(mine, tmp_path) is None
     group(tmp_path / "user", max=100, current=60)
-    assert (cgroups.limit_bytes(mine, tmp_path), cgroups.free_bytes(mine, tmp_path)) == (100, 40)
+    assert (memory.limit_bytes(mine, tmp_path), memory.free_bytes(mine, tmp_path)) == (100, 40)
     group(tmp_path / "user/job", max=90, current=30, stat="anon 5\ninactive_file 20")
-    assert (cgroups.limit_bytes(mine, tmp_path), cgroups.free_bytes(mine, tmp_path)) == (90, 40)
+    assert (memory.limit_bytes(mine, tmp_path), memory.free_bytes(mine, tmp_path)) == (90, 40)
     group(tmp_path / "user", max=100, current=120)
-    assert cgroups.free_bytes(mine, tmp_path) == 0
+    assert memory.free_bytes(mine, tmp_path) == 0
 
 
 def test_the_first_version_too(tmp_path: Path) -> None:
     mine = membership(tmp_path, "5:devices:/x", "4:cpu,memory:/jobs/a", "0::/")
     group(tmp_path / "memory", limit_in_bytes=2**63 - 4096, usage_in_bytes=10**9)
     group(tmp_path / "memory/jobs/a", limit_in_bytes=1000, usage_in_bytes=400, stat="total_inactive_file 50")
-    assert (cgroups.limit_bytes(mine, tmp_path), cgroups.free_bytes(mine, tmp_path)) == (1000, 650)
+    assert (memory.limit_bytes(mine, tmp_path), memory.free_bytes(mine, tmp_path)) == (1000, 650)
 
 
 @pytest.mark.parametrize(
@@ -51,10 +51,10 @@ def test_a_container_sees_its_own_group_at_the_mount(
     mine = membership(tmp_path, "4:memory:/docker/5f", "0::/docker/5f")
     group(tmp_path / version, **{limit: 1000, used: 400})
     for found in (mine, tmp_path / "none"):
-        assert (cgroups.limit_bytes(found, tmp_path), cgroups.free_bytes(found, tmp_path)) == (1000, 600)
+        assert (memory.limit_bytes(found, tmp_path), memory.free_bytes(found, tmp_path)) == (1000, 600)
 
 
 def test_without_groups_the_memory_is_that_of_the_machine(tmp_path: Path) -> None:
     mine = membership(tmp_path, "nonsense", "0::/")
-    assert (cgroups.limit_bytes(mine, tmp_path), cgroups.free_bytes(mine, tmp_path)) == (None, None)
+    assert (memory.limit_bytes(mine, tmp_path), memory.free_bytes(mine, tmp_path)) == (None, None)
     assert 0 < memory.total_bytes() < 2**60
