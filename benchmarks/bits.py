@@ -28,14 +28,14 @@ from mdc_vs_baseline import with_test_images
 from safetensors.torch import load as load_tensors
 from scipy.stats import t as student
 
-from mdc_core import checkpoint
-from mdc_core.condense import condense, result
-from mdc_core.config import EvaluateConfig, NetworkConfig
-from mdc_core.data import DataSet, load
+from mdc_core.condensation import checkpoint
+from mdc_core.condensation.condense import condense, result
+from mdc_core.config.presets import condense_config, evaluate_config, preset_for
+from mdc_core.config.settings import EvaluateConfig, NetworkConfig
+from mdc_core.data.real_set import DataSet, load
+from mdc_core.data.synthetic import SyntheticSet
 from mdc_core.errors import FormatError
-from mdc_core.evaluate import Trial, evaluate
-from mdc_core.presets import condense_config, evaluate_config, preset_for
-from mdc_core.synthetic import SyntheticSet
+from mdc_core.training.evaluate import Trial, evaluate
 
 DEPTHS = (32, 8, 6, 4)
 """Bits per value; 32 is the float itself."""

@@ -43,7 +43,7 @@ from sqlalchemy import create_engine, func, select, text
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from mdc_core.signing import dump_private_keys, new_key
+from mdc_core.delivery.signing import dump_private_keys, new_key
 from server.store import migrate
 from server.store.db import Database
 from server.store.objects import open_objects

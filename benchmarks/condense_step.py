@@ -28,20 +28,20 @@ from torch.profiler import ProfilerActivity, profile
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from mdc_core import augment
-from mdc_core.condense import CondenseState, start_state
-from mdc_core.config import CondenseConfig, NetworkConfig, Precision
-from mdc_core.data import RealSet
-from mdc_core.iteration import TileUpdate, classes_at_once, loss_weights
+from mdc_core.compute.cuda_graph import Recorder
+from mdc_core.compute.precision import products
+from mdc_core.compute.streams import stream
+from mdc_core.condensation.condense import CondenseState, start_state
+from mdc_core.condensation.gradient_matching import gradient_sum
+from mdc_core.condensation.iteration import TileUpdate, classes_at_once, loss_weights
+from mdc_core.condensation.mls import MlsState, Track
+from mdc_core.condensation.network_phase import NetworkPhase
+from mdc_core.config.settings import CondenseConfig, NetworkConfig, Precision
+from mdc_core.data.real_set import RealSet
 from mdc_core.malloc import keep_freed_memory
-from mdc_core.matching import gradient_sum
-from mdc_core.mls import MlsState, Track
-from mdc_core.network_phase import NetworkPhase
 from mdc_core.networks import Network
-from mdc_core.precision import products
-from mdc_core.recorder import Recorder
-from mdc_core.streams import stream
-from mdc_core.train import Steps, draw_steps
+from mdc_core.training import augment
+from mdc_core.training.steps import Steps, draw_steps
 from tests.core.literal import literal_match, literal_network, literal_training
 
 WARM_UP = 5

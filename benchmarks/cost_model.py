@@ -29,17 +29,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from mdc_core import rankmajor
-from mdc_core.budget import Budget, Plan, plan
-from mdc_core.config import EvaluateConfig, NetworkConfig
-from mdc_core.lanes import fit
+from mdc_core.compute.streams import stream
+from mdc_core.config.settings import EvaluateConfig, NetworkConfig
+from mdc_core.data.normalisation import Normalisation
+from mdc_core.delivery import rankmajor
+from mdc_core.delivery.budget import Budget, Plan, plan
+from mdc_core.delivery.manifest import Manifest, build_manifest, parse_manifest
+from mdc_core.delivery.rankmajor import SetInfo
 from mdc_core.malloc import keep_freed_memory
-from mdc_core.manifest import Manifest, build_manifest, parse_manifest
 from mdc_core.networks import build_network
 from mdc_core.networks.cost import measure_cost
-from mdc_core.normalisation import Normalisation
-from mdc_core.rankmajor import SetInfo
-from mdc_core.streams import stream
+from mdc_core.training.batched import fit
 from mdc_device import profile
 from mdc_device.decode import Subset
 

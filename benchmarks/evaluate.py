@@ -24,14 +24,14 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from mdc_core.at_once import how_many
-from mdc_core.config import CondenseConfig, EvaluateConfig, NetworkConfig, Precision
-from mdc_core.data import DataSet, RealSet
-from mdc_core.estimate import lane_bytes
-from mdc_core.evaluate import Trial, evaluate
+from mdc_core.compute.batching import how_many
+from mdc_core.compute.streams import stream
+from mdc_core.config.estimate import lane_bytes
+from mdc_core.config.settings import CondenseConfig, EvaluateConfig, NetworkConfig, Precision
+from mdc_core.data.real_set import DataSet, RealSet
+from mdc_core.data.synthetic import SyntheticSet, initial_tiles
 from mdc_core.malloc import keep_freed_memory
-from mdc_core.streams import stream
-from mdc_core.synthetic import SyntheticSet, initial_tiles
+from mdc_core.training.evaluate import Trial, evaluate
 
 SHAPES = {"digits": (1, 8, 2, 1), "cifar10": (3, 32, 3, 2)}
 """Channels, image side, depth of the network, and f."""

@@ -29,20 +29,20 @@ from quality import by_size, judged
 from torch import Tensor
 
 from mdc_cli.pools import FolderPools
-from mdc_core import condense as loop
-from mdc_core import feature_matching
-from mdc_core.condense import CondenseState, condense, prepare, result
-from mdc_core.config import CondenseConfig
-from mdc_core.data import RealSet, load
-from mdc_core.interpolation import Interpolation
+from mdc_core.compute.streams import stream
+from mdc_core.condensation import condense as loop
+from mdc_core.condensation import feature_matching
+from mdc_core.condensation.condense import CondenseState, condense, prepare, result
+from mdc_core.condensation.gradient_matching import Cuts, Match, constants
+from mdc_core.condensation.interpolation import Interpolation
+from mdc_core.condensation.methods import METHODS, Method
+from mdc_core.condensation.network_phase import fresh_network
+from mdc_core.condensation.pool import PoolStore, from_bytes, member_key
+from mdc_core.config.presets import condense_config, evaluate_config, preset_for
+from mdc_core.config.settings import CondenseConfig
+from mdc_core.data.real_set import RealSet, load
+from mdc_core.data.synthetic import shrink
 from mdc_core.malloc import keep_freed_memory
-from mdc_core.matching import Cuts, Match, constants
-from mdc_core.methods import METHODS, Method
-from mdc_core.network_phase import fresh_network
-from mdc_core.pool import PoolStore, from_bytes, member_key
-from mdc_core.presets import condense_config, evaluate_config, preset_for
-from mdc_core.streams import stream
-from mdc_core.synthetic import shrink
 
 FREQUENCIES = 256
 CANDIDATES = 500

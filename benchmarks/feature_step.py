@@ -22,19 +22,19 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from mdc_core.condense import prepare, start_state
-from mdc_core.config import CondenseConfig, Precision
-from mdc_core.data import RealSet
-from mdc_core.iteration import TileUpdate
+from mdc_core.compute.cuda_graph import Recorder
+from mdc_core.compute.precision import products
+from mdc_core.compute.streams import stream
+from mdc_core.condensation.condense import prepare, start_state
+from mdc_core.condensation.iteration import TileUpdate
+from mdc_core.condensation.methods import METHODS
+from mdc_core.condensation.network_phase import fresh_network
+from mdc_core.condensation.pool import MemoryPools
+from mdc_core.config.presets import condense_config
+from mdc_core.config.settings import CondenseConfig, Precision
+from mdc_core.data.real_set import RealSet
 from mdc_core.malloc import keep_freed_memory
-from mdc_core.methods import METHODS
-from mdc_core.network_phase import fresh_network
-from mdc_core.pool import MemoryPools
-from mdc_core.precision import products
-from mdc_core.presets import condense_config
-from mdc_core.real_training import RealTraining
-from mdc_core.recorder import Recorder
-from mdc_core.streams import stream
+from mdc_core.training.real_training import RealTraining
 
 CLASSES, PER_CLASS = 10, 1000
 WARM_UP = 8

@@ -32,10 +32,10 @@ from typing import Any
 from published import publish
 from serve_subset import SMALL, api
 
-from mdc_core import rankmajor
-from mdc_core.budget import Budget, convnet_cost, plan
+from mdc_core.delivery import rankmajor
+from mdc_core.delivery.budget import Budget, convnet_cost, plan
+from mdc_core.delivery.manifest import Manifest
 from mdc_core.errors import BudgetError
-from mdc_core.manifest import Manifest
 from mdc_device import api as device
 
 USUAL: dict[str, Any] = {

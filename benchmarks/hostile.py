@@ -39,7 +39,7 @@ from chaos import Installation
 from PIL import Image, PngImagePlugin
 from published import publish_into
 
-from mdc_core.rankmajor import SetInfo
+from mdc_core.delivery.rankmajor import SetInfo
 from server.store.db import Database
 from server.store.objects import open_objects
 

@@ -21,12 +21,12 @@ from pathlib import Path
 
 import torch
 
-from mdc_core import checkpoint
-from mdc_core.condense import CondenseState, condense, result
-from mdc_core.config import CondenseConfig, EvaluateConfig
-from mdc_core.data import DataSet, load
-from mdc_core.evaluate import Trial, evaluate
-from mdc_core.presets import condense_config, evaluate_config, preset_for
+from mdc_core.condensation import checkpoint
+from mdc_core.condensation.condense import CondenseState, condense, result
+from mdc_core.config.presets import condense_config, evaluate_config, preset_for
+from mdc_core.config.settings import CondenseConfig, EvaluateConfig
+from mdc_core.data.real_set import DataSet, load
+from mdc_core.training.evaluate import Trial, evaluate
 
 METHODS = {"MDC": "mls", "Baseline C": "none"}
 

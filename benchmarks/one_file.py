@@ -29,8 +29,8 @@ from published import publish
 from safetensors import safe_open
 from serve_subset import SMALL, api
 
-from mdc_core import rankmajor
-from mdc_core.budget import convnet_cost
+from mdc_core.delivery import rankmajor
+from mdc_core.delivery.budget import convnet_cost
 
 LONGEST = 0.6
 """Seconds within which a kill comes."""

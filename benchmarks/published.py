@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from mdc_core import rankmajor
-from mdc_core.manifest import build_manifest
-from mdc_core.rankmajor import SetInfo
-from server.auth import create_key
+from mdc_core.delivery import rankmajor
+from mdc_core.delivery.manifest import build_manifest
+from mdc_core.delivery.rankmajor import SetInfo
+from server.access.authenticate import create_key
 from server.settings import Settings
 from server.store import jobs, migrate, sets
 from server.store.db import Database

@@ -29,14 +29,14 @@ import torch
 from mdc_vs_baseline import with_test_images
 
 from mdc_cli.pools import FolderPools
-from mdc_core import rankmajor
-from mdc_core.condense import CondenseState, condense, prepare, result
-from mdc_core.config import CondenseConfig, EvaluateConfig, NetworkConfig
-from mdc_core.data import DataSet, load
-from mdc_core.evaluate import evaluate
+from mdc_core.condensation.condense import CondenseState, condense, prepare, result
+from mdc_core.config.presets import condense_config, evaluate_config, preset_for
+from mdc_core.config.settings import CondenseConfig, EvaluateConfig, NetworkConfig
+from mdc_core.data.real_set import DataSet, load
+from mdc_core.data.synthetic import SyntheticSet
+from mdc_core.delivery import rankmajor
 from mdc_core.malloc import keep_freed_memory
-from mdc_core.presets import condense_config, evaluate_config, preset_for
-from mdc_core.synthetic import SyntheticSet
+from mdc_core.training.evaluate import evaluate
 
 TUNING_SEED = 0
 ENDLESS = 100_000

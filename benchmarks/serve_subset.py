@@ -31,8 +31,8 @@ from typing import Any
 
 from published import publish
 
-from mdc_core import rankmajor
-from mdc_core.rankmajor import SetInfo
+from mdc_core.delivery import rankmajor
+from mdc_core.delivery.rankmajor import SetInfo
 
 ROOT = Path(__file__).resolve().parent.parent
 # Shaped like CIFAR-10 at 10 images per class (30 720 bytes a rank), and a set of about 10 MB.

@@ -28,10 +28,10 @@ from typing import Any
 import torch
 from mdc_vs_baseline import add_schedule, condensed, judged, settings, with_test_images
 
-from mdc_core import checkpoint
-from mdc_core.data import load
+from mdc_core.condensation import checkpoint
+from mdc_core.condensation.mls import frozen_prefix
+from mdc_core.data.real_set import load
 from mdc_core.malloc import keep_freed_memory
-from mdc_core.mls import frozen_prefix
 
 TUNING_SEED = 0
 

@@ -35,8 +35,8 @@ from typing import Any
 import httpx
 from httpx_sse import aconnect_sse
 
-from mdc_core.signing import dump_private_keys, new_key
-from server.auth import create_key
+from mdc_core.delivery.signing import dump_private_keys, new_key
+from server.access.authenticate import create_key
 from server.settings import Settings
 from server.store import jobs, migrate
 from server.store.db import Database

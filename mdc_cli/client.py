@@ -8,8 +8,8 @@ from typing import Any
 import httpx
 from httpx_sse import ServerSentEvent, SSEError, connect_sse
 
+from mdc_core.delivery.local_key import is_here, key_file, local_key
 from mdc_core.errors import MdcError
-from mdc_core.local_key import is_here, key_file, local_key
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 

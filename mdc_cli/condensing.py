@@ -13,20 +13,20 @@ from mdc_cli.given import configured, portable
 from mdc_cli.outlook import HOUR, Outlook, as_options, ask, warning
 from mdc_cli.output import print_json, progress_bar, say
 from mdc_cli.pools import FolderPools
-from mdc_core import rankmajor
-from mdc_core.choices import SCHEDULE, Choice, choose, sentences
-from mdc_core.config import CondenseConfig, DataFacts
+from mdc_core.config.defaults import SCHEDULE, Choice, choose, sentences
+from mdc_core.config.estimate import estimate
+from mdc_core.config.minutes import Machine, Timed
+from mdc_core.config.presets import NAMED
+from mdc_core.config.settings import CondenseConfig, DataFacts
+from mdc_core.config.shorten import Run, Shorter
+from mdc_core.delivery import rankmajor
 from mdc_core.errors import MdcError
-from mdc_core.estimate import estimate
-from mdc_core.minutes import Machine, Timed
-from mdc_core.presets import NAMED
-from mdc_core.shorter import Run, Shorter
 
 if TYPE_CHECKING:  # torch is loaded by the commands that need it, so that --help is quick
     from rich.progress import Progress
 
-    from mdc_core.condense import CondenseState
-    from mdc_core.data import DataSet
+    from mdc_core.condensation.condense import CondenseState
+    from mdc_core.data.real_set import DataSet
 
 CHECKPOINT_SECONDS = 60
 
@@ -63,7 +63,7 @@ class Planned:
     def load(self, root: Path, download: bool) -> DataSet:
         """The data, at the side that was planned with."""
         say(f"Reading {self.dataset}")
-        from mdc_core.data import load
+        from mdc_core.data.real_set import load
 
         return load(self.dataset, root, image_size=self.facts.image_size, download=download)
 
@@ -76,7 +76,7 @@ def plan(
     minutes: float | None = None,
 ) -> Planned:
     """Settings and data against each other, by names and headers alone."""
-    from mdc_core.data import survey
+    from mdc_core.data.real_set import survey
 
     facts = survey(dataset, image_size=image_size, preset=preset)
     choice = configured(
@@ -105,7 +105,7 @@ def resumed(path: Path, planned: Planned, given: Collection[str]) -> tuple[Plann
 
     Settings of the schedule that are `given` count, as far as a run may go on with others: more outer loops.
     """
-    from mdc_core import checkpoint
+    from mdc_core.condensation import checkpoint
 
     saved = files.checkpoint_path(path)
     data = files.read(saved)
@@ -143,8 +143,8 @@ def machine(config: CondenseConfig, facts: DataFacts, device: str) -> Machine:
     """This machine, measured for a moment with the network of `config` on such data."""
     import torch
 
-    from mdc_core.at_once import device_bytes
-    from mdc_core.calibrate import calibrate
+    from mdc_core.compute.batching import device_bytes
+    from mdc_core.training.calibrate import calibrate
 
     say(f"Measuring how fast {device} trains {config.network.label()}")
     there = torch.device(device)
@@ -196,8 +196,8 @@ def _options(less: Shorter) -> str:
 
 def begin(path: Path, planned: Planned, data: DataSet) -> CondenseState:
     """The state before the first loop, kept at once, so that the schedule outlasts an interruption of the pool."""
-    from mdc_core import checkpoint
-    from mdc_core.condense import start_state
+    from mdc_core.condensation import checkpoint
+    from mdc_core.condensation.condense import start_state
 
     state = start_state(planned.config, data.train)
     files.write(files.checkpoint_path(path), checkpoint.to_bytes(state, planned.config))
@@ -216,8 +216,8 @@ def iterate(
 
     A checkpoint every minute, at the end, and when interrupted.
     """
-    from mdc_core import checkpoint
-    from mdc_core.condense import condense as steps
+    from mdc_core.condensation import checkpoint
+    from mdc_core.condensation.condense import condense as steps
 
     saved = files.checkpoint_path(path)
     if state is not None and state.outer >= config.outer_loops:
@@ -253,7 +253,7 @@ def _train_networks(
     config: CondenseConfig, data: DataSet, device: str, pools: FolderPools, bar: Progress
 ) -> None:
     """Those of a pool, where the run takes one, as far as they are not there yet."""
-    from mdc_core.condense import prepare
+    from mdc_core.condensation.condense import prepare
 
     if not config.pool:
         return
@@ -264,7 +264,7 @@ def _train_networks(
 
 def write(path: Path, state: CondenseState, data: DataSet, planned: Planned) -> dict[str, Any]:
     """Write the set and what it was made from; what was written. The checkpoint stays: more loops may follow."""
-    from mdc_core.condense import result
+    from mdc_core.condensation.condense import result
 
     synthetic = result(state, data.train)
     packed = rankmajor.pack(synthetic.quantised().cpu().numpy(), synthetic.info(data.train))

@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from mdc_core.config import nearest_setting
+from mdc_core.config.presets import NAMED, merge
+from mdc_core.config.settings import nearest_setting
 from mdc_core.errors import ConfigError
 from mdc_core.malloc import keep_freed_memory
-from mdc_core.presets import NAMED, merge
 
 T = TypeVar("T")
 

@@ -16,18 +16,18 @@ from mdc_cli.given import chosen_device, configured, parsed, portable
 from mdc_cli.output import accuracy_table, print_json, progress_bar, say
 from mdc_cli.pools import FolderPools
 from mdc_cli.timing import clock, measured
-from mdc_core import rankmajor
-from mdc_core.choices import METHODS, SCHEDULE
-from mdc_core.config import DataFacts, EvaluateConfig, check_network
+from mdc_core.config.defaults import METHODS, SCHEDULE
+from mdc_core.config.presets import NAMED, PRESETS, evaluate_config, merge, preset_for
+from mdc_core.config.settings import DataFacts, EvaluateConfig, check_network
+from mdc_core.delivery import rankmajor
+from mdc_core.delivery.rankmajor import SetInfo
+from mdc_core.delivery.verdict import advice, judged
 from mdc_core.errors import MdcError
-from mdc_core.presets import NAMED, PRESETS, evaluate_config, merge, preset_for
-from mdc_core.rankmajor import SetInfo
-from mdc_core.verdict import advice, judged
 
 if TYPE_CHECKING:  # torch is loaded by the commands that need it, so that --help is quick
-    from mdc_core.data import DataSet
-    from mdc_core.evaluate import Row, Trial
-    from mdc_core.synthetic import SyntheticSet
+    from mdc_core.data.real_set import DataSet
+    from mdc_core.data.synthetic import SyntheticSet
+    from mdc_core.training.evaluate import Row, Trial
 
 Data = Annotated[
     str, typer.Argument(help=f"A named data set ({', '.join(NAMED)}), or a folder, zip or npz of your own.")
@@ -170,8 +170,8 @@ def evaluate(
 ) -> None:
     """Train networks on the first k images per class, for every k, beside real images; table, verdicts and plot."""
     from mdc_cli.plot import accuracy_plot
-    from mdc_core.data import load
-    from mdc_core.evaluate import accuracy_rows, summarise
+    from mdc_core.data.real_set import load
+    from mdc_core.training.evaluate import accuracy_rows, summarise
 
     run = files.read_run(path)
     source = data or run.get("data")
@@ -222,7 +222,7 @@ def evaluate(
 
 def preview(path: SetFile, out: Annotated[Path, typer.Argument(help="PNG to write.")]) -> None:
     """Draw a condensed set: a row per class, a column per rank."""
-    from mdc_core.preview import preview_png
+    from mdc_core.delivery.preview import preview_png
 
     info, tiles = rankmajor.read(files.read(path))
     files.write(out, preview_png(tiles, info))
@@ -239,9 +239,9 @@ def import_released(
     download: Download = False,
 ) -> None:
     """Convert a set that the released code wrote, so that it can be evaluated, previewed and delivered."""
-    from mdc_core.data import load
-    from mdc_core.released import import_released as convert
-    from mdc_core.synthetic import SyntheticSet
+    from mdc_core.data.real_set import load
+    from mdc_core.data.released import import_released as convert
+    from mdc_core.data.synthetic import SyntheticSet
 
     files.check_target(out)
     if out.exists() and not force:
@@ -267,7 +267,7 @@ def import_released(
 
 def _facts_at(source: str, image_size: int) -> DataFacts:
     """What is known of data that a set of such images was made from: pictures are read at that side."""
-    from mdc_core.data import kind_of, survey
+    from mdc_core.data.real_set import kind_of, survey
 
     return survey(source, image_size=image_size if kind_of(source) in ("folder", "zip") else None)
 
@@ -302,7 +302,7 @@ def _delivered(path: Path, info: SetInfo, tiles: NDArray[np.uint8], data: DataSe
     """The set as devices see it; `MdcError` when its classes are not those of the data."""
     import torch
 
-    from mdc_core.synthetic import SyntheticSet
+    from mdc_core.data.synthetic import SyntheticSet
 
     if info.classes != data.train.classes:
         raise _other_data(path, info, data.facts())
@@ -313,7 +313,7 @@ def _train_all(
     synthetic: SyntheticSet, data: DataSet, recipe: EvaluateConfig, device: str, done: list[Trial]
 ) -> None:
     """Every training under a progress bar, each added to `done`, which so outlives an interruption."""
-    from mdc_core.evaluate import evaluate as trainings
+    from mdc_core.training.evaluate import evaluate as trainings
 
     with progress_bar() as bar:
         task = bar.add_task(
@@ -326,7 +326,7 @@ def _train_all(
 
 
 def _print_rows(rows: list[Row], recipe: EvaluateConfig, ipc: int) -> None:
-    from mdc_core.evaluate import accuracy_rows
+    from mdc_core.training.evaluate import accuracy_rows
 
     networks = (
         "1 network per size" if recipe.repeats == 1 else f"{recipe.repeats} networks per size, mean ± std"

@@ -11,9 +11,9 @@ from typing import Any
 import typer
 
 from mdc_cli.output import people, say
-from mdc_core.config import CondenseConfig, DataFacts
+from mdc_core.config.settings import CondenseConfig, DataFacts
+from mdc_core.config.shorten import duration
 from mdc_core.errors import MdcError
-from mdc_core.shorter import duration
 
 DAY = 86_400.0
 HOUR = 3600.0
@@ -117,7 +117,7 @@ def as_options(changes: Mapping[str, Any], option: str = "--set") -> list[str]:
 
 
 def _method(config: CondenseConfig) -> str:
-    """The word for what is matched; see `mdc_core.choices.METHODS`."""
+    """The word for what is matched; see `mdc_core.config.defaults.METHODS`."""
     return "mdc" if config.method == "idc" and config.subset_loss == "mls" else config.method
 
 

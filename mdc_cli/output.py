@@ -22,8 +22,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from mdc_core.shorter import duration
-from mdc_core.verdict import BETTER, NOT_ABOVE_RANDOM, NOT_ABOVE_SHRUNK, WORSE_THAN_SMALLER, advice
+from mdc_core.config.shorten import duration
+from mdc_core.delivery.verdict import BETTER, NOT_ABOVE_RANDOM, NOT_ABOVE_SHRUNK, WORSE_THAN_SMALLER, advice
 
 people = Console(stderr=True, highlight=False, markup=False)
 LINE_SECONDS = 30

@@ -7,7 +7,7 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from mdc_core.evaluate import Row
+from mdc_core.training.evaluate import Row
 
 LABELS = {
     "condensed": "condensed set, first k",

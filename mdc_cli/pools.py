@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 class FolderPools:
-    """A `mdc_core.pool.PoolStore`. A folder that cannot be read or written costs time alone, so it is no error."""
+    """A `PoolStore` in a folder. One that cannot be read or written costs only time, so that is no error."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

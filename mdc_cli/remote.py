@@ -15,10 +15,10 @@ from mdc_cli.given import parsed
 from mdc_cli.local import ImageSize, Json, Method, Minutes, Yes
 from mdc_cli.outlook import Outlook, as_options, ask, warning
 from mdc_cli.output import accuracy_table, percent, print_json, progress_bar, say, table
-from mdc_core.config import CondenseConfig, DataFacts
+from mdc_core.config.presets import NAMED
+from mdc_core.config.settings import CondenseConfig, DataFacts
+from mdc_core.delivery.verdict import longest
 from mdc_core.errors import MdcError
-from mdc_core.presets import NAMED
-from mdc_core.verdict import longest
 
 Url = Annotated[str, typer.Option(help="The service.", envvar="MDC_URL")]
 Key = Annotated[str | None, typer.Option(help="API key. [default: the local admin key]", envvar="MDC_KEY")]

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 from mdc_cli.condensing import Planned, machine
 from mdc_cli.output import say
-from mdc_core.config import CondenseConfig
-from mdc_core.minutes import Machine, Pace, Timed, Wanted, in_time, pace_of
-from mdc_core.shorter import with_changes
+from mdc_core.config.minutes import Machine, Pace, Timed, Wanted, in_time, pace_of
+from mdc_core.config.settings import CondenseConfig
+from mdc_core.config.shorten import with_changes
 
 if TYPE_CHECKING:  # torch is loaded by the commands that need it, so that --help is quick
-    from mdc_core.data import DataSet
+    from mdc_core.data.real_set import DataSet
 
 _PILOT_SHARE, _LEAST_PILOT, _MOST_PILOT = 0.05, 0.5, 10.0
 """Of the time, for each pilot, and its seconds."""
@@ -70,7 +70,7 @@ def _scaled(ratio: Pace) -> Callable[[Pace], Pace]:
 
 def _ratio(planned: Planned, config: CondenseConfig, data: DataSet, device: str, here: Machine) -> Pace:
     """What a pilot takes, in what is expected."""
-    from mdc_core.pilot import pilot
+    from mdc_core.condensation.pilot import pilot
 
     assert planned.choice.minutes is not None
     say(f"Trying {config.network.label()} on the data")

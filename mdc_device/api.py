@@ -16,11 +16,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mdc_core import budget as budgets
-from mdc_core import rankmajor
-from mdc_core.budget import Budget, Plan
+from mdc_core.delivery import budget as budgets
+from mdc_core.delivery import rankmajor
+from mdc_core.delivery.budget import Budget, Plan
+from mdc_core.delivery.manifest import Manifest
 from mdc_core.errors import ConfigError, DigestError, FormatError
-from mdc_core.manifest import Manifest
 from mdc_device import assembly, client, files, state, trust
 from mdc_device.client import Fetched, Link, Report
 from mdc_device.decode import open_subset

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mdc_core import __version__
-from mdc_core.budget import Budget
+from mdc_core.delivery.budget import Budget
 from mdc_core.errors import ConfigError
 
 EXIT_CODES = """exit codes:

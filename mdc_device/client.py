@@ -15,9 +15,9 @@ from urllib.parse import quote
 
 import httpx
 
-from mdc_core import rankmajor
+from mdc_core.delivery import rankmajor
+from mdc_core.delivery.manifest import Manifest
 from mdc_core.errors import FormatError
-from mdc_core.manifest import Manifest
 from mdc_device import files, known_servers, state, trust, wire
 from mdc_device.assembly import assemble
 from mdc_device.errors import RefusedError, UnreachableError

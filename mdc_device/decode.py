@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from mdc_core import rankmajor
+from mdc_core.delivery import rankmajor
+from mdc_core.delivery.rankmajor import SetInfo, Tiles
 from mdc_core.errors import FormatError
-from mdc_core.rankmajor import SetInfo, Tiles
 from mdc_device import files
 
 Images = npt.NDArray[np.float32]

@@ -14,9 +14,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from mdc_core import rankmajor
+from mdc_core.delivery import rankmajor
+from mdc_core.delivery.manifest import Manifest, parse_manifest
 from mdc_core.errors import FormatError
-from mdc_core.manifest import Manifest, parse_manifest
 from mdc_device.errors import BusyError
 
 BLOCK = 1 << 20

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from mdc_core.delivery.local_key import is_here
 from mdc_core.errors import FormatError
-from mdc_core.local_key import is_here
 from mdc_device import files
 
 if TYPE_CHECKING:

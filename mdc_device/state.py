@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from mdc_core import rankmajor
+from mdc_core.delivery import rankmajor
+from mdc_core.delivery.manifest import Manifest
 from mdc_core.errors import FormatError
-from mdc_core.manifest import Manifest
 from mdc_device import files, known_servers, trust
 from mdc_device.errors import RollbackError
 

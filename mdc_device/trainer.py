@@ -13,17 +13,17 @@ import numpy.typing as npt
 import torch
 from safetensors.torch import save
 
-from mdc_core.budget import Budget, plan
-from mdc_core.config import EvaluateConfig, NetworkConfig
-from mdc_core.data import RealSet, kind_of, load, survey
+from mdc_core.compute.streams import stream
+from mdc_core.config.settings import EvaluateConfig, NetworkConfig
+from mdc_core.data.normalisation import Normalisation
+from mdc_core.data.real_set import RealSet, kind_of, load, survey
+from mdc_core.delivery.budget import Budget, plan
+from mdc_core.delivery.manifest import Manifest
+from mdc_core.delivery.rankmajor import SetInfo
 from mdc_core.errors import ConfigError
-from mdc_core.lanes import fit
-from mdc_core.manifest import Manifest
 from mdc_core.networks import Network, build_network
-from mdc_core.normalisation import Normalisation
-from mdc_core.rankmajor import SetInfo
-from mdc_core.streams import stream
-from mdc_core.train import accuracy
+from mdc_core.training.batched import fit
+from mdc_core.training.steps import accuracy
 from mdc_device import files
 from mdc_device.client import Report
 from mdc_device.decode import Images, Subset

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 
 import httpx
 
-from mdc_core import signing
+from mdc_core.delivery import signing
+from mdc_core.delivery.local_key import is_here
 from mdc_core.errors import ConfigError, MdcError, SignatureError
-from mdc_core.local_key import is_here
 from mdc_device import wire
 from mdc_device.errors import RefusedError
 

@@ -7,8 +7,8 @@ import argparse
 import uvicorn
 from pydantic import ValidationError
 
-from server.connections import BoundedHttp
 from server.settings import Settings, wrong_settings
+from server.web.connections import BoundedHttp
 
 
 def main() -> None:

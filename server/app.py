@@ -15,28 +15,28 @@ from starlette.types import Message, Receive, Scope, Send
 from mdc_core import __version__
 from mdc_core.errors import ConfigError
 from mdc_core.malloc import share_freed_memory
-from server import problems
-from server.auth import ensure_admin_key
-from server.callers import KnownKeys
-from server.catalog import Catalog
-from server.connections import raise_file_limit
-from server.cors import DeviceCors
-from server.deps import Services
+from server.access.authenticate import ensure_admin_key
+from server.access.callers import KnownKeys
+from server.access.ratelimit import RateLimits
+from server.delivery.catalog import Catalog
+from server.delivery.fast_path import Shortcut
+from server.delivery.manifests import Manifests
+from server.delivery.rank_cache import Ranks
+from server.jobs.event_stream import Watchers, called_at_exit_signals
+from server.jobs.reaper import Reaper
+from server.jobs.wakeup import Wakeup
 from server.logs import configure_logging
-from server.manifests import Manifests
 from server.metrics import Measured, Metrics
-from server.problems import ProblemBody
-from server.ranks import Ranks
-from server.ratelimit import RateLimits
-from server.reaper import Reaper
 from server.routes import datasets, docs, events, health, jobs, keys, keyset, sets, subsets
+from server.services import Services
 from server.settings import Settings
-from server.shortcut import Shortcut
 from server.store import installation, migrate
 from server.store.db import Database
 from server.store.objects import open_objects
-from server.wakeup import Wakeup
-from server.watch import Watchers, called_at_exit_signals
+from server.web import problems
+from server.web.connections import raise_file_limit
+from server.web.cors import DeviceCors
+from server.web.problems import ProblemBody
 
 
 def create_app(settings: Settings) -> FastAPI:

@@ -14,10 +14,10 @@ from pydantic import SecretStr, ValidationError
 from sqlalchemy.exc import DBAPIError
 from typer.core import TyperGroup
 
+from mdc_core.delivery.signing import dump_private_keys, new_key
 from mdc_core.errors import ConfigError
-from mdc_core.signing import dump_private_keys, new_key
-from server.auth import create_key
-from server.callers import SCOPES
+from server.access.authenticate import create_key
+from server.access.callers import SCOPES
 from server.schemas import LONGEST_KEY, KeyOut
 from server.settings import MIN_SECRET, Settings, wrong_settings
 from server.store import installation, keys

@@ -90,7 +90,7 @@ def begin_line(**facts: str | int) -> str:
 
 
 class RequestLines:
-    """The lines that `server.problems.log_request` would write, at a tenth of the time.
+    """The lines that `server.web.problems.log_request` would write, at a tenth of the time.
 
     For what is answered thousands of times a second. Requests that are answered in one turn of the event loop get one
     timestamp, and are written at once.

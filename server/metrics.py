@@ -19,11 +19,11 @@ from prometheus_client.registry import Collector
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.jobs.event_stream import Watchers
 from server.store import queue
 from server.store.db import Database
 from server.store.states import JobState
 from server.store.tables import utcnow
-from server.watch import Watchers
 
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 """Seconds."""

@@ -1,4 +1,4 @@
-"""Bodies of requests and responses. The configurations are `mdc_core.config`'s own."""
+"""Bodies of requests and responses. The configurations are `mdc_core.config.settings`'s own."""
 
 from __future__ import annotations
 
@@ -9,15 +9,22 @@ from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, WithJsonSchema
 
-from mdc_core.budget import Plan
-from mdc_core.choices import MAX_MINUTES
-from mdc_core.config import MAX_SIDE, MIN_SIDE, CondenseConfig, DataFacts, EvaluateConfig, NetworkConfig
+from mdc_core.config.defaults import MAX_MINUTES
+from mdc_core.config.settings import (
+    MAX_SIDE,
+    MIN_SIDE,
+    CondenseConfig,
+    DataFacts,
+    EvaluateConfig,
+    NetworkConfig,
+)
+from mdc_core.config.shorten import Shorter
+from mdc_core.delivery.budget import Plan
+from mdc_core.delivery.verdict import Verdict, advice, judged
 from mdc_core.errors import ConfigError
 from mdc_core.names import visible
-from mdc_core.shorter import Shorter
-from mdc_core.verdict import Verdict, advice, judged
-from server.callers import SCOPES, Scope
-from server.catalog import Version
+from server.access.callers import SCOPES, Scope
+from server.delivery.catalog import Version
 from server.store.states import JobState
 from server.store.tables import ApiKey, CondensedSet, Dataset, Job, JobEvent, utcnow
 
@@ -134,7 +141,7 @@ class JobEstimate(Shown):
 
     @classmethod
     def of(cls, stored: dict[str, Any]) -> Self:
-        """A stored `mdc_core.estimate.Estimate` as callers see it."""
+        """A stored `mdc_core.config.estimate.Estimate` as callers see it."""
         return cls.model_validate({**stored, "seconds": stored["seconds_total"]})
 
 

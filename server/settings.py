@@ -15,8 +15,8 @@ from limits import parse as parse_rate
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from mdc_core.delivery.signing import PrivateKey, dump_private_keys, load_private_keys, new_key
 from mdc_core.errors import ConfigError, FormatError
-from mdc_core.signing import PrivateKey, dump_private_keys, load_private_keys, new_key
 
 MIN_SECRET = 32
 """Characters that a configured secret has at least: 128 bits even when it is written in hexadecimal."""

@@ -11,7 +11,7 @@ import pytest
 import redis
 from hypothesis import settings as hypothesis_settings
 
-from mdc_core.signing import PrivateKey, dump_private_keys
+from mdc_core.delivery.signing import PrivateKey, dump_private_keys
 from server.settings import Settings
 from server.store import migrate
 from tests.services import S3, clear, postgres_database, redis_url, s3_bucket, s3_kind

@@ -14,8 +14,8 @@ import typer
 from pydantic import BaseModel
 
 from mdc_cli.main import app
-from mdc_core.config import UNUSED, CondenseConfig, EvaluateConfig
-from mdc_core.presets import PRESETS, SCHEDULES
+from mdc_core.config.presets import PRESETS, SCHEDULES
+from mdc_core.config.settings import UNUSED, CondenseConfig, EvaluateConfig
 from server.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent

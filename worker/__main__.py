@@ -8,13 +8,13 @@ import sys
 import threading
 
 from mdc_core.errors import ConfigError
+from server.jobs.reaper import Reaper
+from server.jobs.wakeup import Wakeup
 from server.logs import configure_logging
-from server.reaper import Reaper
 from server.settings import Settings
 from server.store import installation
 from server.store.db import Database
 from server.store.objects import open_objects
-from server.wakeup import Wakeup
 from worker.celery_app import make_app
 from worker.registration import Registration
 from worker.supervisor import Supervisor

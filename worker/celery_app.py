@@ -10,8 +10,8 @@ from celery import Celery, signals
 from celery.worker.consumer import Consumer
 from kombu.message import Message
 
+from server.jobs.wakeup import TASK, transport_options
 from server.settings import Settings
-from server.wakeup import TASK, transport_options
 
 MALFORMED = (ValueError, LookupError, TypeError, AttributeError)
 """What kombu and Celery raise at a message that is none."""

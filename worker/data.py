@@ -5,9 +5,9 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from mdc_core.data import DataSet, load, load_named
+from mdc_core.config.presets import NAMED
+from mdc_core.data.real_set import DataSet, load, load_named
 from mdc_core.errors import DataError
-from mdc_core.presets import NAMED
 from server.settings import Settings
 from server.store import datasets
 from server.store.db import Database

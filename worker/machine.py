@@ -13,11 +13,11 @@ import platform
 
 import torch
 
-from mdc_core.at_once import device_bytes
-from mdc_core.calibrate import calibrate
-from mdc_core.config import CondenseConfig, NetworkConfig
+from mdc_core.compute.batching import device_bytes
+from mdc_core.config.presets import NAMED
+from mdc_core.config.settings import CondenseConfig, NetworkConfig
 from mdc_core.malloc import keep_freed_memory
-from mdc_core.presets import NAMED
+from mdc_core.training.calibrate import calibrate
 from server.logs import configure_logging
 from server.settings import Settings
 

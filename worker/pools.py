@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from mdc_core.pool import MemoryPools
+from mdc_core.condensation.pool import MemoryPools
 from server.store.objects import ObjectStore
 
 FOLDER = "pools"
 
 
 class ObjectPools(MemoryPools):
-    """A `mdc_core.pool.PoolStore` that reads each network once.
+    """A `mdc_core.condensation.pool.PoolStore` that reads each network once.
 
     What is found is written again, so that its time says when it was used last: the sweep goes by that.
     """

@@ -9,17 +9,17 @@ from typing import Any
 
 from safetensors.torch import save
 
-from mdc_core import rankmajor
-from mdc_core.condense import CondenseState, result
-from mdc_core.config import CondenseConfig, EvaluateConfig, NetworkConfig
-from mdc_core.cost import Cost
-from mdc_core.data import DataSet
-from mdc_core.evaluate import Trial, accuracy_rows, summarise
-from mdc_core.manifest import build_manifest
+from mdc_core.compute.streams import stream
+from mdc_core.condensation.condense import CondenseState, result
+from mdc_core.config.settings import CondenseConfig, EvaluateConfig, NetworkConfig
+from mdc_core.data.real_set import DataSet
+from mdc_core.delivery import rankmajor
+from mdc_core.delivery.cost import Cost
+from mdc_core.delivery.manifest import build_manifest
+from mdc_core.delivery.verdict import advice, judged
 from mdc_core.networks import build_network
 from mdc_core.networks.cost import measure_cost
-from mdc_core.streams import stream
-from mdc_core.verdict import advice, judged
+from mdc_core.training.evaluate import Trial, accuracy_rows, summarise
 from server.store import sets
 from server.store.db import Database
 from server.store.holds import holding

@@ -20,13 +20,13 @@ import structlog
 import torch
 from pydantic import TypeAdapter
 
-from mdc_core import checkpoint
-from mdc_core.condense import CondenseState, Step, condense, prepare, result
-from mdc_core.config import CondenseConfig, EvaluateConfig
-from mdc_core.data import DataSet
+from mdc_core.condensation import checkpoint
+from mdc_core.condensation.condense import CondenseState, Step, condense, prepare, result
+from mdc_core.config.settings import CondenseConfig, EvaluateConfig
+from mdc_core.data.real_set import DataSet
 from mdc_core.errors import MdcError
-from mdc_core.evaluate import Trial, evaluate
 from mdc_core.malloc import keep_freed_memory
+from mdc_core.training.evaluate import Trial, evaluate
 from server.logs import configure_logging
 from server.settings import Settings
 from server.store import jobs

@@ -15,6 +15,7 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 from structlog.typing import FilteringBoundLogger
 
+from server.jobs.wakeup import Wakeup
 from server.settings import Settings
 from server.store import jobs
 from server.store.db import Database
@@ -23,7 +24,6 @@ from server.store.objects import ObjectStore
 from server.store.states import ENDED, HELD, JobState
 from server.store.sweep import delete_leftovers
 from server.store.tables import Job, utcnow
-from server.wakeup import Wakeup
 from worker.exits import DONE, IO_ERROR, STOPPED, UNAVAILABLE
 from worker.scratch import scratch_folder
 

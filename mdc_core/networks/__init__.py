@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from mdc_core.config import NetworkConfig, check_network
+from mdc_core.compute.cuda_graph import to_device
+from mdc_core.config.settings import NetworkConfig, check_network
 from mdc_core.networks.base import Network
 from mdc_core.networks.convnet import ConvNet
 from mdc_core.networks.resnet_ap import ResNetAP
-from mdc_core.recorder import to_device
 
 __all__ = ["Network", "build_network", "reset_parameters", "stacked"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mdc_core.cost import Cost
+from mdc_core.delivery.cost import Cost
 from mdc_core.networks.base import Network
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mdc_core.config import resnet_stem
+from mdc_core.config.settings import resnet_stem
 from mdc_core.networks.base import Network
 from mdc_core.networks.convolution import Conv2d
 from mdc_core.networks.layers import AveragePool, InstanceNorm, Linear, NormReluPool

@@ -9,21 +9,21 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from mdc_core.config import DataFacts
+from mdc_core.config.presets import NAMED
+from mdc_core.config.settings import DataFacts
 from mdc_core.errors import DataError
-from mdc_core.presets import NAMED
-from server.auth import JobsReader, JobsWriter
-from server.callers import Caller
-from server.deps import AfterQuery, LimitQuery, Services, ServicesDep, links
-from server.problems import FieldError, Problem, invalid, not_found, responses
-from server.quotas import check_upload
+from server.access.authenticate import JobsReader, JobsWriter
+from server.access.callers import Caller
+from server.access.quotas import check_upload
 from server.schemas import SLUG, DatasetOut, Page
+from server.services import AfterQuery, LimitQuery, Services, ServicesDep, links
 from server.store import datasets, holds
 from server.store.holds import holding
 from server.store.ids import to_cursor
 from server.store.objects import ObjectStore
 from server.store.tables import Dataset
 from server.uploads.receive import Received, received_body
+from server.web.problems import FieldError, Problem, invalid, not_found, responses
 
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
 

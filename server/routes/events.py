@@ -7,14 +7,14 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Response
 from starlette.concurrency import run_in_threadpool
 
-from server.auth import JobsReader
-from server.callers import Caller
-from server.deps import AfterQuery, InTurn, LimitQuery, Services, ServicesDep
-from server.problems import FieldError, invalid, not_found, responses
+from server.access.authenticate import JobsReader
+from server.access.callers import Caller
 from server.schemas import JobEventOut, Page
+from server.services import AfterQuery, InTurn, LimitQuery, Services, ServicesDep
 from server.store import events, jobs
 from server.store.ids import to_cursor
 from server.store.states import ENDED
+from server.web.problems import FieldError, invalid, not_found, responses
 
 router = APIRouter(prefix="/v1/jobs/{job_id}/events", tags=["jobs"], dependencies=[InTurn])
 

@@ -7,10 +7,10 @@ from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.concurrency import run_in_threadpool
 
-from server.deps import ServicesDep
-from server.problems import Problem
+from server.services import ServicesDep
 from server.store.db import Database
 from server.store.migrate import current, head
+from server.web.problems import Problem
 
 router = APIRouter(include_in_schema=False)
 

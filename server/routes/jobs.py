@@ -7,14 +7,14 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Query, Response
 from fastapi.responses import JSONResponse
 
-from server.auth import JobsReader, JobsWriter, KeyBeforeBody
-from server.deps import AfterQuery, InTurn, LimitQuery, ServicesDep, links
-from server.problems import Problem, not_found, responses
+from server.access.authenticate import JobsReader, JobsWriter, KeyBeforeBody
+from server.jobs.submit import plan, submit
 from server.schemas import JobOut, JobPlan, JobRequest, Page
+from server.services import AfterQuery, InTurn, LimitQuery, ServicesDep, links
 from server.store import jobs
 from server.store.ids import to_cursor
 from server.store.states import JobState
-from server.submission import plan, submit
+from server.web.problems import Problem, not_found, responses
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], dependencies=[InTurn], route_class=KeyBeforeBody)
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Response
 
-from server.auth import Admin, KeyBeforeBody, create_key
-from server.deps import AfterQuery, LimitQuery, ServicesDep, links
-from server.problems import Problem, not_found, responses
+from server.access.authenticate import Admin, KeyBeforeBody, create_key
 from server.schemas import KeyOut, KeyRequest, NewKey, Page
+from server.services import AfterQuery, LimitQuery, ServicesDep, links
 from server.store import keys
 from server.store.ids import to_cursor
+from server.web.problems import Problem, not_found, responses
 
 router = APIRouter(prefix="/v1/keys", tags=["keys"], route_class=KeyBeforeBody)
 

@@ -7,10 +7,10 @@ from typing import Any, Literal
 from fastapi import APIRouter, Response
 from pydantic import Field
 
-from mdc_core.signing import jwks
-from server.deps import ServicesDep
-from server.problems import responses
+from mdc_core.delivery.signing import jwks
 from server.schemas import Shown
+from server.services import ServicesDep
+from server.web.problems import responses
 
 router = APIRouter(prefix="/v1/keyset", tags=["sets"])
 

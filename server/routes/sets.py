@@ -8,18 +8,18 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Path, Response
 from starlette.concurrency import run_in_threadpool
 
-from mdc_core import rankmajor
-from server.auth import JobsWriter, SubsetsReader
-from server.catalog import Version, split_reference
-from server.conditional import LONGEST, matches, prefers
-from server.delivery import unreadable
-from server.deps import AfterQuery, LimitQuery, Services, ServicesDep, links
-from server.manifests import JOSE, JSON
-from server.problems import FieldError, Problem, invalid, not_found, responses
+from mdc_core.delivery import rankmajor
+from server.access.authenticate import JobsWriter, SubsetsReader
+from server.delivery.answers import unreadable
+from server.delivery.catalog import Version, split_reference
+from server.delivery.manifests import JOSE, JSON
 from server.schemas import Page, SetOut
+from server.services import AfterQuery, LimitQuery, Services, ServicesDep, links
 from server.store import sets
 from server.store.ids import to_cursor
 from server.store.tables import utcnow
+from server.web.conditional import LONGEST, matches, prefers
+from server.web.problems import FieldError, Problem, invalid, not_found, responses
 
 router = APIRouter(prefix="/v1/sets", tags=["sets"])
 
@@ -181,7 +181,7 @@ def _picture(services: Services, version: Version) -> bytes:
     # Imported here: an API that is never asked for a picture does without 16 MB.
     import numpy as np
 
-    from mdc_core.preview import LARGEST_SIDE, preview_png
+    from mdc_core.delivery.preview import LARGEST_SIDE, preview_png
 
     info = version.manifest.info
     room = max(1, LARGEST_SIDE // info.image_size)

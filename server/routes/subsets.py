@@ -8,10 +8,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Depends, Header, Path, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from mdc_core.budget import budget_schema
-from server.auth import KeyBeforeBody, SubsetsReader
-from server.conditional import LONGEST, Conditions
-from server.delivery import (
+from mdc_core.delivery.budget import budget_schema
+from server.access.authenticate import KeyBeforeBody, SubsetsReader
+from server.delivery.answers import (
     EPOCHS,
     MEDIA_TYPE,
     VERDICT,
@@ -23,10 +22,11 @@ from server.delivery import (
     named_size,
     send,
 )
-from server.deps import Services, ServicesDep, links
-from server.problems import responses
 from server.routes.sets import SetReference, find_set
 from server.schemas import PlanOut
+from server.services import Services, ServicesDep, links
+from server.web.conditional import LONGEST, Conditions
+from server.web.problems import responses
 
 router = APIRouter(tags=["subsets"], route_class=KeyBeforeBody)
 

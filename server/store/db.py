@@ -14,7 +14,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
 
-from server.store.turns import Turns
+from server.store.fair_lock import Turns
 
 LOCK_TIMEOUT_MS = 10_000
 """How long a transaction waits for another one, which may hang; then it fails, as if the store were away."""

@@ -1,4 +1,4 @@
-"""API keys as rows; `server.auth` makes and checks the secrets."""
+"""API keys as rows; `server.access.authenticate` makes and checks the secrets."""
 
 from __future__ import annotations
 

@@ -165,7 +165,7 @@ class Job(Base):
     facts: Mapped[dict[str, Any] | None]
     """A `DataFacts` with the side that the job's images get; None: submitted to an earlier release."""
     estimate: Mapped[dict[str, Any] | None]
-    """A `mdc_core.estimate.Estimate`, made when it was submitted."""
+    """A `mdc_core.config.estimate.Estimate`, made when it was submitted."""
     minutes: Mapped[float | None] = mapped_column(Float)
     """Time that decided its schedule; None: the schedule was given."""
     chosen: Mapped[str | None] = mapped_column(Text)
@@ -205,7 +205,7 @@ class Worker(Base):
     flops: Mapped[float] = mapped_column(Double)
     bandwidth: Mapped[float] = mapped_column(Double)
     start: Mapped[float] = mapped_column(Double)
-    """With `flops` and `bandwidth` a `mdc_core.estimate.Speed`."""
+    """With `flops` and `bandwidth` a `mdc_core.config.estimate.Speed`."""
     started_at: Mapped[datetime] = mapped_column(default=utcnow)
     expires_at: Mapped[datetime]
 

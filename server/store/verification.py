@@ -81,8 +81,8 @@ def _from_master(objects: ObjectStore, row: CondensedSet) -> bool:
     """Round the master's tiles again, by the same rule; whether that gave the object."""
     import numpy as np  # only here: an API holds no numpy
 
-    from mdc_core import rankmajor
-    from mdc_core.manifest import parse_manifest
+    from mdc_core.delivery import rankmajor
+    from mdc_core.delivery.manifest import parse_manifest
 
     if _fault(objects, row.master_key) is not None:
         return False

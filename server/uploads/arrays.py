@@ -9,10 +9,10 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from mdc_core.config import MAX_SIDE, MIN_SIDE, DataFacts
+from mdc_core.config.settings import MAX_SIDE, MIN_SIDE, DataFacts
+from mdc_core.data.layouts import after_hold_out, check_classes
 from mdc_core.errors import DataError
 from mdc_core.names import MAX_CLASSES, MAX_NAME, normalised
-from mdc_core.own_data import after_hold_out, check_classes
 from server.uploads.members import UNREADABLE
 
 MEMBERS = ("x_train.npy", "y_train.npy", "x_test.npy", "y_test.npy", "classes.npy")

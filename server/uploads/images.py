@@ -8,10 +8,10 @@ from pathlib import PurePosixPath
 
 from PIL import Image, UnidentifiedImageError
 
-from mdc_core.config import DataFacts
+from mdc_core.config.settings import DataFacts
+from mdc_core.data.layouts import Found, Header, check_classes, passed_over, read_header
 from mdc_core.errors import DataError
 from mdc_core.names import MAX_CLASSES, normalised
-from mdc_core.own_data import Found, Header, check_classes, passed_over, read_header
 from server.uploads.members import UNREADABLE
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})

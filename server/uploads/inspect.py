@@ -16,7 +16,7 @@ import threading
 from pathlib import Path
 from typing import Literal
 
-from mdc_core.config import DataFacts
+from mdc_core.config.settings import DataFacts
 from mdc_core.errors import DataError
 from server.uploads.members import open_archive
 

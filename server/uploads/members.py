@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from mdc_core.data.zips import check_apart
 from mdc_core.errors import DataError
-from mdc_core.zips import check_apart
 
 MAX_MEMBERS = 200_000
 """Members of an archive."""

@@ -14,7 +14,7 @@ from typing import IO
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 
-from server.problems import Problem
+from server.web.problems import Problem
 
 
 @dataclass(frozen=True)

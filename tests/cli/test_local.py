@@ -19,16 +19,17 @@ from typer.testing import CliRunner, Result
 import mdc_cli.local
 import mdc_cli.outlook
 import mdc_cli.output
-import mdc_core.calibrate
-import mdc_core.condense
-import mdc_core.data
+import mdc_core.condensation.condense
+import mdc_core.data.real_set
+import mdc_core.training.calibrate
 from mdc_cli.main import app
 from mdc_cli.output import progress_bar
-from mdc_core import checkpoint, rankmajor
-from mdc_core.condense import Step, prepare
-from mdc_core.estimate import Speed
-from mdc_core.presets import NAMED
-from mdc_core.verdict import advice, judged
+from mdc_core.condensation import checkpoint
+from mdc_core.condensation.condense import Step, prepare
+from mdc_core.config.estimate import Speed
+from mdc_core.config.presets import NAMED
+from mdc_core.delivery import rankmajor
+from mdc_core.delivery.verdict import advice, judged
 
 TOY = [
     "--set", "inner_iterations=1", "--set", "n_data=64", "--set", "batch_real=8", "--set", "mls_period=2",
@@ -147,7 +148,7 @@ def test_a_run_is_not_resumed_at_another_side(tmp_path: Path, monkeypatch: pytes
 
 def interrupt_after(monkeypatch: pytest.MonkeyPatch, loops: int) -> None:
     """As if Ctrl-C had been pressed after so many outer loops."""
-    whole = mdc_core.condense.condense
+    whole = mdc_core.condensation.condense.condense
 
     def interrupted(*arguments: Any, **options: Any) -> Iterator[Step]:
         for step in whole(*arguments, **options):
@@ -155,7 +156,7 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch, loops: int) -> None:
             if step.outer == loops:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(mdc_core.condense, "condense", interrupted)
+    monkeypatch.setattr(mdc_core.condensation.condense, "condense", interrupted)
 
 
 def measured_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,8 +165,8 @@ def measured_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: Any, **__: Any) -> None:
         raise AssertionError("too late to refuse")
 
-    monkeypatch.setattr(mdc_core.calibrate, "calibrate", refused)
-    monkeypatch.setattr(mdc_core.data, "load", refused)
+    monkeypatch.setattr(mdc_core.training.calibrate, "calibrate", refused)
+    monkeypatch.setattr(mdc_core.data.real_set, "load", refused)
 
 
 @pytest.mark.parametrize(
@@ -201,7 +202,9 @@ LONG = ["--outer-loops", "60"]
 
 def slow(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that takes half an hour for an outer loop of the toy, or believes so."""
-    monkeypatch.setattr(mdc_core.calibrate, "calibrate", lambda *_: Speed(3025920 / 1790, 1e12, 1e-6))
+    monkeypatch.setattr(
+        mdc_core.training.calibrate, "calibrate", lambda *_: Speed(3025920 / 1790, 1e12, 1e-6)
+    )
 
 
 def test_more_than_a_day_needs_a_yes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -350,7 +353,9 @@ def test_networks_of_a_pool_are_kept_beside_the_data_root(
     kept = sorted((tmp_path / "pools").iterdir())
     assert [len(path.name) for path in kept] == [64, 64]
     with monkeypatch.context() as patch:
-        patch.setattr("mdc_core.pool.Pool._train", lambda *_: pytest.fail("a network was trained again"))
+        patch.setattr(
+            "mdc_core.condensation.pool.Pool._train", lambda *_: pytest.fail("a network was trained again")
+        )
         assert made("second", tmp_path) == first
     (tmp_path / "shut").mkdir()
     (tmp_path / "shut/pools").write_text("in the way of a folder")
@@ -533,14 +538,14 @@ def test_a_run_takes_the_time_that_it_is_given(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("just_begun")
-@pytest.mark.parametrize("stopped", [prepare, mdc_core.condense.condense])
+@pytest.mark.parametrize("stopped", [prepare, mdc_core.condensation.condense.condense])
 def test_a_run_of_a_given_time_goes_on_with_the_schedule_that_it_began_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped: Any
 ) -> None:
     """Whether it was stopped in the training of its pool or later, and however fast the machine is now."""
     folder, out = pictures(tmp_path / "pictures"), tmp_path / "s.safetensors"
     command = ["condense", folder, "--out", out, *SMALL, "--minutes", "0.1", "--data-root", tmp_path / "d"]
-    whole = getattr(mdc_core.condense, stopped.__name__)
+    whole = getattr(mdc_core.condensation.condense, stopped.__name__)
 
     def interrupted(config: Any, *arguments: Any, **options: Any) -> Iterator[Any]:
         for number, step in enumerate(whole(config, *arguments, **options), 1):
@@ -548,13 +553,13 @@ def test_a_run_of_a_given_time_goes_on_with_the_schedule_that_it_began_with(
             if number == 2 and config.pool_samples > 128:  # not in the pilot
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(mdc_core.condense, stopped.__name__, interrupted)
+    monkeypatch.setattr(mdc_core.condensation.condense, stopped.__name__, interrupted)
     first = run(*command)
     assert first.exit_code == 130, first.output
     monkeypatch.undo()
     _, began = checkpoint.from_bytes(out.with_name("s.checkpoint").read_bytes())
     assert began.pool > 1
-    monkeypatch.setattr(mdc_core.calibrate, "calibrate", lambda *_: Speed(1e6, 1e6, 1.0))
+    monkeypatch.setattr(mdc_core.training.calibrate, "calibrate", lambda *_: Speed(1e6, 1e6, 1.0))
     assert "add --resume to go on" in run(*command).output
     resumed = run(*command, "--resume")
     assert resumed.exit_code == 0, resumed.output
@@ -566,7 +571,7 @@ def test_own_pictures_get_ten_minutes_and_are_asked_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mdc_cli.local, "clock", time.monotonic)
-    monkeypatch.setattr(mdc_core.calibrate, "calibrate", lambda *_: Speed(2e11, 2.5e9, 1e-3))
+    monkeypatch.setattr(mdc_core.training.calibrate, "calibrate", lambda *_: Speed(2e11, 2.5e9, 1e-3))
     folder = pictures(tmp_path / "pictures")
     told = run("condense", folder, "--dry-run")
     assert told.exit_code == 0, told.output

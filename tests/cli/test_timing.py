@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-import mdc_core.calibrate
-import mdc_core.pilot
+import mdc_core.condensation.pilot
+import mdc_core.training.calibrate
 from mdc_cli.condensing import plan
 from mdc_cli.timing import measured
-from mdc_core.config import CondenseConfig
-from mdc_core.estimate import Speed
-from mdc_core.minutes import Pace, pace_of
+from mdc_core.config.estimate import Speed
+from mdc_core.config.minutes import Pace, pace_of
+from mdc_core.config.settings import CondenseConfig
 
 DATA: Any = SimpleNamespace(train=None)
 
@@ -28,8 +28,8 @@ def piloted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         widths.append(config.network.width)
         return Pace(2e-5 * config.network.width, 1e-4 * config.network.width)
 
-    monkeypatch.setattr(mdc_core.pilot, "pilot", slow)
-    monkeypatch.setattr(mdc_core.calibrate, "calibrate", lambda *_: Speed(2e12, 2.5e10, 1e-5))
+    monkeypatch.setattr(mdc_core.condensation.pilot, "pilot", slow)
+    monkeypatch.setattr(mdc_core.training.calibrate, "calibrate", lambda *_: Speed(2e12, 2.5e10, 1e-5))
     return widths
 
 
@@ -79,8 +79,8 @@ def test_a_width_that_was_found_too_slow_is_not_tried_again(monkeypatch: pytest.
         assert len(widths) < 5
         return Pace(1e-2, 1e-2) if config.network.width == 128 else Pace(1e-7, 1e-7)
 
-    monkeypatch.setattr(mdc_core.pilot, "pilot", slow_where_wide)
-    monkeypatch.setattr(mdc_core.calibrate, "calibrate", lambda *_: Speed(2e12, 2.5e10, 1e-5))
+    monkeypatch.setattr(mdc_core.condensation.pilot, "pilot", slow_where_wide)
+    monkeypatch.setattr(mdc_core.training.calibrate, "calibrate", lambda *_: Speed(2e12, 2.5e10, 1e-5))
     found, _ = measured(plan("digits", None, None, {}, 3), "cpu", DATA, time.monotonic())
     assert widths[0] == 128
     assert found.config.network.width < 128

@@ -10,7 +10,7 @@ import torch
 if not torch.cuda.is_available():  # before Triton is imported: its kernels then run on the CPU
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-from mdc_core.data import RealSet
+from mdc_core.data.real_set import RealSet
 from mdc_core.networks import layers
 from tests.core.toys import toy_real
 

@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mdc_core import augment
 from mdc_core.networks import Network
 from mdc_core.networks.layers import AveragePool, InstanceNorm, NormReluPool
-from mdc_core.train import Steps
+from mdc_core.training import augment
+from mdc_core.training.steps import Steps
 
 View = Callable[[Tensor], Tensor]
 """Normalises and augments images (B, ch, H, H)."""

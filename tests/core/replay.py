@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from mdc_core import recorder as recorder_module
-from mdc_core.recorder import Recorder, Recording
+from mdc_core.compute import cuda_graph as recorder_module
+from mdc_core.compute.cuda_graph import Recorder, Recording
 
 WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "lift_fresh")
 """Operators that make the host wait for a device, or hand it numbers that are in no fixed place."""
@@ -165,7 +165,7 @@ def emulated(monkeypatch: pytest.MonkeyPatch, kind: type[Recorder]) -> list[Any]
         made.append(kind(device))
         return made[-1]
 
-    for name in ("condense", "evaluate", "lanes", "calibrate"):
+    for name in ("condensation.condense", "training.evaluate", "training.batched", "training.calibrate"):
         monkeypatch.setattr(f"mdc_core.{name}.Recorder", make)
     return made
 

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms.v2 import functional as tv
 
-from mdc_core.archives import read_folder, read_zip, survey_folder, survey_zip
+from mdc_core.data.images import read_folder, read_zip, survey_folder, survey_zip
+from mdc_core.data.splits import Splits
 from mdc_core.errors import ConfigError, DataError
-from mdc_core.splits import Splits
 from tests.core.image_files import encoded, overlapping, pixels, small_set, write_folder, write_zip
 
 
@@ -230,7 +230,7 @@ def test_the_pixel_limit_does_not_depend_on_warnings(tmp_path: Path) -> None:
 
 
 def test_a_file_over_the_byte_limit_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mdc_core.archives.MAX_FILE_BYTES", 1000)
+    monkeypatch.setattr("mdc_core.data.images.MAX_FILE_BYTES", 1000)
     files = small_set() | {"train/dog/1.png": encoded(pixels(0)) + bytes(1000)}
     for read, path in (
         (read_folder, write_folder(tmp_path / "folder", files)),

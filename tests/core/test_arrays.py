@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mdc_core.arrays import read_npz
+from mdc_core.data.arrays import read_npz
 from mdc_core.errors import DataError
 from tests.core.image_files import overlapping, pixels, write_zip
 

@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms import RandomResizedCrop
 
-from mdc_core import augment
-from mdc_core.config import AugmentOp
-from mdc_core.normalisation import Normalisation
-from mdc_core.streams import stream
+from mdc_core.compute.streams import stream
+from mdc_core.config.settings import AugmentOp
+from mdc_core.data.normalisation import Normalisation
+from mdc_core.training import augment
 
 OPS: tuple[AugmentOp, ...] = (
     "flip", "color", "crop", "scale", "rotate", "cutout", "resized_crop", "jitter", "lighting",

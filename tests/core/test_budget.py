@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mdc_core import budget as rule
-from mdc_core import rankmajor
-from mdc_core.budget import Budget, Cost, Plan, convnet_cost, plan
+from mdc_core.delivery import budget as rule
+from mdc_core.delivery import rankmajor
+from mdc_core.delivery.budget import Budget, Cost, Plan, convnet_cost, plan
+from mdc_core.delivery.manifest import Manifest, build_manifest, parse_manifest
+from mdc_core.delivery.verdict import sizes_text
 from mdc_core.errors import BudgetError, ConfigError
-from mdc_core.manifest import Manifest, build_manifest, parse_manifest
-from mdc_core.verdict import sizes_text
 
 N = 5
 INFO = rankmajor.SetInfo(N, 2, ("a", "b"), (0.5,), (0.25,), 8, 1)

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from mdc_core.choices import METHODS, OF_IDC, SCHEDULE, choose, depth_for, sentences
-from mdc_core.config import CondenseConfig, DataFacts
+from mdc_core.config.defaults import METHODS, OF_IDC, SCHEDULE, choose, depth_for, sentences
+from mdc_core.config.presets import NAMED, PRESETS, condense_config
+from mdc_core.config.settings import CondenseConfig, DataFacts
 from mdc_core.errors import ConfigError
-from mdc_core.presets import NAMED, PRESETS, condense_config
 
 
 def own(side: int = 64, smallest: int = 500) -> DataFacts:

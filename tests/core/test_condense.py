@@ -10,17 +10,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mdc_core import augment, checkpoint
-from mdc_core.condense import Step, condense
-from mdc_core.data import RealSet
+from mdc_core.compute.cuda_graph import Recorder
+from mdc_core.compute.streams import stream
+from mdc_core.condensation import checkpoint
+from mdc_core.condensation.condense import Step, condense
+from mdc_core.condensation.iteration import classes_at_once, draw_iteration, loss_weights
+from mdc_core.condensation.network_phase import NetworkPhase, change, fresh_network
+from mdc_core.data.real_set import RealSet
+from mdc_core.data.synthetic import initial_tiles
 from mdc_core.errors import ConfigError, FormatError
-from mdc_core.iteration import classes_at_once, draw_iteration, loss_weights
-from mdc_core.lanes import fit
-from mdc_core.network_phase import NetworkPhase, change, fresh_network
 from mdc_core.networks import build_network
-from mdc_core.recorder import Recorder
-from mdc_core.streams import stream
-from mdc_core.synthetic import initial_tiles
+from mdc_core.training import augment
+from mdc_core.training.batched import fit
 from tests.core.toys import FEATURE, toy_config, toy_real
 
 
@@ -95,7 +96,7 @@ def test_classes_one_by_one_are_classes_together(real: RealSet, monkeypatch: pyt
     config = toy_config(outer_loops=1)
     assert classes_at_once(config, real) == 2
     together = next(condense(config, real)).state.tiles
-    monkeypatch.setattr("mdc_core.estimate.AT_ONCE_BYTES", 1)
+    monkeypatch.setattr("mdc_core.config.estimate.AT_ONCE_BYTES", 1)
     assert classes_at_once(config, real) == 1
     torch.testing.assert_close(next(condense(config, real)).state.tiles, together, atol=1e-5, rtol=0)
 
@@ -207,7 +208,7 @@ def test_the_metric_accuracy_trains_by_its_own_recipe(real: RealSet, monkeypatch
         seen.append(given[4])
         yield from fit(*given)
 
-    monkeypatch.setattr("mdc_core.condense.fit", watched)
+    monkeypatch.setattr("mdc_core.condensation.condense.fit", watched)
     own = {"accuracy_epochs": 3, "accuracy_augment": ("flip", "scale"), "accuracy_cutmix": 0.25}
     run(real, subset_metric="accuracy", outer_loops=1, **own)
     assert len(seen) == 2  # the subsets of ipc 3

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from mdc_core.config import CondenseConfig, DataFacts, EvaluateConfig, NetworkConfig
+from mdc_core.config.presets import NAMED, condense_config, default_side, evaluate_config, preset_for
+from mdc_core.config.settings import CondenseConfig, DataFacts, EvaluateConfig, NetworkConfig
 from mdc_core.errors import ConfigError
-from mdc_core.presets import NAMED, condense_config, default_side, evaluate_config, preset_for
 
 
 @pytest.mark.parametrize(

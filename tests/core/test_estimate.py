@@ -10,13 +10,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from mdc_core import calibrate as calibration
-from mdc_core import iteration
-from mdc_core.calibrate import calibrate
-from mdc_core.condense import condense, prepare
-from mdc_core.config import CondenseConfig, DataFacts, EvaluateConfig, NetworkConfig
-from mdc_core.data import DataSet, RealSet
-from mdc_core.estimate import (
+from mdc_core.compute.streams import stream
+from mdc_core.condensation import iteration
+from mdc_core.condensation.condense import condense, prepare
+from mdc_core.condensation.pool import MemoryPools
+from mdc_core.config.estimate import (
     BASE_BYTES,
     GPU_BASE_BYTES,
     Speed,
@@ -30,13 +28,15 @@ from mdc_core.estimate import (
     pool_work,
     what_to_lower,
 )
-from mdc_core.evaluate import evaluate
+from mdc_core.config.presets import NAMED, condense_config, evaluate_config
+from mdc_core.config.settings import CondenseConfig, DataFacts, EvaluateConfig, NetworkConfig
+from mdc_core.data.real_set import DataSet, RealSet
+from mdc_core.data.synthetic import SyntheticSet, initial_tiles
 from mdc_core.networks import build_network
 from mdc_core.networks.cost import measure_cost
-from mdc_core.pool import MemoryPools
-from mdc_core.presets import NAMED, condense_config, evaluate_config
-from mdc_core.streams import stream
-from mdc_core.synthetic import SyntheticSet, initial_tiles
+from mdc_core.training import calibrate as calibration
+from mdc_core.training.calibrate import calibrate
+from mdc_core.training.evaluate import evaluate
 from tests.core.toys import FEATURE, toy_config, toy_real
 
 NETWORKS = [NetworkConfig(depth=2, width=16), NetworkConfig(name="resnet_ap", width=8)]
@@ -150,11 +150,12 @@ def test_a_gpu_is_planned_as_it_is_estimated(monkeypatch: pytest.MonkeyPatch) ->
         assert at_once == 100 or (at_once + 1.1) * held > free / 2
         found = estimate(config, facts, memory_limit=limit, gpu=True).memory_bytes
         assert GPU_BASE_BYTES + at_once * held < found < limit
-    monkeypatch.setattr("mdc_core.iteration.gpu_free", lambda device: 10**9)
+    monkeypatch.setattr("mdc_core.condensation.iteration.gpu_free", lambda device: 10**9)
     real = toy_real()
     assert iteration.classes_at_once(toy_config(), real) == 2
     monkeypatch.setattr(
-        "mdc_core.iteration.gpu_free", lambda device: 4 * matching_bytes(toy_config(), real.facts("x"))
+        "mdc_core.condensation.iteration.gpu_free",
+        lambda device: 4 * matching_bytes(toy_config(), real.facts("x")),
     )
     assert iteration.classes_at_once(toy_config(), real) == 1
 
@@ -203,10 +204,10 @@ CALIBRATED = """
 import torch
 torch.set_num_threads(1)
 from pathlib import Path
-from mdc_core.calibrate import calibrate
-from mdc_core.config import DataFacts
+from mdc_core.training.calibrate import calibrate
+from mdc_core.config.settings import DataFacts
 from mdc_core.malloc import keep_freed_memory
-from mdc_core.presets import condense_config
+from mdc_core.config.presets import condense_config
 def most(what): return 1024 * int(Path("/proc/self/status").read_text().split(what + ":")[1].split()[0])
 keep_freed_memory()
 facts = DataFacts(name="x", channels=3, image_size=224, classes=tuple("0123456789"), smallest_class=99)
@@ -225,9 +226,9 @@ MEASURED = """
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from mdc_core.condense import condense
-from mdc_core.data import load
-from mdc_core.presets import condense_config
+from mdc_core.condensation.condense import condense
+from mdc_core.data.real_set import load
+from mdc_core.config.presets import condense_config
 config = condense_config("digits", {"outer_loops": 1, "inner_iterations": 2, "network": {"width": 256}})
 next(condense(config, load("digits", Path(".")).train))
 print(1024 * int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]))

@@ -8,14 +8,18 @@ import itertools
 import pytest
 import torch
 
-from mdc_core import evaluate as evaluation
-from mdc_core import synthetic
-from mdc_core.at_once import how_many
-from mdc_core.config import EvaluateConfig
-from mdc_core.data import DataSet, RealSet
+from mdc_core.compute.batching import how_many
+from mdc_core.compute.streams import stream
+from mdc_core.config.estimate import AT_ONCE_BYTES, lane_bytes
+from mdc_core.config.settings import EvaluateConfig
+from mdc_core.data import synthetic
+from mdc_core.data.real_set import DataSet, RealSet
+from mdc_core.data.synthetic import SyntheticSet, initial_tiles
 from mdc_core.errors import ConfigError
-from mdc_core.estimate import AT_ONCE_BYTES, lane_bytes
-from mdc_core.evaluate import (
+from mdc_core.networks import Network, build_network
+from mdc_core.training import evaluate as evaluation
+from mdc_core.training.batched import fit
+from mdc_core.training.evaluate import (
     Trial,
     accuracy_rows,
     evaluate,
@@ -23,11 +27,7 @@ from mdc_core.evaluate import (
     shrunk_images,
     summarise,
 )
-from mdc_core.lanes import fit
-from mdc_core.networks import Network, build_network
-from mdc_core.streams import stream
-from mdc_core.synthetic import SyntheticSet, initial_tiles
-from mdc_core.train import Sgd, accuracy, class_accuracy, shuffled
+from mdc_core.training.steps import Sgd, accuracy, class_accuracy, shuffled
 from tests.core.toys import TOY_NETWORK, TOY_NORMALISATION, toy_config, toy_real
 
 RECIPE = EvaluateConfig(

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from mdc_core import augment
-from mdc_core.config import NetworkConfig
-from mdc_core.feature_matching import match_features
-from mdc_core.matching import Cuts, Match
+from mdc_core.compute.streams import stream
+from mdc_core.condensation.feature_matching import match_features
+from mdc_core.condensation.gradient_matching import Cuts, Match
+from mdc_core.config.settings import NetworkConfig
+from mdc_core.data.synthetic import decode
 from mdc_core.networks import Network, build_network
-from mdc_core.streams import stream
-from mdc_core.synthetic import decode
+from mdc_core.training import augment
 from tests.core.literal import literal_feature_distances, literal_feature_match
 from tests.core.toys import TOY_NETWORK, toy_real
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from mdc_core.config import NetworkConfig
-from mdc_core.matching import Cuts, Match, match
+from mdc_core.compute.streams import stream
+from mdc_core.condensation.gradient_matching import Cuts, Match, match
+from mdc_core.config.settings import NetworkConfig
 from mdc_core.networks import Network, build_network
-from mdc_core.streams import stream
 
 FILE = Path(__file__).parents[3] / "shared" / "golden" / "golden_step.npz"
 RANKS, TILES, LABEL = 3, 4, 3

@@ -10,18 +10,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from mdc_core.condense import condense, result, start_state
-from mdc_core.config import EvaluateConfig
-from mdc_core.data import DataSet, RealSet
-from mdc_core.evaluate import evaluate
-from mdc_core.iteration import TileUpdate
-from mdc_core.methods import METHODS
+from mdc_core.compute.cuda_graph import Recorder, _tell
+from mdc_core.compute.streams import stream
+from mdc_core.condensation.condense import condense, result, start_state
+from mdc_core.condensation.iteration import TileUpdate
+from mdc_core.condensation.methods import METHODS
+from mdc_core.condensation.pool import MemoryPools
+from mdc_core.config.settings import EvaluateConfig
+from mdc_core.data.real_set import DataSet, RealSet
+from mdc_core.data.synthetic import decode
 from mdc_core.networks.convolution import Conv2d, weight_gradient
 from mdc_core.networks.layers import InstanceNorm
-from mdc_core.pool import MemoryPools
-from mdc_core.recorder import Recorder, _tell
-from mdc_core.streams import stream
-from mdc_core.synthetic import decode
+from mdc_core.training.evaluate import evaluate
 from tests.core.test_recorder import VARIANTS
 from tests.core.toys import FEATURE, TOY_NETWORK, toy_config, toy_real
 

@@ -14,9 +14,9 @@ from torch import Tensor
 if find_spec("triton") is None:
     pytest.skip("Triton is not made for this system", allow_module_level=True)
 
-from mdc_core.config import NetworkConfig
+from mdc_core.compute.streams import stream
+from mdc_core.config.settings import NetworkConfig
 from mdc_core.networks import build_network, kernels, layers, stacked
-from mdc_core.streams import stream
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

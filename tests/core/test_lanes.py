@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from mdc_core.config import EvaluateConfig, NetworkConfig
-from mdc_core.lanes import Lane, fit, train_lanes
+from mdc_core.compute.cuda_graph import WARM_UP, Recorder
+from mdc_core.compute.streams import stream
+from mdc_core.config.settings import EvaluateConfig, NetworkConfig
 from mdc_core.networks import Network, build_network
-from mdc_core.recorder import WARM_UP, Recorder
-from mdc_core.streams import stream
-from mdc_core.train import Steps, Trainer, draw_epoch
+from mdc_core.training.batched import Lane, fit, train_lanes
+from mdc_core.training.steps import Steps, Trainer, draw_epoch
 from tests.core.replay import Eager, Replaying
 from tests.core.toys import TOY_NETWORK, TOY_NORMALISATION
 

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mdc_core import rankmajor
-from mdc_core.cost import Cost
+from mdc_core.delivery import rankmajor
+from mdc_core.delivery.cost import Cost
+from mdc_core.delivery.manifest import Accuracy, build_manifest, parse_manifest
 from mdc_core.errors import FormatError
-from mdc_core.manifest import Accuracy, build_manifest, parse_manifest
 
 INFO = rankmajor.SetInfo(2, 2, ("a", "b"), (0.5,), (0.25,), 8, 1)
 DIGESTS = rankmajor.digests(rankmajor.pack(np.zeros(INFO.tile_shape(2), np.uint8), INFO), INFO)

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mdc_core import augment
-from mdc_core.config import NetworkConfig
+from mdc_core.compute.streams import stream
+from mdc_core.condensation.gradient_matching import Cuts, Match, distance, match
+from mdc_core.config.settings import NetworkConfig
+from mdc_core.data.synthetic import decode
 from mdc_core.errors import ConfigError
-from mdc_core.matching import Cuts, Match, distance, match
 from mdc_core.networks import Network, build_network
-from mdc_core.streams import stream
-from mdc_core.synthetic import decode
+from mdc_core.training import augment
 from tests.core.literal import literal_feature_distances, literal_match
 from tests.core.toys import TOY_NETWORK, toy_real
 

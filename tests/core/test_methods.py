@@ -9,17 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from mdc_core import checkpoint
-from mdc_core.condense import Step, condense, result
-from mdc_core.data import RealSet, load
+from mdc_core.compute.cuda_graph import Recorder
+from mdc_core.condensation import checkpoint
+from mdc_core.condensation.condense import Step, condense, result
+from mdc_core.condensation.iteration import chunks, draw_iteration, loss_weights, match_classes
+from mdc_core.condensation.mls import start
+from mdc_core.condensation.network_phase import NetworkPhase
+from mdc_core.config.presets import condense_config, evaluate_config
+from mdc_core.data.real_set import RealSet, load
+from mdc_core.data.synthetic import initial_tiles
 from mdc_core.errors import FormatError
-from mdc_core.evaluate import evaluate, summarise
-from mdc_core.iteration import chunks, draw_iteration, loss_weights, match_classes
-from mdc_core.mls import start
-from mdc_core.network_phase import NetworkPhase
-from mdc_core.presets import condense_config, evaluate_config
-from mdc_core.recorder import Recorder
-from mdc_core.synthetic import initial_tiles
+from mdc_core.training.evaluate import evaluate, summarise
 from tests.core.toys import FEATURE, toy_config
 
 

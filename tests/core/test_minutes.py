@@ -8,12 +8,12 @@ from itertools import pairwise
 
 import pytest
 
-from mdc_core.choices import WIDTHS, choose
-from mdc_core.config import CondenseConfig, DataFacts, EvaluateConfig
+from mdc_core.config.defaults import WIDTHS, choose
+from mdc_core.config.estimate import Speed, estimate
+from mdc_core.config.minutes import Machine, Pace, Wanted, divided, in_time, pace_of
+from mdc_core.config.presets import evaluate_config
+from mdc_core.config.settings import CondenseConfig, DataFacts, EvaluateConfig
 from mdc_core.errors import ConfigError
-from mdc_core.estimate import Speed, estimate
-from mdc_core.minutes import Machine, Pace, Wanted, divided, in_time, pace_of
-from mdc_core.presets import evaluate_config
 
 CORE = Machine(Speed(2e11, 2.5e9, 1e-3), 16 * 10**9)
 """One core."""

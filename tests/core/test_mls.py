@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mdc_core import mls
+from mdc_core.condensation import mls
 from mdc_core.errors import ConfigError
 from tests.core.toys import toy_config
 

@@ -14,9 +14,9 @@ from scipy.io import savemat
 from sklearn.datasets import load_digits
 from torchvision import datasets
 
-from mdc_core.data import load_named
+from mdc_core.config.presets import NAMED, PRESETS
+from mdc_core.data.real_set import load_named
 from mdc_core.errors import DataError
-from mdc_core.presets import NAMED, PRESETS
 from tests.core.image_files import encoded, pixels, write_folder
 
 RNG = np.random.default_rng(0)

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from mdc_core.config import NetworkConfig
-from mdc_core.cost import convnet_cost
+from mdc_core.compute.streams import stream
+from mdc_core.config.settings import NetworkConfig
+from mdc_core.delivery.cost import convnet_cost
 from mdc_core.errors import ConfigError
 from mdc_core.networks import Network, build_network, convolution, stacked
 from mdc_core.networks.cost import measure_cost
-from mdc_core.streams import stream
 
 
 def build(name: str, channels: int, side: int, **size: int) -> Network:

@@ -16,18 +16,18 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mdc_core.condense import start_state
-from mdc_core.config import CondenseConfig
-from mdc_core.data import RealSet
-from mdc_core.iteration import TileUpdate, chunks, draw_iteration
-from mdc_core.methods import METHODS
-from mdc_core.mls import MlsState, Track
-from mdc_core.network_phase import fresh_network
+from mdc_core.compute.cuda_graph import to_device
+from mdc_core.compute.streams import stream
+from mdc_core.condensation.condense import start_state
+from mdc_core.condensation.iteration import TileUpdate, chunks, draw_iteration
+from mdc_core.condensation.methods import METHODS
+from mdc_core.condensation.mls import MlsState, Track
+from mdc_core.condensation.network_phase import fresh_network
+from mdc_core.condensation.pool import MemoryPools
+from mdc_core.config.settings import CondenseConfig
+from mdc_core.data.real_set import RealSet
 from mdc_core.networks import stacked
-from mdc_core.pool import MemoryPools
-from mdc_core.recorder import to_device
-from mdc_core.streams import stream
-from mdc_core.train import Steps, Trainer, draw_steps, joined
+from mdc_core.training.steps import Steps, Trainer, draw_steps, joined
 from tests.core.replay import Eager, waits
 from tests.core.test_recorder import VARIANTS
 from tests.core.toys import toy_config, toy_real
@@ -66,7 +66,7 @@ def test_an_iteration_stays_on_its_device(
     measured = measured and config.uses_mls
     state = MlsState((Track((1, 2)),) * (2 if config.class_wise else 1))  # with a frozen rank
     start = start_state(config, real)
-    monkeypatch.setattr("mdc_core.iteration.classes_at_once", lambda config, real: 2)
+    monkeypatch.setattr("mdc_core.condensation.iteration.classes_at_once", lambda config, real: 2)
     networks = METHODS[config.method].networks(config, real, Eager(real.device), MemoryPools())
     update = TileUpdate(config, there(real), networks.net.to(THERE), Eager(THERE))
     update.begin(start.tiles.to(THERE), start.momentum.to(THERE), state, measured)

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import torch
 
-from mdc_core.choices import choose
-from mdc_core.condense import condense, prepare
-from mdc_core.data import load_named
-from mdc_core.pilot import pilot
-from mdc_core.pool import MemoryPools
-from mdc_core.presets import NAMED
-from mdc_core.shorter import with_changes
+from mdc_core.condensation.condense import condense, prepare
+from mdc_core.condensation.pilot import pilot
+from mdc_core.condensation.pool import MemoryPools
+from mdc_core.config.defaults import choose
+from mdc_core.config.presets import NAMED
+from mdc_core.config.shorten import with_changes
+from mdc_core.data.real_set import load_named
 
 
 def test_a_pilot_is_of_the_pace_of_the_run_and_short() -> None:

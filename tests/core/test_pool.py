@@ -7,16 +7,16 @@ from typing import Any
 import pytest
 import torch
 
-from mdc_core import pool as pool_module
-from mdc_core.condense import condense, prepare
-from mdc_core.config import CondenseConfig
-from mdc_core.data import RealSet
+from mdc_core.compute.cuda_graph import Recorder
+from mdc_core.condensation import pool as pool_module
+from mdc_core.condensation.condense import condense, prepare
+from mdc_core.condensation.interpolation import InterpolatedNetworks
+from mdc_core.condensation.network_phase import fresh_network
+from mdc_core.condensation.pool import MemoryPools, Pool, member_key
+from mdc_core.config.settings import CondenseConfig
+from mdc_core.data.real_set import RealSet
 from mdc_core.errors import ConfigError
-from mdc_core.interpolation import InterpolatedNetworks
-from mdc_core.network_phase import fresh_network
-from mdc_core.pool import MemoryPools, Pool, member_key
-from mdc_core.real_training import RealTraining
-from mdc_core.recorder import Recorder
+from mdc_core.training.real_training import RealTraining
 from tests.core.toys import FEATURE, toy_config, toy_real
 
 CONFIG = toy_config(**FEATURE, outer_loops=2)
@@ -157,7 +157,7 @@ def test_no_training_is_set_up_where_all_networks_are_there(
     pools = MemoryPools()
     list(prepare(CONFIG, real, pools=pools))
     made: list[Any] = []
-    monkeypatch.setattr("mdc_core.interpolation.RealTraining", lambda *given: made.append(given))
+    monkeypatch.setattr("mdc_core.condensation.interpolation.RealTraining", lambda *given: made.append(given))
     tiles(real, pools)
     assert not made
 

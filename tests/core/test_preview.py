@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFont
 
-from mdc_core import fonts, preview
+from mdc_core.delivery import fonts, preview
+from mdc_core.delivery.preview import mosaics, preview_png
+from mdc_core.delivery.rankmajor import SetInfo
 from mdc_core.errors import ConfigError
-from mdc_core.preview import mosaics, preview_png
-from mdc_core.rankmajor import SetInfo
 
 
 def info_of(channels: int = 3, classes: tuple[str, ...] = ("a", "b")) -> SetInfo:

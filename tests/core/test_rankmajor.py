@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load
 
-from mdc_core import rankmajor
+from mdc_core.delivery import rankmajor
+from mdc_core.delivery.rankmajor import SetInfo
 from mdc_core.errors import ConfigError, DataError, DigestError, FormatError
-from mdc_core.rankmajor import SetInfo
 
 INFO = SetInfo(
     ipc=3, factor=2, classes=("cat", "Hündchen"), mean=(0.5,), std=(0.25,), image_size=7, channels=1

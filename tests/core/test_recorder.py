@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mdc_core.condense import condense, start_state
-from mdc_core.config import CondenseConfig
-from mdc_core.data import RealSet
-from mdc_core.iteration import TileUpdate
-from mdc_core.methods import METHODS
-from mdc_core.pool import MemoryPools
-from mdc_core.recorder import Recorder, _tell, fill
+from mdc_core.compute.cuda_graph import Recorder, _tell, fill
+from mdc_core.condensation.condense import condense, start_state
+from mdc_core.condensation.iteration import TileUpdate
+from mdc_core.condensation.methods import METHODS
+from mdc_core.condensation.pool import MemoryPools
+from mdc_core.config.settings import CondenseConfig
+from mdc_core.data.real_set import RealSet
 from tests.core.replay import Eager, Replaying, draws, waits
 from tests.core.toys import FEATURE, toy_config, toy_real
 

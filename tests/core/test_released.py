@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from mdc_core.data.released import import_released
+from mdc_core.delivery.rankmajor import SetInfo
 from mdc_core.errors import ConfigError, DataError
-from mdc_core.rankmajor import SetInfo
-from mdc_core.released import import_released
 
 
 def _mosaics(classes: int = 3, ipc: int = 5, channels: int = 3, side: int = 12) -> tuple[Tensor, Tensor]:

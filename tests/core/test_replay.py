@@ -8,17 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from mdc_core import matching
-from mdc_core.calibrate import calibrate
-from mdc_core.condense import Step, condense, result, start_state
-from mdc_core.config import CondenseConfig, EvaluateConfig
-from mdc_core.data import DataSet, RealSet
-from mdc_core.evaluate import Trial, evaluate
-from mdc_core.iteration import TileUpdate
-from mdc_core.mls import MlsState, Track
-from mdc_core.network_phase import fresh_network
-from mdc_core.presets import condense_config, evaluate_config
-from mdc_core.recorder import WARM_UP, Recorder, to_device
+from mdc_core.compute.cuda_graph import WARM_UP, Recorder, to_device
+from mdc_core.condensation import gradient_matching
+from mdc_core.condensation.condense import Step, condense, result, start_state
+from mdc_core.condensation.iteration import TileUpdate
+from mdc_core.condensation.mls import MlsState, Track
+from mdc_core.condensation.network_phase import fresh_network
+from mdc_core.config.presets import condense_config, evaluate_config
+from mdc_core.config.settings import CondenseConfig, EvaluateConfig
+from mdc_core.data.real_set import DataSet, RealSet
+from mdc_core.training.calibrate import calibrate
+from mdc_core.training.evaluate import Trial, evaluate
 from tests.core.replay import Eager, Replaying, emulated, pinned, pinned_memory
 from tests.core.toys import FEATURE, toy_config, toy_real
 
@@ -128,7 +128,7 @@ def test_presets_run_as_on_a_gpu(
 
     emulated(monkeypatch, Eager)
     with monkeypatch.context() as unpinned:
-        unpinned.setattr("mdc_core.recorder._crosses", lambda tensor, device: False)
+        unpinned.setattr("mdc_core.compute.cuda_graph._crosses", lambda tensor, device: False)
         expected, judged = whole()
     assert not pinned_memory
     recorders = emulated(monkeypatch, Replaying)
@@ -260,14 +260,14 @@ def test_fewer_classes_are_matched_where_memory_runs_out(
     config, real = toy_config(outer_loops=1), toy_real()
     emulated(monkeypatch, kind)
     expected = steps(config, real)
-    fits, match = 1, matching.match
+    fits, match = 1, gradient_matching.match
 
     def matched(net: object, images: Tensor, *rest: object) -> object:
         if len(images) > fits:
             raise torch.OutOfMemoryError("no room")
         return match(net, images, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(matching, "match", matched)
+    monkeypatch.setattr(gradient_matching, "match", matched)
     (found,) = steps(config, real)
     torch.testing.assert_close(found.state.tiles, expected[0].state.tiles, atol=1e-5, rtol=0)
     assert found.loss == pytest.approx(expected[0].loss, rel=1e-5)

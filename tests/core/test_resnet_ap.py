@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mdc_core.config import NetworkConfig
-from mdc_core.matching import Cuts, match
+from mdc_core.compute.streams import stream
+from mdc_core.condensation.gradient_matching import Cuts, match
+from mdc_core.config.settings import NetworkConfig
 from mdc_core.networks import Network, build_network
-from mdc_core.streams import stream
 from tests.core.literal import literal_match
 
 SIDES = (16, 64, 65, 72, 128, 129, 136)

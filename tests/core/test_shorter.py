@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from mdc_core.config import CondenseConfig, DataFacts, EvaluateConfig
-from mdc_core.estimate import Speed, estimate
-from mdc_core.presets import condense_config, evaluate_config, merge
-from mdc_core.shorter import WANTED_LOOPS, Run, duration
+from mdc_core.config.estimate import Speed, estimate
+from mdc_core.config.presets import condense_config, evaluate_config, merge
+from mdc_core.config.settings import CondenseConfig, DataFacts, EvaluateConfig
+from mdc_core.config.shorten import WANTED_LOOPS, Run, duration
 
 SPEED = Speed(2e11, 2.5e9, 1e-3)
 """One core."""

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mdc_core import signing
+from mdc_core.delivery import signing
 from mdc_core.errors import FormatError, SignatureError
 
 # RFC 8037, appendix A: private key, thumbprint, signing input, signature.

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from mdc_core.data.synthetic import SyntheticSet, initial_tiles
 from mdc_core.errors import ConfigError
-from mdc_core.synthetic import SyntheticSet, initial_tiles
 from tests.core.toys import toy_config, toy_real
 
 

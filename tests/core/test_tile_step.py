@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mdc_core.streams import stream
-from mdc_core.tile_step import adam, adam_start
+from mdc_core.compute.streams import stream
+from mdc_core.condensation.tile_step import adam, adam_start
 from tests.core.toys import FEATURE, toy_config
 
 CONFIG = toy_config(**FEATURE)

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from mdc_core.config import EvaluateConfig
+from mdc_core.compute.cuda_graph import Recorder
+from mdc_core.compute.streams import stream
+from mdc_core.config.settings import EvaluateConfig
 from mdc_core.networks import Network, build_network
-from mdc_core.recorder import Recorder
-from mdc_core.streams import stream
-from mdc_core.train import Steps, Trainer, draw_epoch
+from mdc_core.training.steps import Steps, Trainer, draw_epoch
 from tests.core.literal import literal_network, literal_training
 from tests.core.toys import TOY_NETWORK, TOY_NORMALISATION
 

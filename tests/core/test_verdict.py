@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mdc_core.delivery.manifest import Accuracy
+from mdc_core.delivery.verdict import Verdict, advice, judged, sizes_text, verdicts
 from mdc_core.errors import FormatError
-from mdc_core.manifest import Accuracy
-from mdc_core.verdict import Verdict, advice, judged, sizes_text, verdicts
 
 RANDOM = "not better than random real images of the same count"
 SHRUNK = "not better than real images of the same bytes"

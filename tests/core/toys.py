@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from mdc_core.config import CondenseConfig, NetworkConfig
-from mdc_core.data import RealSet
-from mdc_core.normalisation import Normalisation
+from mdc_core.config.settings import CondenseConfig, NetworkConfig
+from mdc_core.data.normalisation import Normalisation
+from mdc_core.data.real_set import RealSet
 
 TOY_NETWORK = NetworkConfig(depth=2, width=8)
 FEATURE: dict[str, object] = {

@@ -17,10 +17,10 @@ from urllib.parse import parse_qs, urlsplit
 import numpy as np
 import pytest
 
-from mdc_core import rankmajor
-from mdc_core.cost import Cost
-from mdc_core.manifest import build_manifest
-from mdc_core.signing import PrivateKey, jwks, sign
+from mdc_core.delivery import rankmajor
+from mdc_core.delivery.cost import Cost
+from mdc_core.delivery.manifest import build_manifest
+from mdc_core.delivery.signing import PrivateKey, jwks, sign
 from mdc_device import patience
 
 KEY = "mdc_1_secret"

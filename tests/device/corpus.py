@@ -9,8 +9,8 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from mdc_core import rankmajor
-from mdc_core.rankmajor import SetInfo
+from mdc_core.delivery import rankmajor
+from mdc_core.delivery.rankmajor import SetInfo
 
 COUNT = 1000
 NAMES = (

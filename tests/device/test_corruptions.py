@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mdc_core import rankmajor
+from mdc_core.delivery import rankmajor
+from mdc_core.delivery.signing import new_key, sign
 from mdc_core.errors import FormatError
-from mdc_core.signing import new_key, sign
 from mdc_device import api, files, state
 from mdc_device.trust import JOSE
 from tests.device.conftest import SIGNER

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from mdc_core import rankmajor
+from mdc_core.delivery import rankmajor
 from mdc_core.errors import FormatError
 from mdc_device.decode import open_subset, upsample
 

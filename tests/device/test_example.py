@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mdc_core import rankmajor
+from mdc_core.delivery import rankmajor
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "train_on_device.py"
 
 
 def test_it_learns_from_a_subset(tmp_path: Path) -> None:
     pytest.importorskip("torch")
-    data = pytest.importorskip("mdc_core.data")
+    data = pytest.importorskip("mdc_core.data.real_set")
     train = data.load_named("digits", tmp_path).train
     info = rankmajor.SetInfo(5, 1, train.classes, train.mean, train.std, 8, 1)
     images = np.stack([train.images[train.labels == label][:5].numpy() for label in range(10)], axis=1)

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from mdc_core import rankmajor
+from mdc_core.delivery import rankmajor
+from mdc_core.delivery.local_key import local_key
 from mdc_core.errors import ConfigError
-from mdc_core.local_key import local_key
 from mdc_device import client, wire
 from mdc_device.arguments import amount
 from mdc_device.cli import main

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from mdc_core import memory, rankmajor
-from mdc_core.budget import Budget
+from mdc_core import memory
+from mdc_core.delivery import rankmajor
+from mdc_core.delivery.budget import Budget
 from mdc_device import api, cli, client, files, profile
 from mdc_device.cli import main
 

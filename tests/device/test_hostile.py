@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from mdc_core import rankmajor
+from mdc_core.delivery import rankmajor
 from mdc_device import api, files, patience
 from mdc_device.cli import main
 from mdc_device.decode import open_subset

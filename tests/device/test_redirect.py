@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from mdc_core import rankmajor
+from mdc_core.delivery import rankmajor
 from mdc_device import api
 from mdc_device.cli import main
 from mdc_device.decode import open_subset

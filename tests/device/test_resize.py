@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from safetensors import safe_open
 
-from mdc_core import rankmajor
+from mdc_core.delivery import rankmajor
 from mdc_core.errors import DigestError, FormatError
 from mdc_device import api, assembly, files, state
 from mdc_device.cli import main

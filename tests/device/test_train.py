@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mdc_core import rankmajor
-from mdc_core.budget import convnet_cost
-from mdc_core.manifest import build_manifest
+from mdc_core.delivery import rankmajor
+from mdc_core.delivery.budget import convnet_cost
+from mdc_core.delivery.manifest import build_manifest
 from mdc_device import api, files
 from mdc_device.cli import main
 
 torch = pytest.importorskip("torch")
-data = pytest.importorskip("mdc_core.data")
+data = pytest.importorskip("mdc_core.data.real_set")
 safetensors = pytest.importorskip("safetensors.torch")
 
 RECIPE = {

@@ -16,8 +16,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from mdc_core.delivery.signing import jwks, new_key
 from mdc_core.errors import SignatureError
-from mdc_core.signing import jwks, new_key
 from mdc_device import api, files, known_servers, state, wire
 from mdc_device.cli import main
 from tests.device.conftest import SIGNER, served_set, serving

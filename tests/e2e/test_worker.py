@@ -14,10 +14,10 @@ import httpx
 import pytest
 import redis
 
+from server.jobs.wakeup import QUEUE, TASK, Wakeup
 from server.settings import Settings
 from server.store import jobs
 from server.store.states import JobState
-from server.wakeup import QUEUE, TASK, Wakeup
 from tests.conftest import both_sizes
 from tests.services import free_port, process
 from tests.worker.conftest import Stores, stores  # noqa: F401 (a fixture)

@@ -14,10 +14,10 @@ import pytest
 import structlog
 from pydantic import SecretStr
 
-from mdc_core.signing import dump_private_keys
+from mdc_core.delivery.signing import dump_private_keys
+from server.access.authenticate import create_key
 from server.app import create_app
-from server.auth import create_key
-from server.deps import Services
+from server.services import Services
 from server.settings import Settings
 from server.store import migrate
 from server.store.db import Database

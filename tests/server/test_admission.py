@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mdc_core.config import CondenseConfig, EvaluateConfig
-from mdc_core.estimate import Speed, estimate
-from mdc_core.presets import NAMED, merge
+from mdc_core.config.estimate import Speed, estimate
+from mdc_core.config.presets import NAMED, merge
+from mdc_core.config.settings import CondenseConfig, EvaluateConfig
+from server.jobs.submit import _digest
 from server.schemas import JobRequest
 from server.store import datasets, workers
 from server.store.db import Database
-from server.submission import _digest
 from tests.server.archives import arrays, image, zipped
 from tests.server.conftest import Api
 from tests.server.test_api_jobs import submit

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mdc_core.presets import NAMED
+from mdc_core.config.presets import NAMED
 from tests.server.archives import arrays, images, zipped
 from tests.server.conftest import Api, sqlite_only
 from tests.server.test_problems import check

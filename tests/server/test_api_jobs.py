@@ -10,11 +10,11 @@ import pytest
 from kombu import Connection
 from sqlalchemy import func, select, update
 
-from mdc_core.config import CondenseConfig, EvaluateConfig
-from mdc_core.presets import PRESETS
+from mdc_core.config.presets import PRESETS
+from mdc_core.config.settings import CondenseConfig, EvaluateConfig
+from server.access.authenticate import create_key
 from server.app import create_app
-from server.auth import create_key
-from server.deps import Services
+from server.services import Services
 from server.settings import Settings
 from server.store import jobs, sets
 from server.store.states import JobState

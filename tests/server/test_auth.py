@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
+from server.access.authenticate import _address, check_key, create_key, ensure_admin_key, present
 from server.app import create_app
-from server.auth import _address, check_key, create_key, ensure_admin_key, present
-from server.deps import Services
+from server.services import Services
 from server.settings import Settings
 from server.store import keys
 from server.store.db import Database

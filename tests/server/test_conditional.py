@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.conditional import byte_range, matches, prefers
-from server.problems import Problem
+from server.web.conditional import byte_range, matches, prefers
+from server.web.problems import Problem
 
 TAG = '"abc"'
 

@@ -15,8 +15,8 @@ import httpx
 import pytest
 import uvicorn
 
-from server import connections
-from server.connections import HEAD_BYTES, HEADERS, BoundedHttp
+from server.web import connections
+from server.web.connections import HEAD_BYTES, HEADERS, BoundedHttp
 from tests.services import free_port
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n"

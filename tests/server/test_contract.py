@@ -23,12 +23,12 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from mdc_core.signing import dump_private_keys
+from mdc_core.delivery.signing import dump_private_keys
+from server.access.authenticate import create_key
 from server.app import create_app
-from server.auth import create_key
-from server.deps import Services
+from server.jobs.event_stream import Watchers
+from server.services import Services
 from server.settings import Settings
-from server.watch import Watchers
 from tests.server.archives import arrays, images, zipped
 from tests.server.conftest import SIGNING_KEY
 from tests.server.toyset import publish

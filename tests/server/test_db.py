@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 from server.settings import Settings
-from server.store import chores, db
+from server.store import db, periodic
 from tests.conftest import both_sizes
 
 
@@ -62,11 +62,11 @@ def test_nobody_waits_for_ever_for_a_transaction_that_hangs(
 
     def take() -> bool:
         with waiting.begin() as session:
-            return chores.take(session, "chore", 3600)
+            return periodic.take(session, "chore", 3600)
 
     with ThreadPoolExecutor(1) as pool:
         with hanging.begin() as session:
-            assert chores.take(session, "chore", 3600)
+            assert periodic.take(session, "chore", 3600)
             for _ in range(2):  # also on a connection whose first transaction was rolled back
                 with pytest.raises(OperationalError, match="lock"):
                     pool.submit(take).result(timeout=10)

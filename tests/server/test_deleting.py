@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
-from server.reaper import Reaper
+from server.jobs.reaper import Reaper
+from server.jobs.wakeup import Wakeup
 from server.settings import Settings
 from server.store.tables import Dataset, Job, utcnow
-from server.wakeup import Wakeup
 from tests.server.archives import images, zipped
 from tests.server.conftest import Api, serving, sqlite_only
 from tests.server.test_problems import check

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from server.access.authenticate import create_key
 from server.app import create_app
-from server.auth import create_key
-from server.deps import Services
+from server.services import Services
 from server.settings import Settings
 from server.store import datasets, installation
 from tests.server.conftest import Api, TestClient, bearer, sqlite_only

@@ -14,10 +14,10 @@ import pytest
 from sqlalchemy import make_url, text
 from sqlalchemy.exc import OperationalError
 
-from server import offload
 from server.settings import Settings
 from server.store import deadline, objects
 from server.store.db import Database
+from server.web import store_threads
 from tests.server.conftest import serving, sqlite_only
 from tests.server.toyset import publish
 from tests.services import free_port, postgres_database, process
@@ -108,8 +108,8 @@ def test_the_api_lives_on_while_its_database_hangs(
     monkeypatch.setenv("MDC_OBJECTS_URL", f"file://{tmp_path}/objects")
     monkeypatch.setenv("MDC_DATA_DIR", str(tmp_path))
     monkeypatch.setenv("MDC_SECRET", "s" * 32)
-    from mdc_core.signing import dump_private_keys
-    from server.auth import create_key
+    from mdc_core.delivery.signing import dump_private_keys
+    from server.access.authenticate import create_key
     from server.store import migrate
     from tests.conftest import SIGNING_KEY
 
@@ -152,8 +152,8 @@ def test_the_api_lives_on_while_its_object_store_hangs(
 ) -> None:
     monkeypatch.setattr(objects, "READ_SECONDS", 1)
     monkeypatch.setattr(objects, "RETRY_SECONDS", 1)
-    monkeypatch.setattr(offload, "THREADS", 4)
-    monkeypatch.setattr(offload, "QUEUE_SECONDS", 0.2)
+    monkeypatch.setattr(store_threads, "THREADS", 4)
+    monkeypatch.setattr(store_threads, "QUEUE_SECONDS", 0.2)
     for name, value in {
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{silent_port}",
         "AWS_ALLOW_HTTP": "true",

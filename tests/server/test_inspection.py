@@ -19,7 +19,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 from sqlalchemy import update
 
-from mdc_core.config import DataFacts
+from mdc_core.config.settings import DataFacts
 from mdc_core.errors import DataError
 from mdc_core.names import MAX_CLASSES, MAX_NAME, name_fault
 from server.store.tables import Dataset
@@ -177,7 +177,7 @@ def test_too_many_classes_are_refused(tmp_path: Path) -> None:
 
 def test_the_same_letters_are_the_same_class(tmp_path: Path) -> None:
     """Archives of one system write them in another form than those of another."""
-    data = pytest.importorskip("mdc_core.data")
+    data = pytest.importorskip("mdc_core.data.real_set")
     composed = unicodedata.normalize("NFC", NFD)
     assert composed != NFD
     members = {f"train/{label}/{n}.png": image() for n in range(3) for label in (NFD, "dog")}

@@ -13,13 +13,13 @@ from typer.testing import CliRunner
 from mdc_core.errors import ConfigError
 from server import cli
 from server.app import create_app
-from server.reaper import Reaper
+from server.jobs.reaper import Reaper
+from server.jobs.wakeup import Wakeup
 from server.settings import Settings
 from server.store import installation, migrate
 from server.store.db import Database
 from server.store.objects import ObjectStore, open_objects
 from server.store.sweep import FEW, check_share, restore, sweep
-from server.wakeup import Wakeup
 from tests.server.conftest import TestClient, sqlite_only
 from tests.server.test_sweep import add_dataset, keys
 

@@ -17,13 +17,13 @@ import redis
 from pydantic import ValidationError
 from sqlalchemy import func, select
 
-from server.problems import Problem
-from server.quotas import check_jobs, check_upload
-from server.ratelimit import RateLimits
+from server.access.quotas import check_jobs, check_upload
+from server.access.ratelimit import RateLimits
 from server.settings import Settings
 from server.store import datasets, jobs, keys, sets
 from server.store.db import Database
 from server.store.tables import Job
+from server.web.problems import Problem
 from tests.server.archives import arrays
 from tests.server.conftest import bearer, serving, sqlite_only
 from tests.server.test_api_jobs import DIGITS

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mdc_core import rankmajor, signing
-from mdc_core.manifest import parse_manifest
-from server.manifests import JOSE, expiry, write_manifest
+from mdc_core.delivery import rankmajor, signing
+from mdc_core.delivery.manifest import parse_manifest
+from server.delivery.manifests import JOSE, expiry, write_manifest
 from tests.server.conftest import SIGNING_KEY, Published, sqlite_only
 from tests.server.toyset import INFO, RANDOM
 

@@ -11,17 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import event
 
-from mdc_core import rankmajor
+from mdc_core.delivery import rankmajor
 from mdc_core.errors import DigestError
-from server.callers import Caller, KnownKeys, PresentedKey
-from server.catalog import Catalog
-from server.delivery import AT_ONCE, CHUNK, in_chunks
-from server.lru import Lru
-from server.ranks import Ranks
+from server.access.callers import Caller, KnownKeys, PresentedKey
+from server.caching.lru import Lru
+from server.caching.revalidating import TRUST_SECONDS
+from server.delivery.answers import AT_ONCE, CHUNK, in_chunks
+from server.delivery.catalog import Catalog
+from server.delivery.rank_cache import Ranks
 from server.store import keys, sets
 from server.store.objects import open_objects
 from server.store.tables import utcnow
-from server.trusted import TRUST_SECONDS
 from tests.server.conftest import Published, sqlite_only
 from tests.server.test_problems import check
 from tests.server.toyset import INFO, build

@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import update
 
-from mdc_core.budget import Budget
-from mdc_core.config import CondenseConfig, DataFacts, EvaluateConfig, NetworkConfig
+from mdc_core.config.settings import CondenseConfig, DataFacts, EvaluateConfig, NetworkConfig
+from mdc_core.delivery.budget import Budget
 from mdc_core.errors import ConfigError
 from server.settings import Settings
 from server.store.tables import Job

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mdc_core.budget import Budget, Plan
+from mdc_core.delivery.budget import Budget, Plan
 from server.app import create_app
 from server.settings import Settings
 

@@ -1,4 +1,4 @@
-"""Plans over HTTP are those of `mdc_core.budget`."""
+"""Plans over HTTP are those of `mdc_core.delivery.budget`."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from mdc_core import rankmajor
-from mdc_core.budget import Budget, plan
-from mdc_core.manifest import parse_manifest
-from server.deps import PLANNED_AT_ONCE
+from mdc_core.delivery import rankmajor
+from mdc_core.delivery.budget import Budget, plan
+from mdc_core.delivery.manifest import parse_manifest
+from server.services import PLANNED_AT_ONCE
 from tests.server.conftest import Published, sqlite_only
 from tests.server.test_problems import check
 from tests.server.toyset import INFO, RANDOM

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from server.app import create_app
-from server.problems import MAX_BODY_BYTES, MAX_ERRORS, MAX_HEADER_BYTES
 from server.settings import Settings
 from server.store.ids import to_cursor
+from server.web.problems import MAX_BODY_BYTES, MAX_ERRORS, MAX_HEADER_BYTES
 from tests.server.conftest import Api, TestClient, sqlite_only
 
 MEMBERS = {"type", "title", "status", "detail", "instance", "code", "errors", "request_id"}

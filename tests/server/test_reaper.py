@@ -11,14 +11,14 @@ from threading import Barrier
 import pytest
 from sqlalchemy import update
 
-from server.reaper import UPLOAD_SECONDS, WAKE_MOST, Reaper
+from server.jobs.reaper import UPLOAD_SECONDS, WAKE_MOST, Reaper
+from server.jobs.wakeup import Wakeup
 from server.settings import Settings
-from server.store import chores, jobs
+from server.store import jobs, periodic
 from server.store.db import Database
 from server.store.objects import ObjectStore, open_objects
 from server.store.states import JobState
 from server.store.tables import Chore, Job, utcnow
-from server.wakeup import Wakeup
 from tests.server.test_jobs import stored, submit
 
 
@@ -131,7 +131,7 @@ def test_of_many_processes_one_takes_a_chore(db: Database) -> None:
     def attempt(_: int) -> bool:
         barrier.wait()
         with db.begin() as session:
-            return chores.take(session, "x", 60)
+            return periodic.take(session, "x", 60)
 
     for _ in range(2):  # its row is made, then changed
         with ThreadPoolExecutor(processes) as pool:
@@ -142,8 +142,8 @@ def test_of_many_processes_one_takes_a_chore(db: Database) -> None:
 @pytest.mark.parametrize(("since", "due"), [(59, False), (61, True), (-59, False), (-61, True)])
 def test_a_chore_is_due_after_its_time_or_when_a_clock_was_wrong(db: Database, since: int, due: bool) -> None:
     with db.begin() as session:
-        assert chores.take(session, "x", 60)
+        assert periodic.take(session, "x", 60)
         session.execute(update(Chore).values(begun_at=utcnow() - timedelta(seconds=since)))
     with db.begin() as session:
-        assert chores.take(session, "x", 60) is due
-        assert chores.take(session, "y", 60)
+        assert periodic.take(session, "x", 60) is due
+        assert periodic.take(session, "y", 60)

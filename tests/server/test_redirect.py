@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from mdc_core import rankmajor
-from server.conditional import byte_range
-from server.ranks import Ranks
+from mdc_core.delivery import rankmajor
+from server.delivery.rank_cache import Ranks
 from server.store.objects import FolderObjects
+from server.web.conditional import byte_range
 from tests.server.conftest import Published, sqlite_only
 from tests.server.test_problems import check
 from tests.server.toyset import INFO, MIXED, RANDOM, publish

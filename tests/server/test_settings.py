@@ -8,8 +8,8 @@ import pytest
 from pydantic import SecretStr, ValidationError
 from typer.testing import CliRunner
 
+from mdc_core.delivery.signing import PrivateKey
 from mdc_core.errors import ConfigError
-from mdc_core.signing import PrivateKey
 from server.app import create_app
 from server.cli import app as cli
 from server.settings import Settings

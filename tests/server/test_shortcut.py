@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from sqlalchemy import event
 
-from mdc_core import rankmajor
-from server.conditional import Decision
-from server.shortcut import Shortcut
+from mdc_core.delivery import rankmajor
+from server.caching.revalidating import TRUST_SECONDS
+from server.delivery.fast_path import Shortcut
 from server.store import keys, sets
-from server.trusted import TRUST_SECONDS
+from server.web.conditional import Decision
 from tests.server.conftest import Published, sqlite_only
 from tests.server.test_problems import check
 from tests.server.toyset import INFO
@@ -242,6 +242,6 @@ def test_a_fault_of_the_quick_way_is_not_seen(
     def broken(*_: Any) -> None:
         raise RuntimeError("broken")
 
-    monkeypatch.setattr("server.shortcut._decision", broken)
+    monkeypatch.setattr("server.delivery.fast_path._decision", broken)
     assert toy.get("/v1/sets/toy@1/subsets/1").status_code == 200
     assert quick == [False]

@@ -9,9 +9,9 @@ from itertools import product
 
 from PIL import Image
 
-from mdc_core import rankmajor
-from mdc_core.budget import Budget, plan
-from mdc_core.manifest import parse_manifest
+from mdc_core.delivery import rankmajor
+from mdc_core.delivery.budget import Budget, plan
+from mdc_core.delivery.manifest import parse_manifest
 from tests.server.conftest import Published
 from tests.server.test_problems import check
 from tests.server.toyset import ACCURACY, INFO, RANDOM, publish

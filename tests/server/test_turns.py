@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from server.store.turns import Turns
+from server.store.fair_lock import Turns
 
 MANY = 20
 

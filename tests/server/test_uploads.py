@@ -50,7 +50,7 @@ def refused(path: Path, content: bytes) -> str:
 )
 def test_the_facts_are_those_of_the_loaded_data(path: Path, content: bytes, kind: str) -> None:
     """The oracle is the loader of the worker, which decodes every pixel."""
-    data = pytest.importorskip("mdc_core.data")
+    data = pytest.importorskip("mdc_core.data.real_set")
     path.write_bytes(content)
     found, facts = inspect_upload(path, "toy")
     assert found == kind
@@ -73,7 +73,7 @@ def test_a_process_apart_finds_the_same(path: Path) -> None:
 
 
 def test_a_file_that_the_api_takes_is_not_too_large_for_the_loader() -> None:
-    assert image_rules.MAX_IMAGE_BYTES <= pytest.importorskip("mdc_core.archives").MAX_FILE_BYTES
+    assert image_rules.MAX_IMAGE_BYTES <= pytest.importorskip("mdc_core.data.images").MAX_FILE_BYTES
 
 
 def test_grey_needs_every_image_and_the_side_is_the_median_up_to_64(path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 import structlog
 from safetensors.numpy import save
 
-from mdc_core import rankmajor
+from mdc_core.delivery import rankmajor
 from server.store import jobs, keys, sets
 from server.store.sweep import TRASH
 from server.store.verification import Fault, verify_objects

@@ -8,8 +8,8 @@ from contextlib import closing
 import pytest
 import redis
 
+from server.jobs.wakeup import MOST_WAITING, Wakeup
 from server.settings import Settings
-from server.wakeup import MOST_WAITING, Wakeup
 from tests.conftest import both_sizes
 from tests.services import free_port
 

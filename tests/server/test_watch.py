@@ -17,12 +17,12 @@ import httpx
 import pytest
 from sqlalchemy import event
 
-from server.deps import AT_ONCE
-from server.problems import Problem
+from server.jobs.event_stream import Watchers
+from server.services import AT_ONCE
 from server.store import jobs, sets
 from server.store.db import Database
 from server.store.states import JobState
-from server.watch import Watchers
+from server.web.problems import Problem
 from tests.server.conftest import Api, sqlite_only
 from tests.server.test_api_jobs import submit
 from tests.server.test_problems import check
@@ -254,7 +254,7 @@ def test_a_silent_stream_has_a_heart_beat_and_an_end(
     db: Database, owner: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job_id = queued(db, owner)
-    monkeypatch.setattr("server.watch.HEARTBEAT_SECONDS", FAST)
+    monkeypatch.setattr("server.jobs.event_stream.HEARTBEAT_SECONDS", FAST)
 
     async def watch() -> None:
         watchers = Watchers(db, poll=60, longest=20 * FAST)

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from mdc_core import rankmajor
-from mdc_core.budget import convnet_cost
-from mdc_core.manifest import build_manifest
-from mdc_core.rankmajor import SetInfo
-from server.catalog import Version
-from server.deps import Services
+from mdc_core.delivery import rankmajor
+from mdc_core.delivery.budget import convnet_cost
+from mdc_core.delivery.manifest import build_manifest
+from mdc_core.delivery.rankmajor import SetInfo
+from server.delivery.catalog import Version
+from server.services import Services
 from server.store import jobs, sets
 from server.store.tables import CondensedSet
 

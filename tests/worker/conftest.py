@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from mdc_core.presets import condense_config, evaluate_config
-from server.auth import create_key
+from mdc_core.config.presets import condense_config, evaluate_config
+from server.access.authenticate import create_key
+from server.jobs.wakeup import Wakeup
 from server.settings import Settings
 from server.store import jobs, sets
 from server.store.db import Database
 from server.store.objects import ObjectStore, open_objects
 from server.store.tables import Job
-from server.wakeup import Wakeup
 from worker.supervisor import Supervisor
 
 CONDENSE = {

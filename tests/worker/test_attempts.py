@@ -23,10 +23,10 @@ import pytest
 from sqlalchemy import select, update
 from sqlalchemy.exc import OperationalError
 
-from mdc_core import rankmajor
-from mdc_core.data import load_named
-from mdc_core.manifest import parse_manifest
-from mdc_core.verdict import advice, judged
+from mdc_core.data.real_set import load_named
+from mdc_core.delivery import rankmajor
+from mdc_core.delivery.manifest import parse_manifest
+from mdc_core.delivery.verdict import advice, judged
 from server.store import datasets, events, jobs, sets
 from server.store.states import JobState
 from server.store.tables import Job, JobEvent

@@ -1,0 +1,1 @@
+"""How tensors are computed: CUDA graphs, batch sizes, precision, random streams."""

@@ -1,0 +1,88 @@
+"""The methods, as records: the loop asks what it needs of one, and knows no names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from mdc_core.compute.cuda_graph import Recorder
+from mdc_core.condensation.feature_matching import match_features
+from mdc_core.condensation.gradient_matching import Cuts, Match, match_gradients
+from mdc_core.condensation.interpolation import InterpolatedNetworks, Interpolation
+from mdc_core.condensation.network_phase import NetworkPhase
+from mdc_core.condensation.pool import PoolStore
+from mdc_core.condensation.tile_step import Moving, Step, adam, adam_start, sgd
+from mdc_core.config.settings import CondenseConfig
+from mdc_core.data.real_set import RealSet
+from mdc_core.networks import Network
+
+
+class Networks(Protocol):
+    """What the tiles are matched through, from update to update."""
+
+    @property
+    def net(self) -> Network:
+        """Always the same one, with its weights in fixed places."""
+
+    def ready(self, outer: int, inner: int) -> None:
+        """Give it the weights for update `inner` of loop `outer`, both 1-based."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """What differs between methods."""
+
+    networks: Callable[[CondenseConfig, RealSet, Recorder, PoolStore], Networks]
+    match: Callable[[CondenseConfig, Network, Tensor, Tensor, Tensor, Cuts, Tensor | None], Match]
+    """Of K classes: images (K, N, f², ch, H, H), real images (K, B, ch, H, H), labels (K,), and the tiles (K, m) of a
+    class that take part, None for all."""
+    step: Step
+    kept: Callable[[Tensor], Moving]
+    """What the step keeps beside tiles and momentum, before the first update of tiles (N, C, f², ch, s, s)."""
+    subset_weights: Callable[[int], tuple[float, ...]]
+    """Of sizes 1..N-1 beside the weight 1 of the whole set, by N, where every subset is in the loss."""
+
+
+def _match_features(
+    config: CondenseConfig,
+    net: Network,
+    images: Tensor,
+    real_images: Tensor,
+    labels: Tensor,
+    cuts: Cuts,
+    sample: Tensor | None,
+) -> Match:
+    assert isinstance(net, Interpolation)
+    assert sample is None, "the configuration refuses batch_syn_max"
+    return match_features(
+        net.between,
+        net.trained,
+        images,
+        real_images,
+        labels,
+        cuts,
+        calibration=config.calibration,
+        decay=config.calibration_decay,
+    )
+
+
+METHODS: Mapping[str, Method] = {
+    "idc": Method(
+        networks=NetworkPhase,
+        match=match_gradients,
+        step=sgd,
+        kept=lambda tiles: {},
+        subset_weights=lambda ipc: (1.0,) * (ipc - 1),
+    ),
+    "feature": Method(
+        networks=InterpolatedNetworks,
+        match=_match_features,
+        step=adam,
+        kept=adam_start,
+        subset_weights=lambda ipc: tuple(1 / n for n in range(1, ipc)),
+    ),
+}
+"""By the name that a configuration gives."""

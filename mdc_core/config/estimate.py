@@ -1,0 +1,454 @@
+"""What a condensation will take: operations, seconds and memory, by arithmetic alone. Knows no torch.
+
+Operations are those of convolutions and matrix products, 2 per multiply-add, as in `delivery.cost`. Seconds follow from
+two speeds of a machine and from what it takes to start a pass, because large networks wait for arithmetic, small
+ones for memory, and the smallest for neither. Memory is the peak of the process: what is always there, and the largest
+of the phases, which follow one another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from itertools import product
+from typing import Any
+
+from mdc_core.config.settings import (
+    UNUSED,
+    CondenseConfig,
+    DataFacts,
+    EvaluateConfig,
+    NetworkConfig,
+    resnet_stem,
+)
+from mdc_core.delivery.cost import FLOAT_BYTES, Cost, convnet_cost
+from mdc_core.memory import DATA_SHARE
+
+BASE_BYTES = 720_000_000
+"""A process that has loaded torch (with CUDA's libraries) and its convolution kernels, before any data."""
+TEST_BATCH = 100
+"""Images of one batch of an accuracy measurement."""
+AT_ONCE_BYTES = 24 * 2**20
+"""On a CPU, what may be held by models that train side by side, or by classes that are matched at once."""
+GPU_BASE_BYTES = 900_000_000
+"""On a GPU, what a process holds before any data: its context and the libraries' kernels. Not measured yet."""
+GPU_COPIES = 2
+"""On a GPU, whatever is computed at once is held twice: by the calls that warm up, and by the pool of the graphs."""
+_SECOND_TRAFFIC = 2.5
+"""Memory traffic of an image's second derivative, in trainings of the image; fitted to measurements."""
+_MATCHING_STARTS, _CLASS_STARTS = 5.0, 0.8
+"""Training steps that take as long to start as the matching of some classes at once, and each of these; measured."""
+_FEATURE_STARTS, _CLASS_FEATURE_STARTS = 6.0, 0.15
+"""The same for matching features, which for many classes is one pass over all their images."""
+_TILE_VIEWS, _REAL_VIEWS = 20, 8
+"""Times that a tile's or a real image's pixels are gone over while it is augmented, and back; fitted likewise."""
+_SECOND_ACTIVATIONS = 6.5
+"""Activations that live during the second derivative, in those that a training keeps; fitted likewise."""
+_GROUP_COPIES = 6
+"""Tensors of the size of a group's gradients that live while they are compared, at the most."""
+_FIRST_ACTIVATIONS = 2.0
+"""The same for a first derivative: what is kept, and what the backward pass adds."""
+_FORWARD_ACTIVATIONS = 1.3
+"""And without a derivative: some of the widest that a training would keep."""
+_FORWARD_TRAFFIC = 1 / 4
+"""Memory traffic of an image's forward pass, in trainings of the image."""
+_TEST_SHARE = 1 / 6
+"""Share of test images where only the training images are known of."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast a machine computes; see `mdc_core.training.calibrate`."""
+
+    flops: float
+    """Operations per second in convolutions."""
+    bandwidth: float
+    """Bytes of activations per second in all that is not a convolution."""
+    start: float
+    """Seconds that a training step takes however small it is."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be computed."""
+
+    flops: float = 0.0
+    traffic: float = 0.0
+    """Bytes of activations that are written and read again."""
+    starts: float = 0.0
+    """Training steps, and what takes as long to start as so many."""
+
+    def __add__(self, other: Work) -> Work:
+        return Work(self.flops + other.flops, self.traffic + other.traffic, self.starts + other.starts)
+
+    def __mul__(self, times: float) -> Work:
+        return Work(self.flops * times, self.traffic * times, self.starts * times)
+
+    def seconds(self, speed: Speed) -> float:
+        """Wall time on a machine of that speed."""
+        return self.flops / speed.flops + self.traffic / speed.bandwidth + self.starts * speed.start
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run is expected to take; seconds are None while no machine's speed is known."""
+
+    memory_bytes: int
+    """Peak of the process."""
+    flops: float
+    """Operations of all outer loops and of the evaluation."""
+    seconds_pool: float | None
+    """Of training the networks of a pool, of which none is there yet; 0 without one."""
+    seconds_per_outer_loop: float | None
+    """Of one that measures no subset distances."""
+    seconds_evaluation: float | None
+    """Of every training that the evaluation asks for; 0 without one."""
+    seconds_total: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON: field by field."""
+        return asdict(self)
+
+
+def estimate(
+    config: CondenseConfig,
+    facts: DataFacts,
+    recipe: EvaluateConfig | None = None,
+    *,
+    speed: Speed | None = None,
+    memory_limit: int | None = None,
+    gpu: bool = False,
+) -> Estimate:
+    """What condensing such data takes, and evaluating the outcome where a recipe is given.
+
+    Data that take more than half of `memory_limit` bytes are taken to stay on disk. With `gpu`, memory is that of a GPU
+    with so many bytes, and data that do not fit stay in the host's.
+    """
+    free = _gpu_free(config, facts, memory_limit) if gpu else None
+    loop = outer_loop_work(config, facts, free)
+    pool = pool_work(config, facts)
+    condensing = loop * config.outer_loops + measuring_work(config, facts) + pool
+    judging = Work() if recipe is None else evaluation_work(recipe, config, facts)
+    total = condensing + judging
+    return Estimate(
+        memory_bytes=round(
+            _memory(config, facts, recipe, memory_limit)
+            if free is None
+            else _gpu_memory(config, facts, recipe, memory_limit, free)
+        ),
+        flops=total.flops,
+        seconds_pool=_seconds(pool, speed),
+        seconds_per_outer_loop=_seconds(loop, speed),
+        seconds_evaluation=_seconds(judging, speed),
+        seconds_total=_seconds(total, speed),
+    )
+
+
+def outer_loop_work(config: CondenseConfig, facts: DataFacts, gpu_free: float | None = None) -> Work:
+    """One outer loop: E times the matching of every class, and with `idc` E - 1 times the network's training.
+
+    `gpu_free`: see `together`; what is matched together is started as one.
+    """
+    net = network_cost(config.network, facts)
+    matching = _MATCHING[config.method](config, facts, classes_at_once(config, facts, gpu_free))
+    updates = matching * (len(facts.classes) * config.inner_iterations)
+    if "n_data" in UNUSED[config.method]:
+        return updates
+    early = _training(net, config.early * train_images(facts), config.batch_network)
+    training = _training(net, config.n_data, config.batch_network)
+    return updates + early + training * (config.inner_iterations - 1)
+
+
+def pool_work(config: CondenseConfig, facts: DataFacts) -> Work:
+    """Training every network of the pool, once."""
+    net = network_cost(config.network, facts)
+    return _training(net, config.pool_samples, config.batch_network) * config.pool
+
+
+def _gradient_matching(config: CondenseConfig, facts: DataFacts, at_once: int) -> Work:
+    """Matching the gradients of one class, of so many that are matched at once."""
+    net = network_cost(config.network, facts)
+    forward, first, head = _forward(config.network, facts)
+    # The gradients of the matched weights leave out the head's; see the table in docs/performance.md.
+    gradient = net.flops_per_image - head
+    second = 4 * (forward - head) - first + 2 * head
+    tiles, real = config.tile_batch(), config.batch_real
+    return Work(
+        (real + tiles) * gradient + tiles * second,
+        (real + tiles + tiles * _SECOND_TRAFFIC) * net.activation_bytes,
+        _MATCHING_STARTS / at_once + _CLASS_STARTS,
+    )
+
+
+def _feature_matching(config: CondenseConfig, facts: DataFacts, at_once: int) -> Work:
+    """Matching the features of one class, of so many that are matched at once: forward, and back to the images."""
+    net = network_cost(config.network, facts)
+    forward, _, head = _forward(config.network, facts)
+    tiles, real = config.tile_batch(), config.batch_real
+    passes = 2 if config.calibration else 1
+    pixels = FLOAT_BYTES * facts.channels * facts.image_size**2
+    return Work(
+        (real + 2 * tiles) * (forward - head) + (2 * tiles * forward if config.calibration else 0),
+        (real * _FORWARD_TRAFFIC + tiles * passes) * net.activation_bytes
+        + (real * _REAL_VIEWS + tiles * _TILE_VIEWS) * pixels,
+        _FEATURE_STARTS / at_once + _CLASS_FEATURE_STARTS,
+    )
+
+
+_MATCHING: Mapping[str, Callable[[CondenseConfig, DataFacts, int], Work]] = {
+    "idc": _gradient_matching,
+    "feature": _feature_matching,
+}
+"""By method: of one class, in one inner iteration."""
+
+
+def measuring_work(config: CondenseConfig, facts: DataFacts) -> Work:
+    """What choosing the MLS adds in the whole run: networks trained on every subset, for the metric `accuracy`."""
+    if not config.uses_mls or config.subset_metric != "accuracy":
+        return Work()  # the distances come with the gradients
+    net = network_cost(config.network, facts)
+    measured = config.outer_loops // config.mls_period + (config.mls_period > 1)
+    recipe = EvaluateConfig(epochs=config.accuracy_epochs)
+    images = [n * config.factor**2 * len(facts.classes) for n in range(1, config.ipc)]
+    training = sum((_training(net, count, recipe.batch_size) for count in images), Work())
+    tests = len(images) * train_images(facts) * 0.1  # the hold-out
+    return (training * recipe.epochs + _test(net, tests)) * measured
+
+
+def evaluation_work(recipe: EvaluateConfig, config: CondenseConfig, facts: DataFacts) -> Work:
+    """Every training of the evaluation of a set with N images per class, each tested four times."""
+    net = network_cost(recipe.network, facts)
+    found, tests = Work(), _test(net, 4 * _test_images(facts))
+    for source, k in product(recipe.sources_of(config.factor), recipe.sizes_of(config.ipc)):
+        images = k * (1 if source == "random" else config.factor**2) * len(facts.classes)
+        for epochs in recipe.epochs_of(source):
+            found += _training(net, images, recipe.batch_size) * epochs + tests
+    return found * recipe.repeats
+
+
+def network_cost(network: NetworkConfig, facts: DataFacts) -> Cost:
+    """Cost of training the network on one image, by arithmetic; `networks.cost` counts the same."""
+    shape = facts.channels, facts.image_size, len(facts.classes)
+    if network.name == "convnet":
+        return convnet_cost(network.depth, network.width, *shape)
+    return _resnet_ap_cost(network.width, *shape)
+
+
+def what_to_lower(config: CondenseConfig, facts: DataFacts, recipe: EvaluateConfig | None, limit: int) -> str:
+    """The settings whose values decide that the estimate is above `limit` bytes, the largest share first."""
+    if limit < BASE_BYTES:
+        return "nothing: use a larger worker"
+    shares = {f"condense.{name}": size for name, size in _condense_phases(config, facts).items()}
+    if recipe is not None:
+        shares["evaluate.batch_size"] = _evaluation_bytes(recipe, config, facts)
+    largest = max(shares.values())
+    names = [name for name, size in sorted(shares.items(), key=lambda item: -item[1]) if size >= largest / 2]
+    return ", ".join([*names, "condense.network.width"])
+
+
+def together(size: float, gpu_free: float | None = None) -> int:
+    """How many items that hold `size` bytes each are computed as one: one at least.
+
+    On a CPU (`gpu_free` is None) those that are small even together: what is saved there is the time that starting an
+    operation takes. On a GPU with `gpu_free` bytes all that fit into half of them, each held `GPU_COPIES` times.
+    """
+    room = AT_ONCE_BYTES if gpu_free is None else DATA_SHARE * gpu_free / GPU_COPIES
+    return max(1, int(room / size))
+
+
+def classes_at_once(config: CondenseConfig, facts: DataFacts, gpu_free: float | None = None) -> int:
+    """How many classes are matched together; `gpu_free`: see `together`."""
+    return min(len(facts.classes), together(matching_bytes(config, facts), gpu_free))
+
+
+def matching_bytes(config: CondenseConfig, facts: DataFacts) -> float:
+    """Bytes that matching one class keeps: activations of its larger phase, and with `idc` its groups' gradients."""
+    return max(_matching_phases(config, facts).values()) + _groups_bytes(config, facts)
+
+
+def _matching_phases(config: CondenseConfig, facts: DataFacts) -> Mapping[str, float]:
+    """Bytes of activations of one class, by the setting that decides them: of its tiles, and of its real images."""
+    kept = network_cost(config.network, facts).activation_bytes
+    of_tiles, of_real = _ACTIVATIONS[config.method]
+    return {"ipc": of_tiles * kept * config.tile_batch(), "batch_real": of_real * kept * config.batch_real}
+
+
+_ACTIVATIONS: Mapping[str, tuple[float, float]] = {
+    "idc": (_SECOND_ACTIVATIONS, _FIRST_ACTIVATIONS),
+    "feature": (_FIRST_ACTIVATIONS, _FORWARD_ACTIVATIONS),
+}
+"""By method: activations that live, of a tile and of a real image, in those that a training keeps."""
+
+
+def _groups_bytes(config: CondenseConfig, facts: DataFacts) -> float:
+    """The gradients of every group of a class's ranks, with what is made of them; only with `idc`."""
+    if "metric" in UNUSED[config.method]:  # no gradients are compared
+        return 0.0
+    every = config.subset_loss == "all" or (config.uses_mls and config.subset_metric == "gradient")
+    groups = config.ipc if every else 2
+    return _GROUP_COPIES * groups * network_cost(config.network, facts).parameters * FLOAT_BYTES
+
+
+def lane_bytes(recipe: EvaluateConfig, facts: DataFacts, images: int) -> float:
+    """What one training on so many images holds: these, its weights, and what lives in a step."""
+    net = network_cost(recipe.network, facts)
+    pixels = FLOAT_BYTES * facts.channels * facts.image_size**2
+    step = _FIRST_ACTIVATIONS * net.activation_bytes * min(images, recipe.batch_size)
+    # In a batch of models there is a second copy of the images, and of weights and momentum.
+    return 2 * pixels * images + 6 * net.parameters * FLOAT_BYTES + step
+
+
+def data_bytes(facts: DataFacts) -> int:
+    """Both splits as uint8."""
+    return round((train_images(facts) + _test_images(facts)) * facts.channels * facts.image_size**2)
+
+
+def _seconds(work: Work, speed: Speed | None) -> float | None:
+    return None if speed is None else work.seconds(speed)
+
+
+def _memory(
+    config: CondenseConfig, facts: DataFacts, recipe: EvaluateConfig | None, limit: int | None
+) -> float:
+    """Peak bytes: the process, the data where they fit, weights and gradients, and the largest phase."""
+    phases = _condense_phases(config, facts).values()
+    judging = 0 if recipe is None else _evaluation_bytes(recipe, config, facts)
+    return (
+        BASE_BYTES
+        + _held_data(facts, limit)
+        + _weight_bytes(config, facts)
+        + _groups_bytes(config, facts)
+        + max(*phases, judging)
+    )
+
+
+def _gpu_memory(
+    config: CondenseConfig, facts: DataFacts, recipe: EvaluateConfig | None, limit: int | None, free: float
+) -> float:
+    """Peak bytes on a GPU: what is always there, and twice the largest phase of all that is computed at once."""
+    matched = classes_at_once(config, facts, free) * matching_bytes(config, facts) + _view_bytes(
+        config, facts
+    )
+    phases = [matched, _condense_phases(config, facts)["batch_network"]]
+    if recipe is not None:
+        lane = lane_bytes(recipe, facts, _largest_training(recipe, config, facts))
+        lanes = recipe.trainings(config.ipc, config.factor)
+        phases.append(lane * min(lanes, together(lane, free)))
+    return GPU_BASE_BYTES + _held_data(facts, limit) + _weight_bytes(config, facts) + GPU_COPIES * max(phases)
+
+
+def _gpu_free(config: CondenseConfig, facts: DataFacts, limit: int | None) -> float:
+    """Bytes that are free on a GPU of `limit` bytes when it is planned what to compute at once; 0: not known."""
+    if limit is None:
+        return 0.0
+    return limit - GPU_BASE_BYTES - _held_data(facts, limit) - _weight_bytes(config, facts)
+
+
+def _held_data(facts: DataFacts, limit: int | None) -> int:
+    """Bytes of the data, where they fit."""
+    data = data_bytes(facts)
+    return 0 if limit is not None and data > DATA_SHARE * limit else data
+
+
+def _weight_bytes(config: CondenseConfig, facts: DataFacts) -> float:
+    """Weights, their gradients, momentum, and what is made of these in a step; and the networks of a pool."""
+    copies = 6 + _POOL_COPIES[config.method] * config.pool
+    return copies * network_cost(config.network, facts).parameters * FLOAT_BYTES
+
+
+_POOL_COPIES: Mapping[str, int] = {"idc": 1, "feature": 2}
+"""By method: a network's trained weights, and its first ones where they are used too."""
+
+
+def _condense_phases(config: CondenseConfig, facts: DataFacts) -> Mapping[str, float]:
+    """Bytes of what lives in each phase of an inner iteration, by the setting that decides it."""
+    kept = network_cost(config.network, facts).activation_bytes
+    views = _view_bytes(config, facts)
+    matching = _matching_phases(config, facts).items()
+    return {
+        **{name: max(size, AT_ONCE_BYTES) + views for name, size in matching},
+        "batch_network": _FIRST_ACTIVATIONS * kept * config.batch_network,
+    }
+
+
+def _view_bytes(config: CondenseConfig, facts: DataFacts) -> float:
+    """All classes' images, decoded and augmented together, with a few copies on the way."""
+    pixels = FLOAT_BYTES * facts.channels * facts.image_size**2
+    tiles = config.ipc * config.factor**2
+    return len(facts.classes) * pixels * (5 * tiles + 3 * config.batch_real)
+
+
+def _evaluation_bytes(recipe: EvaluateConfig, config: CondenseConfig, facts: DataFacts) -> float:
+    """Bytes of what lives in the largest training, or in a test, which holds some of the widest activations."""
+    test = _FORWARD_ACTIVATIONS * network_cost(recipe.network, facts).activation_bytes * TEST_BATCH
+    lane = lane_bytes(recipe, facts, _largest_training(recipe, config, facts))
+    return max(lane, AT_ONCE_BYTES, test)
+
+
+def _largest_training(recipe: EvaluateConfig, config: CondenseConfig, facts: DataFacts) -> int:
+    """Images of the largest training of an evaluation."""
+    return max(recipe.sizes_of(config.ipc)) * config.factor**2 * len(facts.classes)
+
+
+def _training(net: Cost, images: int, batch: int) -> Work:
+    """Training on so many images once, in steps of a batch."""
+    return Work(net.flops_per_image * images, net.activation_bytes * images, -(-images // batch))
+
+
+def _test(net: Cost, images: float) -> Work:
+    """Forward passes."""
+    traffic = net.activation_bytes * _FORWARD_TRAFFIC
+    return Work(net.flops_per_image / 3, traffic, 1 / TEST_BATCH) * images
+
+
+def train_images(facts: DataFacts) -> int:
+    """Training images of all classes, at the least where they are not counted."""
+    return facts.images or facts.smallest_class * len(facts.classes)
+
+
+def _test_images(facts: DataFacts) -> float:
+    return train_images(facts) * _TEST_SHARE / (1 - _TEST_SHARE)
+
+
+def _forward(network: NetworkConfig, facts: DataFacts) -> tuple[float, int, int]:
+    """Operations of a forward pass per image: of all layers, of the first convolution, and of the head."""
+    first, head = _ends(network, facts)
+    return (network_cost(network, facts).flops_per_image + first) / 3, first, head
+
+
+def _ends(network: NetworkConfig, facts: DataFacts) -> tuple[int, int]:
+    """Operations of the first convolution and of the head, forward, per image."""
+    side, classes, width = facts.image_size, len(facts.classes), network.width
+    if network.name == "convnet":
+        side = 32 if (side, facts.channels) == (28, 1) else side
+        return (
+            2 * 9 * facts.channels * width * side**2,
+            2 * width * (side >> network.depth) ** 2 * classes,
+        )
+    return 2 * resnet_stem(side)[0] ** 2 * facts.channels * width * side**2, 2 * 8 * width * classes
+
+
+def _resnet_ap_cost(width: int, channels: int, image_size: int, classes: int) -> Cost:
+    """ResNet10-AP: a stem and four blocks of two 3×3 convolutions beside a 1×1 shortcut; see `networks.resnet_ap`."""
+    kernel, pool = resnet_stem(image_size)
+    first = 2 * kernel**2 * channels * width * image_size**2
+    parameters, forward = kernel**2 * channels * width + 2 * width, first
+    side = image_size // pool
+    # What the norms and the convolutions take in, and the ReLUs give out; without a pool the latter are the same.
+    kept = 2 * width * image_size**2 + (width * side**2 if pool > 1 else 0)
+    before = width
+    for after, pool in ((width, 1), (2 * width, 2), (4 * width, 2), (8 * width, 2)):
+        small = side // pool
+        parameters += 9 * before * after + 9 * after**2 + 4 * after
+        forward += 2 * 9 * before * after * side**2 + 2 * 9 * after**2 * small**2
+        kept += 2 * after * side**2 + 2 * after * small**2
+        if pool > 1:
+            parameters += before * after + 2 * after
+            forward += 2 * before * after * small**2
+            kept += (before + 2 * after) * small**2
+        before, side = after, small
+    parameters += 8 * width * classes + classes
+    forward += 2 * 8 * width * classes
+    return Cost(
+        parameters=parameters, activation_bytes=FLOAT_BYTES * kept, flops_per_image=3 * forward - first
+    )

@@ -1,0 +1,1 @@
+"""Real images and synthetic ones: read, held in memory, split, and saved."""

@@ -1,0 +1,1 @@
+"""What devices receive: the file format, manifests, signatures, budgets. No torch."""

@@ -1,0 +1,1 @@
+"""Networks are trained on images, real or synthetic, and tested."""

@@ -1,0 +1,45 @@
+"""How much one API key may have: jobs that wait or run, and bytes of uploads. Counted where they are added."""
+
+from __future__ import annotations
+
+from sqlalchemy.orm import Session
+
+from server.store import datasets, jobs, keys
+from server.web.problems import Problem
+
+RETRY_SECONDS = 60
+"""When a job may have ended."""
+
+
+def check_jobs(session: Session, key_id: str, most: int) -> None:
+    """Allow one more job; concurrent submissions with the key wait until this one is committed.
+
+    Raises:
+        Problem: 429 when `most` jobs wait or run.
+    """
+    keys.lock(session, key_id)
+    active = jobs.count_active(session, key_id)
+    if active >= most:
+        raise Problem(
+            429,
+            "too-many-jobs",
+            f"{active} jobs of the API key {key_id} wait or run, and {most} may: cancel one, or wait for its end",
+            headers={"Retry-After": str(RETRY_SECONDS)},
+        )
+
+
+def check_upload(session: Session, key_id: str, size: int, most: int) -> None:
+    """Allow an upload of `size` bytes; concurrent ones with the key wait until this one is committed.
+
+    Raises:
+        Problem: 413 when the key would have more than `most` bytes.
+    """
+    keys.lock(session, key_id)
+    stored = datasets.stored_bytes(session, key_id)
+    if stored + size > most:
+        raise Problem(
+            413,
+            "upload-quota",
+            f"the body has {size} bytes, and {stored} of the {most} bytes that the API key {key_id} may have are "
+            "used: upload less, or ask the operator to raise MDC_KEY_UPLOAD_BYTES",
+        )

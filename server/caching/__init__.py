@@ -1,0 +1,1 @@
+"""Bounded memories for what was answered a moment ago."""

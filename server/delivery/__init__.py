@@ -1,0 +1,1 @@
+"""Published sets on their way to devices: which bytes, under which headers, from where."""

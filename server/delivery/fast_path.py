@@ -1,0 +1,250 @@
+"""The quick way for what is in memory: reading a whole or partial subset, or a rank, of a pinned version.
+
+It knows nothing of its own. It asks the same functions as the routes do, and whenever one of them has to wait or to
+refuse, or the request has anything unusual, the request goes the ordinary way as if nothing had been asked. Middleware,
+matching routes and solving dependencies take several times as long as everything that these requests need.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Callable, Hashable
+from functools import lru_cache, partial
+from typing import Any, NamedTuple, TypeVar
+
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.concurrency import run_in_threadpool
+from starlette.types import Scope, Send
+
+from server.access.authenticate import checked_caller, confirmed_caller, present
+from server.access.callers import Caller
+from server.caching.lru import Lru
+from server.delivery.answers import (
+    decide_rank,
+    decide_subset,
+    decided_rank,
+    decided_subset,
+    in_chunks,
+    in_store,
+    named_rank,
+    named_size,
+)
+from server.delivery.catalog import Version
+from server.delivery.rank_cache import Piece
+from server.logs import RequestLines, begin_line
+from server.services import Services
+from server.web.conditional import LONGEST, Conditions, Decision
+from server.web.cors import VARY
+from server.web.problems import MAX_HEADER_BYTES, Problem, request_id_of
+
+KEPT_BYTES = 4 * 2**20
+"""Memory for answers that are kept, without the bytes of sets."""
+WANTED = 256
+"""Paths and queries that are kept with what they mean."""
+LONGEST_PATH = 120
+LONGEST_QUERY = 80
+
+_PATH = re.compile(
+    r"/v1/sets/([a-z0-9-]{1,63}@[1-9][0-9]{0,8})/(subsets|ranks)/([1-9][0-9]{0,8})|/(subsets)/([1-9][0-9]{0,8})"
+)
+_QUERY = re.compile(rb"set=([a-z0-9-]{1,63})(?:@|%40)([1-9][0-9]{0,8})")
+_CONDITIONS = {b"range": 0, b"if-range": 1, b"if-match": 2, b"if-none-match": 3}
+"""Place of each header among the fields of `Conditions`."""
+
+_Headers = list[tuple[bytes, bytes]]
+_Answer = tuple[str, str, Decision]
+"""What an answer depends on: the version, the path, and what the conditions come to."""
+T = TypeVar("T")
+
+
+class _Wanted(NamedTuple):
+    """What a path and a query ask for."""
+
+    reference: str
+    noun: str
+    number: str
+
+
+class _Ready(NamedTuple):
+    """All of an answer but its bytes and the id of the request."""
+
+    status: int
+    headers: _Headers
+    k: int
+    span: tuple[int, int]
+    """Which bytes of the file of subset k, half open."""
+    line: str
+    """Begin of its line in the log."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the body."""
+        return self.span[1] - self.span[0]
+
+    @property
+    def weight(self) -> int:
+        """About how much memory it takes, with its place among those that are kept."""
+        return 1200 + sum(100 + len(name) + len(value) for name, value in self.headers) + len(self.line)
+
+
+class Shortcut:
+    """Answers before everything else what can be answered from memory."""
+
+    def __init__(self) -> None:
+        """It knows no answer yet."""
+        self._ready: Lru[_Answer, _Ready] = Lru(KEPT_BYTES, lambda ready: ready.weight)
+        self._asking: dict[Hashable, asyncio.Task[Any]] = {}
+        self._lines = RequestLines()
+
+    async def answer(self, services: Services, scope: Scope, send: Send) -> bool:
+        """Answer a request to the end; False: it must go the ordinary way, and nothing was sent."""
+        if scope["type"] != "http" or scope["method"] != "GET":
+            return False
+        started = time.perf_counter()
+        try:
+            found = await self._from_memory(services, scope)
+        except (Problem, SQLAlchemyError):
+            return False
+        except Exception as error:  # the ordinary way answers whatever comes
+            structlog.get_logger().error("the quick way failed", exc_info=error)
+            return False
+        if found is None:
+            return False
+        key_id, ready, chunks = found
+        request_id = request_id_of(scope)
+        self._lines.add(ready.line, request_id, key_id, time.perf_counter() - started)
+        services.metrics.memory_answers += 1
+        services.metrics.memory_bytes += ready.size
+        headers = [*ready.headers, (b"x-request-id", request_id.encode())]
+        await send({"type": "http.response.start", "status": ready.status, "headers": headers})
+        for left in range(len(chunks) - 1, -1, -1):
+            await send({"type": "http.response.body", "body": chunks[-1 - left], "more_body": left > 0})
+        return True
+
+    async def _from_memory(self, services: Services, scope: Scope) -> tuple[str, _Ready, list[Piece]] | None:
+        """Id of the key, answer and bytes; None, or a `Problem`, where not all is in memory, or not as usual."""
+        path, query = scope["path"], scope["query_string"]
+        if len(path) > LONGEST_PATH or len(query) > LONGEST_QUERY:
+            return None
+        wanted, given = _wanted(path, query), _given(scope["headers"])
+        if wanted is None or given is None:
+            return None
+        token, conditions = given
+        caller, version = await self._trusted(services, scope, token, wanted.reference)
+        if caller is None or version is None or not caller.may("subsets:read"):
+            return None
+        decision = _decision(services, version, wanted, conditions)
+        if decision is None:
+            return None
+        ready = self._ready.get((wanted.reference, path, decision))
+        if ready is None:
+            ready = _prepared(version, path, wanted, decision, shared=bool(services.settings.cors_origins))
+            self._ready.put((wanted.reference, path, decision), ready)
+        pieces = services.ranks.warm(version, ready.k, *ready.span)
+        return None if pieces is None else (caller.key_id, ready, in_chunks(pieces))
+
+    async def _trusted(
+        self, services: Services, scope: Scope, token: str, reference: str
+    ) -> tuple[Caller | None, Version | None]:
+        """Whose key it is and the version, as the database said a moment ago; None for what it does not confirm.
+
+        `Problem` 401 or 429 for a key that is new here, and refused.
+
+        A busy key or version is asked about again before trust in it ends. Else every request would come to its end
+        at once; they would wait, and not even then would more than one question be asked.
+        """
+        key = present(services.secret_key, token)
+        caller, is_key_ageing = services.known_keys.get(key) or (None, services.known_keys.met(key))
+        if is_key_ageing:
+            asked = self._ask(key, partial(confirmed_caller, services, key))
+            caller = caller or await asyncio.shield(asked)
+        elif caller is None:
+            caller = await checked_caller(services, key, scope)
+        if caller is None:
+            return None, None
+        version, is_version_ageing = services.catalog.warm(reference) or (None, True)
+        if is_version_ageing:
+            confirmed = self._ask(reference, partial(services.catalog.confirm, reference))
+            version = version or await asyncio.shield(confirmed)
+        return caller, version
+
+    def _ask(self, subject: Hashable, question: Callable[[], T]) -> asyncio.Task[T | None]:
+        """Begin to ask the database about a key or a version, unless that is being done already."""
+        if subject not in self._asking:
+            self._asking[subject] = asyncio.create_task(self._asked(subject, question))
+        return self._asking[subject]
+
+    async def _asked(self, subject: Hashable, question: Callable[[], T]) -> T | None:
+        try:
+            return await run_in_threadpool(question)
+        except Problem:
+            return None
+        except SQLAlchemyError as error:
+            structlog.get_logger().warning("the database does not answer", error=repr(error))
+            return None
+        finally:
+            del self._asking[subject]
+
+
+def _decision(
+    services: Services, version: Version, wanted: _Wanted, conditions: Conditions
+) -> Decision | None:
+    """What to send. `Problem` when the routes refuse it; None when it has no bytes of ours."""
+    if wanted.noun == "ranks":
+        decision = decide_rank(version, named_rank(version.manifest, wanted.number), conditions)
+    else:
+        k = named_size(version.manifest, wanted.number)
+        decision = decide_subset(version, k, conditions)
+        if services.settings.downloads == "redirect" and in_store(version, k, conditions, decision):
+            return None
+    return None if decision.status == 304 else decision
+
+
+def _prepared(version: Version, path: str, wanted: _Wanted, decision: Decision, *, shared: bool) -> _Ready:
+    """The answer as the routes work it out; `shared`: pages of other origins may read it too."""
+    decided = decided_rank if wanted.noun == "ranks" else decided_subset
+    answer = decided(version, int(wanted.number), decision, pinned=True)
+    assert answer.span is not None
+    headers = [(name.lower().encode(), value.encode("latin-1")) for name, value in answer.headers.items()]
+    if shared:
+        headers.append((b"vary", VARY.encode()))
+    template = "/subsets/{k}" if wanted.noun == "subsets" else "/ranks/{r}"
+    route = "/v1/sets/{name}" * path.startswith("/v1/") + template
+    line = begin_line(method="GET", path=path, route=route, status=answer.status)
+    return _Ready(answer.status, headers, answer.k, answer.span, line)
+
+
+def _given(headers: _Headers) -> tuple[str, Conditions] | None:
+    """The key and the conditions; None when a header is there twice, is long, or makes the request unusual."""
+    token = ""
+    conditions: list[str | None] = [None] * len(_CONDITIONS)
+    size = 0
+    for name, value in headers:
+        size += len(name) + len(value)
+        if name == b"authorization":
+            scheme, _, rest = value.decode("latin-1").partition(" ")
+            if token or scheme != "Bearer":
+                return None
+            token = rest
+        elif name == b"origin":  # the answer needs the headers of CORS
+            return None
+        elif (place := _CONDITIONS.get(name)) is not None:
+            if conditions[place] is not None or len(value) > LONGEST:
+                return None
+            conditions[place] = value.decode("latin-1")
+    return None if size > MAX_HEADER_BYTES else (token, Conditions(*conditions))
+
+
+@lru_cache(WANTED)
+def _wanted(path: str, query: bytes) -> _Wanted | None:
+    """Reference of the set, what of it, and its number. Path and query are short."""
+    parts = _PATH.fullmatch(path)
+    if parts is None:
+        return None
+    if parts[1] is not None:
+        return None if query else _Wanted(parts[1], parts[2], parts[3])
+    asked = _QUERY.fullmatch(query)
+    return None if asked is None else _Wanted(f"{asked[1].decode()}@{asked[2].decode()}", parts[4], parts[5])

@@ -1,0 +1,1 @@
+"""HTTP: problem responses, conditional requests, cross-origin rules, bounded connections."""
