@@ -28,7 +28,7 @@ from mdc_vs_baseline import add_schedule, judged, settings, with_test_images
 from subset_losses import TUNING_SEED, Run, average, result_path, spread
 
 from mdc_core.condensation.condense import condense
-from mdc_core.data.real_set import load
+from mdc_core.data.load import load
 from mdc_core.malloc import keep_freed_memory
 
 Line = dict[str, Any]

@@ -40,7 +40,8 @@ from mdc_core.condensation.network_phase import fresh_network
 from mdc_core.condensation.pool import PoolStore, from_bytes, member_key
 from mdc_core.config.presets import condense_config, evaluate_config, preset_for
 from mdc_core.config.settings import CondenseConfig
-from mdc_core.data.real_set import RealSet, load
+from mdc_core.data.load import load
+from mdc_core.data.real_set import RealSet
 from mdc_core.data.synthetic import shrink
 from mdc_core.malloc import keep_freed_memory
 

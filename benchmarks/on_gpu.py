@@ -94,9 +94,9 @@ def steps(args: argparse.Namespace) -> dict[str, list[str]]:
             *[
                 "-m",
                 "pytest",
-                "tests/core/test_gpu.py",
-                "tests/core/test_kernels.py",
-                "tests/core/test_recorder.py",
+                "tests/core/condensation/test_gpu.py",
+                "tests/core/networks/test_kernels.py",
+                "tests/core/compute/test_cuda_graph.py",
             ],
             *["--confcutdir=tests/core", "-rs", "-W", "default"],
         ],

@@ -32,7 +32,8 @@ from mdc_cli.pools import FolderPools
 from mdc_core.condensation.condense import CondenseState, condense, prepare, result
 from mdc_core.config.presets import condense_config, evaluate_config, preset_for
 from mdc_core.config.settings import CondenseConfig, EvaluateConfig, NetworkConfig
-from mdc_core.data.real_set import DataSet, load
+from mdc_core.data.load import load
+from mdc_core.data.real_set import DataSet
 from mdc_core.data.synthetic import SyntheticSet
 from mdc_core.delivery import rankmajor
 from mdc_core.malloc import keep_freed_memory

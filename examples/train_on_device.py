@@ -75,7 +75,7 @@ def train(subset: Subset, seconds: float, limit: int | None, seed: int) -> tuple
 @torch.inference_mode()
 def test_accuracy(net: nn.Module, subset: Subset, name: str, root: Path) -> float:
     """Share of the real test images of a named data set that the network labels correctly."""
-    from mdc_core.data.real_set import load_named
+    from mdc_core.data.load import load_named
 
     test = load_named(name, root).test
     if test.classes != subset.info.classes:

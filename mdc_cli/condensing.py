@@ -63,7 +63,7 @@ class Planned:
     def load(self, root: Path, download: bool) -> DataSet:
         """The data, at the side that was planned with."""
         say(f"Reading {self.dataset}")
-        from mdc_core.data.real_set import load
+        from mdc_core.data.load import load
 
         return load(self.dataset, root, image_size=self.facts.image_size, download=download)
 
@@ -76,7 +76,7 @@ def plan(
     minutes: float | None = None,
 ) -> Planned:
     """Settings and data against each other, by names and headers alone."""
-    from mdc_core.data.real_set import survey
+    from mdc_core.data.load import survey
 
     facts = survey(dataset, image_size=image_size, preset=preset)
     choice = configured(

@@ -170,7 +170,7 @@ def evaluate(
 ) -> None:
     """Train networks on the first k images per class, for every k, beside real images; table, verdicts and plot."""
     from mdc_cli.plot import accuracy_plot
-    from mdc_core.data.real_set import load
+    from mdc_core.data.load import load
     from mdc_core.training.evaluate import accuracy_rows, summarise
 
     run = files.read_run(path)
@@ -239,7 +239,7 @@ def import_released(
     download: Download = False,
 ) -> None:
     """Convert a set that the released code wrote, so that it can be evaluated, previewed and delivered."""
-    from mdc_core.data.real_set import load
+    from mdc_core.data.load import load
     from mdc_core.data.released import import_released as convert
     from mdc_core.data.synthetic import SyntheticSet
 
@@ -267,7 +267,7 @@ def import_released(
 
 def _facts_at(source: str, image_size: int) -> DataFacts:
     """What is known of data that a set of such images was made from: pictures are read at that side."""
-    from mdc_core.data.real_set import kind_of, survey
+    from mdc_core.data.load import kind_of, survey
 
     return survey(source, image_size=image_size if kind_of(source) in ("folder", "zip") else None)
 

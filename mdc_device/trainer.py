@@ -15,15 +15,16 @@ from safetensors.torch import save
 
 from mdc_core.compute.streams import stream
 from mdc_core.config.settings import EvaluateConfig, NetworkConfig
+from mdc_core.data.load import kind_of, load, survey
 from mdc_core.data.normalisation import Normalisation
-from mdc_core.data.real_set import RealSet, kind_of, load, survey
+from mdc_core.data.real_set import RealSet
 from mdc_core.delivery.budget import Budget, plan
 from mdc_core.delivery.manifest import Manifest
 from mdc_core.delivery.rankmajor import SetInfo
 from mdc_core.errors import ConfigError
 from mdc_core.networks import Network, build_network
+from mdc_core.training.accuracy import accuracy
 from mdc_core.training.batched import fit
-from mdc_core.training.steps import accuracy
 from mdc_device import files
 from mdc_device.client import Report
 from mdc_device.decode import Images, Subset

@@ -6,7 +6,8 @@ import tempfile
 from pathlib import Path
 
 from mdc_core.config.presets import NAMED
-from mdc_core.data.real_set import DataSet, load, load_named
+from mdc_core.data.load import load, load_named
+from mdc_core.data.real_set import DataSet
 from mdc_core.errors import DataError
 from server.settings import Settings
 from server.store import datasets

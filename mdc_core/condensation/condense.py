@@ -27,9 +27,9 @@ from mdc_core.data.real_set import RealSet
 from mdc_core.data.splits import hold_out
 from mdc_core.data.synthetic import SyntheticSet, initial_tiles
 from mdc_core.errors import ConfigError
+from mdc_core.training.accuracy import class_accuracy
 from mdc_core.training.batched import fit
 from mdc_core.training.real_training import RealTraining
-from mdc_core.training.steps import class_accuracy
 
 Distances = tuple[tuple[float, ...], ...]
 """F(1..N-1), a row per MLS track."""

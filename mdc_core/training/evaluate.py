@@ -20,8 +20,8 @@ from mdc_core.config.settings import EvaluateConfig, Precision, Source
 from mdc_core.data.real_set import DataSet, RealSet
 from mdc_core.data.synthetic import SyntheticSet, decode, shrink
 from mdc_core.networks import build_network
+from mdc_core.training.accuracy import accuracy
 from mdc_core.training.batched import Lane, train_lanes
-from mdc_core.training.steps import accuracy
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mdc_core.compute.cuda_graph import Recorder, fill
-from mdc_core.config.estimate import TEST_BATCH
 from mdc_core.config.settings import AugmentOp, EvaluateConfig
 from mdc_core.data.normalisation import Normalisation
-from mdc_core.data.real_set import RealSet
 from mdc_core.networks import Network
 from mdc_core.training import augment
 from mdc_core.training.augment import AugmentParams
@@ -245,20 +243,3 @@ def draw_epoch(
             lr=torch.full((len(ahead),), lr),
             generator=generator,
         )
-
-
-@torch.no_grad()
-def class_accuracy(net: Network, real: RealSet, batch: int = TEST_BATCH) -> Tensor:
-    """Share of each class that is recognised: (C,) float64 in [0, 1], NaN for a class without images."""
-    hits = torch.zeros(real.num_classes, dtype=torch.float64, device=real.labels.device)
-    for positions in torch.split(torch.arange(len(real.labels), device=real.labels.device), batch):
-        labels = real.labels[positions]
-        correct = net(real.normalise(real.floats(positions))).argmax(1) == labels
-        hits.index_add_(0, labels, correct.double())
-    return hits / torch.bincount(real.labels, minlength=real.num_classes)
-
-
-def accuracy(net: Network, real: RealSet) -> float:
-    """Share of all images that is recognised, in [0, 1]."""
-    counts = torch.bincount(real.labels, minlength=real.num_classes)
-    return float((class_accuracy(net, real).nan_to_num() * counts).sum() / counts.sum())

@@ -20,7 +20,7 @@ import mdc_cli.local
 import mdc_cli.outlook
 import mdc_cli.output
 import mdc_core.condensation.condense
-import mdc_core.data.real_set
+import mdc_core.data.load
 import mdc_core.training.calibrate
 from mdc_cli.main import app
 from mdc_cli.output import progress_bar
@@ -166,7 +166,7 @@ def measured_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("too late to refuse")
 
     monkeypatch.setattr(mdc_core.training.calibrate, "calibrate", refused)
-    monkeypatch.setattr(mdc_core.data.real_set, "load", refused)
+    monkeypatch.setattr(mdc_core.data.load, "load", refused)
 
 
 @pytest.mark.parametrize(

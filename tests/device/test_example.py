@@ -16,7 +16,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "train_on_device.py"
 
 def test_it_learns_from_a_subset(tmp_path: Path) -> None:
     pytest.importorskip("torch")
-    data = pytest.importorskip("mdc_core.data.real_set")
+    data = pytest.importorskip("mdc_core.data.load")
     train = data.load_named("digits", tmp_path).train
     info = rankmajor.SetInfo(5, 1, train.classes, train.mean, train.std, 8, 1)
     images = np.stack([train.images[train.labels == label][:5].numpy() for label in range(10)], axis=1)

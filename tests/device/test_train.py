@@ -19,7 +19,7 @@ from mdc_device import api, files
 from mdc_device.cli import main
 
 torch = pytest.importorskip("torch")
-data = pytest.importorskip("mdc_core.data.real_set")
+data = pytest.importorskip("mdc_core.data.load")
 safetensors = pytest.importorskip("safetensors.torch")
 
 RECIPE = {

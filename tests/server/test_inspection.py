@@ -177,7 +177,7 @@ def test_too_many_classes_are_refused(tmp_path: Path) -> None:
 
 def test_the_same_letters_are_the_same_class(tmp_path: Path) -> None:
     """Archives of one system write them in another form than those of another."""
-    data = pytest.importorskip("mdc_core.data.real_set")
+    data = pytest.importorskip("mdc_core.data.load")
     composed = unicodedata.normalize("NFC", NFD)
     assert composed != NFD
     members = {f"train/{label}/{n}.png": image() for n in range(3) for label in (NFD, "dog")}

@@ -50,7 +50,7 @@ def refused(path: Path, content: bytes) -> str:
 )
 def test_the_facts_are_those_of_the_loaded_data(path: Path, content: bytes, kind: str) -> None:
     """The oracle is the loader of the worker, which decodes every pixel."""
-    data = pytest.importorskip("mdc_core.data.real_set")
+    data = pytest.importorskip("mdc_core.data.load")
     path.write_bytes(content)
     found, facts = inspect_upload(path, "toy")
     assert found == kind

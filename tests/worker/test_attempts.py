@@ -23,7 +23,7 @@ import pytest
 from sqlalchemy import select, update
 from sqlalchemy.exc import OperationalError
 
-from mdc_core.data.real_set import load_named
+from mdc_core.data.load import load_named
 from mdc_core.delivery import rankmajor
 from mdc_core.delivery.manifest import parse_manifest
 from mdc_core.delivery.verdict import advice, judged

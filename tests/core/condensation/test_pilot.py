@@ -13,7 +13,7 @@ from mdc_core.condensation.pool import MemoryPools
 from mdc_core.config.defaults import choose
 from mdc_core.config.presets import NAMED
 from mdc_core.config.shorten import with_changes
-from mdc_core.data.real_set import load_named
+from mdc_core.data.load import load_named
 
 
 def test_a_pilot_is_of_the_pace_of_the_run_and_short() -> None:

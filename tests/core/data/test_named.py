@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 from torchvision import datasets
 
 from mdc_core.config.presets import NAMED, PRESETS
-from mdc_core.data.real_set import load_named
+from mdc_core.data.load import load_named
 from mdc_core.errors import DataError
 from tests.core.image_files import encoded, pixels, write_folder
 

@@ -18,6 +18,7 @@ from mdc_core.data.synthetic import SyntheticSet, initial_tiles
 from mdc_core.errors import ConfigError
 from mdc_core.networks import Network, build_network
 from mdc_core.training import evaluate as evaluation
+from mdc_core.training.accuracy import accuracy, class_accuracy
 from mdc_core.training.batched import fit
 from mdc_core.training.evaluate import (
     Trial,
@@ -27,7 +28,7 @@ from mdc_core.training.evaluate import (
     shrunk_images,
     summarise,
 )
-from mdc_core.training.steps import Sgd, accuracy, class_accuracy, shuffled
+from mdc_core.training.steps import Sgd, shuffled
 from tests.core.toys import TOY_NETWORK, TOY_NORMALISATION, toy_config, toy_real
 
 RECIPE = EvaluateConfig(
@@ -141,7 +142,7 @@ def test_a_cut_off_evaluation_goes_on() -> None:
 
 
 def test_trainings_learn_the_same_in_any_company() -> None:
-    """By the tests' outcome; tests/core/test_lanes.py compares weights."""
+    """By the tests' outcome; tests/core/training/test_batched.py compares weights."""
     recipe = RECIPE.model_copy(update={"epochs": 8})
     by_one, together = (
         {

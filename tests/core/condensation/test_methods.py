@@ -16,7 +16,8 @@ from mdc_core.condensation.iteration import chunks, draw_iteration, loss_weights
 from mdc_core.condensation.mls import start
 from mdc_core.condensation.network_phase import NetworkPhase
 from mdc_core.config.presets import condense_config, evaluate_config
-from mdc_core.data.real_set import RealSet, load
+from mdc_core.data.load import load
+from mdc_core.data.real_set import RealSet
 from mdc_core.data.synthetic import initial_tiles
 from mdc_core.errors import FormatError
 from mdc_core.training.evaluate import evaluate, summarise

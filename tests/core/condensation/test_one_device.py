@@ -28,8 +28,8 @@ from mdc_core.config.settings import CondenseConfig
 from mdc_core.data.real_set import RealSet
 from mdc_core.networks import stacked
 from mdc_core.training.steps import Steps, Trainer, draw_steps, joined
+from tests.core.compute.test_cuda_graph import VARIANTS
 from tests.core.replay import Eager, waits
-from tests.core.test_recorder import VARIANTS
 from tests.core.toys import toy_config, toy_real
 
 THERE = torch.device("meta")

@@ -15,7 +15,7 @@ from mdc_core.condensation.gradient_matching import Cuts, Match, match
 from mdc_core.config.settings import NetworkConfig
 from mdc_core.networks import Network, build_network
 
-FILE = Path(__file__).parents[3] / "shared" / "golden" / "golden_step.npz"
+FILE = Path(__file__).parents[4] / "shared" / "golden" / "golden_step.npz"
 RANKS, TILES, LABEL = 3, 4, 3
 PUBLISHED_EPSILON = 1e-6
 """What the published cosine adds to the product of norms."""

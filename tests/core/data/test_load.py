@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from mdc_core.config.presets import NAMED
 from mdc_core.config.settings import DataFacts
-from mdc_core.data.real_set import DataSet, RealSet, load, load_folder, measure, survey
+from mdc_core.data.load import load, load_folder, survey
+from mdc_core.data.real_set import DataSet, RealSet, measure
 from mdc_core.data.splits import hold_out
 from mdc_core.errors import ConfigError, DataError
 from tests.core.image_files import encoded, pixels, small_set, write_folder, write_zip

@@ -227,7 +227,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from mdc_core.condensation.condense import condense
-from mdc_core.data.real_set import load
+from mdc_core.data.load import load
 from mdc_core.config.presets import condense_config
 config = condense_config("digits", {"outer_loops": 1, "inner_iterations": 2, "network": {"width": 256}})
 next(condense(config, load("digits", Path(".")).train))

@@ -22,7 +22,7 @@ from mdc_core.data.synthetic import decode
 from mdc_core.networks.convolution import Conv2d, weight_gradient
 from mdc_core.networks.layers import InstanceNorm
 from mdc_core.training.evaluate import evaluate
-from tests.core.test_recorder import VARIANTS
+from tests.core.compute.test_cuda_graph import VARIANTS
 from tests.core.toys import FEATURE, TOY_NETWORK, toy_config, toy_real
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
