@@ -1,4 +1,4 @@
-"""The command line of `mdc-device`: what can be said, and what it means."""
+"""The command line of `mdc-device`: its options, and how their values are parsed."""
 
 from __future__ import annotations
 
@@ -6,24 +6,25 @@ import argparse
 import json
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from mdc_core import __version__
-from mdc_core.delivery.budget import Budget
+from mdc_core.delivery.budget import Budget, BudgetField, budget_fields
 from mdc_core.errors import ConfigError
 
 EXIT_CODES = """exit codes:
-  0    done
+  0    success
   1    this device cannot: no space, no permission, no such file
-  2    wrong use: an unknown option, an impossible value, a k that the set does not have
-  3    the server cannot be reached, or failed; what was fetched is kept, run the same command again
+  2    usage error: an unknown option, an invalid value, a k that the set does not have
+  3    the server cannot be reached, or failed; fetched data are kept, run the same command again
   4    the server refused: no key or no permission, no such set
-  5    not to be trusted: wrong digests, an unknown format, a manifest that is expired, altered,
-       older than the one seen, or not signed by the keys of the server
-  6    the budget is too small for any subset; the message names the limit and what would do
-  7    busy: another process is at the file; nothing was done
-  130  interrupted; run the same command again to go on
+  5    not trusted: wrong digests, an unknown format, or a manifest that has expired, was altered,
+       is older than the one seen, or is not signed by the server's keys
+  6    no subset fits the budget; the message names the limit and the least that would fit
+  7    busy: another process uses the file; nothing was done
+  130  interrupted; run the same command again to resume
 
 amounts: 64000, 64k or 64kB (thousands: k M G T), 64Ki or 64KiB (1024s: Ki Mi Gi Ti), 1.5G, 2e9
 """
@@ -31,31 +32,12 @@ amounts: 64000, 64k or 64kB (thousands: k M G T), 64Ki or 64KiB (1024s: Ki Mi Gi
 _AMOUNT = re.compile(r"(?P<number>[0-9.]+(?:e[+-]?[0-9]+)?)\s*(?P<prefix>[kmgt]i?)?b?", re.IGNORECASE)
 _POWER = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
-# Budget field, its option, what an unset value means to the user.
-_LIMITS = (
-    (
-        "memory_bytes",
-        "--memory",
-        "BYTES",
-        "memory for the training, besides some 550 MB that its libraries take",
-    ),
-    ("storage_bytes", "--storage", "BYTES", "room for the file"),
-    ("transfer_bytes", "--transfer", "BYTES", "bytes that may be fetched"),
-    ("bandwidth_bps", "--bandwidth", "BIT/S", "bits per second of the connection"),
-    ("seconds", "--seconds", "S", "deadline for fetching and training"),
-    ("flops", "--flops", "FLOP/S", "sustained operations per second of this device"),
-    ("joules", "--joules", "J", "energy for fetching and training"),
-    ("watts", "--watts", "W", "power that this device draws meanwhile"),
-    ("epochs", "--epochs", "N", "epochs of the training, if not those of the manifest"),
-    ("batch_size", "--batch-size", "N", "images per step, if not those of the manifest"),
-)
-
 
 def parser() -> argparse.ArgumentParser:
-    """The parser; its help lists the exit codes."""
+    """The argument parser; its help lists the exit codes."""
     top = argparse.ArgumentParser(
         prog="mdc-device",
-        description="Fetch the part of a condensed data set that this device affords, and verify it.",
+        description="Fetch as much of a condensed data set as fits this device's budget, and verify it.",
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -63,98 +45,110 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     fetch = _command(
-        commands, "fetch", "fetch a subset, verified; an interrupted fetch goes on where it ended"
+        commands, "fetch", "fetch a subset and verify it; an interrupted fetch resumes where it stopped"
     )
     _add_set(fetch)
     _add_access(fetch)
-    fetch.add_argument("--to", required=True, metavar="FILE", help="where to put the subset")
+    fetch.add_argument("--to", required=True, metavar="FILE", help="file to write the subset to")
     _add_budget(fetch)
 
-    plan = _command(commands, "plan", "show which subset a budget affords, and fetch nothing")
+    plan = _command(commands, "plan", "show which subset fits a budget, without fetching it")
     _add_set(plan, optional=True)
     _add_access(plan)
     plan.add_argument(
-        "--manifest", metavar="FILE", help="a manifest that was kept, in place of URL and SET: no connection"
+        "--manifest", metavar="FILE", help="a saved manifest, instead of URL and SET; needs no connection"
     )
-    _add_budget(plan)
-    plan.add_argument(
-        "--have", type=_count, default=0, metavar="K", help="ranks that this device already has"
-    )
+    _add_budget(plan, with_have=True)
 
-    profile = _command(commands, "profile", "measure what this device can spend, as a budget for --budget")
-    profile.add_argument("url", metavar="URL", nargs="?", help="a server, to measure the bandwidth to it")
-    profile.add_argument("set", metavar="SET", nargs="?", help="name of a set, ranks of which are fetched")
-    profile.add_argument("--folder", default=".", metavar="DIR", help="where the subset is to be")
-    profile.add_argument("--seconds", type=_argument, default=0.5, metavar="S", help="for each measurement")
+    profile = _command(commands, "profile", "measure this device and print a budget for --budget")
+    profile.add_argument("url", metavar="URL", nargs="?", help="a server to measure the bandwidth to")
+    profile.add_argument(
+        "set", metavar="SET", nargs="?", help="a set on that server, of which some ranks are fetched"
+    )
+    profile.add_argument(
+        "--folder", default=".", metavar="DIR", help="folder that the subset will be stored in"
+    )
+    profile.add_argument(
+        "--seconds", type=_argument, default=0.5, metavar="S", help="duration of each measurement"
+    )
     _add_access(profile)
 
     _add_file_commands(commands)
 
-    train = _command(commands, "train", "train the network of the manifest on a fetched file (needs torch)")
+    train = _command(commands, "train", "train the manifest's network on a fetched file (needs torch)")
     train.add_argument("file", metavar="FILE", help="a fetched subset")
-    train.add_argument("--to", metavar="FILE", help="the weights; default: FILE.weights.safetensors")
-    train.add_argument("--test", metavar="DATA", help="a named data set, folder, zip or npz with test images")
     train.add_argument(
-        "--data-root", default="mdc-data/datasets", metavar="DIR", help="where named data sets are kept"
+        "--to", metavar="FILE", help="file to write the weights to; default: FILE.weights.safetensors"
     )
-    train.add_argument("--device", default="cpu", help="cpu (the default), cuda, mps …")
     train.add_argument(
-        "--seed", type=_count, default=0, metavar="N", help="of weights, order and augmentation"
+        "--test", metavar="DATA", help="test on the test images of a named data set, folder, zip or npz"
+    )
+    train.add_argument(
+        "--data-root", default="mdc-data/datasets", metavar="DIR", help="folder of the named data sets"
+    )
+    train.add_argument("--device", default="cpu", help="device to train on: cpu (the default), cuda, mps, …")
+    train.add_argument(
+        "--seed", type=_count, default=0, metavar="N", help="random seed for weights, order and augmentation"
     )
     _add_budget(train)
     return top
 
 
-def budget(arguments: argparse.Namespace) -> Budget:
-    """The budget that a file and the options state; an option counts more. `ConfigError` names an impossible one."""
-    given = {name: getattr(arguments, name) for name, *_ in _LIMITS}
-    given |= {"min_accuracy": arguments.min_accuracy, "network": arguments.network}
-    given |= {"metered": arguments.metered or None, "have_k": getattr(arguments, "have", 0) or None}
-    fields = {name: value for name, value in given.items() if value is not None}
-    return Budget.from_mapping({**(_read_budget(arguments.budget) if arguments.budget else {}), **fields})
+def budget(args: argparse.Namespace) -> Budget:
+    """The budget from `--budget FILE`, overridden by the options. Invalid values raise `ConfigError`."""
+    options = {name: getattr(args, name, None) for name in budget_fields()}
+    stated = {name: value for name, value in options.items() if value is not None}
+    return Budget.from_mapping({**(_read_budget(args.budget) if args.budget else {}), **stated})
+
+
+def option_of(one: BudgetField) -> str:
+    """The option for a budget field: its name without the unit, such as `--storage` for `storage_bytes`."""
+    return "--" + re.sub("_(bytes|bps|k)$", "", one.name).replace("_", "-")
 
 
 def _read_budget(path: str) -> dict[str, Any]:
-    wanted = "give a JSON object, as `mdc-device profile` prints it"
+    hint = "give a JSON object, as `mdc-device profile` prints it"
     try:
         document = json.loads(Path(path).read_bytes())
     except (ValueError, RecursionError) as error:  # a number of thousands of digits is a ValueError
-        raise ConfigError(f"{path} is no budget ({error}): {wanted}") from None
+        raise ConfigError(f"{path} is no budget ({error}): {hint}") from None
     if not isinstance(document, dict):
-        raise ConfigError(f"{path} is no budget: {wanted}")
+        raise ConfigError(f"{path} is no budget: {hint}")
     return document
 
 
 def amount(text: str) -> float:
-    """A number with an optional unit prefix: 64k, 10MB, 1GiB. `ConfigError` when it is none."""
+    """Parse a number with an optional unit prefix: 64k, 10MB, 1GiB. Anything else raises `ConfigError`."""
     match = _AMOUNT.fullmatch(text.strip())
     try:
         number = float(match["number"]) if match else math.nan
     except ValueError:
         number = math.nan
     if match is None or not math.isfinite(number):
-        raise ConfigError(f"{text!r} is no amount: give a number such as 64000, 64k, 10MB or 1GiB")
+        raise ConfigError(f"{text!r} is not an amount: give a number such as 64000, 64k, 10MB or 1GiB")
     prefix = (match["prefix"] or "").lower()
     return number * (1024.0 if prefix.endswith("i") else 1000.0) ** _POWER[prefix.removesuffix("i")]
 
 
 def _add_file_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """The commands for a file that was fetched before."""
-    grow = _command(commands, "grow", "make a fetched file a larger subset, fetching only what it lacks")
+    """Add the commands that work on a fetched file."""
+    grow = _command(
+        commands, "grow", "enlarge a fetched file to a larger subset, fetching only the missing ranks"
+    )
     _add_resizing(grow)
     _add_access(grow)
-    _add_resizing(_command(commands, "shrink", "make a fetched file a smaller subset; needs no connection"))
+    _add_resizing(
+        _command(commands, "shrink", "cut a fetched file down to a smaller subset; needs no connection")
+    )
 
-    status = _command(commands, "status", "tell what a fetched file holds and whether it is right")
+    status = _command(commands, "status", "show what a fetched file holds and whether it is intact")
     status.add_argument("file", metavar="FILE", help="a fetched subset")
 
     verify = _command(commands, "verify", "check a fetched file against its manifest")
     verify.add_argument("file", metavar="FILE", help="a fetched subset")
     only = verify.add_mutually_exclusive_group()
     only.add_argument("--manifest", metavar="FILE", help="its manifest; default: FILE.manifest.json")
-    only.add_argument(
-        "--repair", action="store_true", help="put right what is wrong, fetching those ranks only"
-    )
+    only.add_argument("--repair", action="store_true", help="repair the file, fetching only damaged ranks")
     _add_access(verify)
 
 
@@ -175,7 +169,7 @@ def _command(
 def _add_set(command: argparse.ArgumentParser, *, optional: bool = False) -> None:
     count = "?" if optional else None
     command.add_argument(
-        "url", metavar="URL", nargs=count, help="the server, such as https://condense.example"
+        "url", metavar="URL", nargs=count, help="URL of the server, such as https://condense.example"
     )
     command.add_argument("set", metavar="SET", nargs=count, help="name of the set")
     command.add_argument(
@@ -183,57 +177,74 @@ def _add_set(command: argparse.ArgumentParser, *, optional: bool = False) -> Non
         type=_size,
         default=None,
         metavar="N|auto",
-        help="images per class: N, or as many up to N as the budget affords; auto (the default): the best it affords",
+        help="images per class: N, or fewer if the budget requires; auto (the default): the best that fits the budget",
     )
 
 
 def _add_resizing(command: argparse.ArgumentParser) -> None:
     command.add_argument("file", metavar="FILE", help="a fetched subset")
-    command.add_argument("--k", type=_count, required=True, metavar="N", help="images per class to have then")
+    command.add_argument(
+        "--k", type=_count, required=True, metavar="N", help="new number of images per class"
+    )
 
 
 def _add_access(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("connection")
     group.add_argument(
         "--key",
-        help="API key; default: the environment variable MDC_KEY, else for a server on this machine mdc-data/admin.key",
+        help="API key; default: $MDC_KEY, or mdc-data/admin.key for a server on this machine",
     )
     group.add_argument(
         "--keyset",
         metavar="FILE",
-        help="the server's key set, got by a way that you trust; default: the keys that it had at the first fetch",
+        help="the server's key set, from a source you trust; default: the keys seen at the first fetch",
     )
     group.add_argument(
         "--unsigned",
         action="store_true",
-        help="believe a server that signs nothing; one whose keys are known must sign all the same",
+        help="accept a server that does not sign; a server whose keys are known must still sign",
     )
     group.add_argument(
         "--timeout",
         type=_argument,
         default=30.0,
         metavar="S",
-        help="seconds without a byte after which a connection counts as broken (default 30)",
+        help="seconds without data after which the connection counts as broken (default 30)",
     )
     group.add_argument(
         "--retries",
         type=_count,
         default=4,
         metavar="N",
-        help="attempts after a failure, with growing waits; those that bring bytes are not counted (default 4)",
+        help="retries after a failure, with growing waits; a retry that receives data does not count (default 4)",
     )
 
 
-def _add_budget(command: argparse.ArgumentParser) -> None:
-    group = command.add_argument_group("budget", "what this device can spend; left out: no limit")
-    group.add_argument("--budget", metavar="FILE", help="a budget as JSON; the options below count more")
-    for name, option, unit, what in _LIMITS:
-        group.add_argument(option, dest=name, type=_argument, metavar=unit, help=what)
+def _add_budget(command: argparse.ArgumentParser, *, with_have: bool = False) -> None:
+    """An option for every budget field. Only `plan` takes `have_k`: other commands know what the file holds."""
+    group = command.add_argument_group(
+        "budget", "what this device can spend; an omitted option means no limit"
+    )
     group.add_argument(
-        "--min-accuracy", type=float, metavar="A", help="the least k measured to reach A, 0 to 1"
+        "--budget", metavar="FILE", help="read the budget from JSON; the options below override it"
     )
-    group.add_argument("--network", metavar="NAME", help="network to train, as in the manifest")
-    group.add_argument("--metered", action="store_true", help="fetch no byte that is not measured to help")
+    for one in budget_fields().values():
+        if one.name == "have_k" and not with_have:
+            continue
+        text = one.description[0].lower() + one.description[1:].removesuffix(".")
+        if one.kind.json_type == "boolean":
+            group.add_argument(option_of(one), dest=one.name, action="store_true", default=None, help=text)
+        else:
+            group.add_argument(option_of(one), dest=one.name, type=_type_of(one), metavar=one.unit, help=text)
+
+
+def _type_of(one: BudgetField) -> Callable[[str], object]:
+    """What parses the option of a budget field."""
+    if not one.kind.is_number:
+        return str
+    if one.name == "have_k":
+        return _count
+    return _argument if one.kind.most > 1 else float  # a fraction takes no prefix
 
 
 def _argument(text: str) -> float:
@@ -249,5 +260,5 @@ def _size(text: str) -> int | None:
 
 def _count(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 10):
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
     return int(text)

@@ -19,7 +19,7 @@ from mdc_core.config.settings import (
     NetworkConfig,
 )
 from mdc_core.config.shorten import Shorter
-from mdc_core.delivery.budget import Plan
+from mdc_core.delivery.budget import Plan, plan_descriptions
 from mdc_core.delivery.verdict import Verdict, advice, judged
 from mdc_core.errors import ConfigError
 from mdc_core.names import visible
@@ -399,8 +399,12 @@ _TWO = {"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems"
 """Alike: what generates clients and tests from the description knows this better than one schema for each."""
 
 
+def _planned(name: str) -> Any:
+    return Field(description=plan_descriptions()[name])
+
+
 class PlanOut(Shown):
-    """The subset for a budget, and what it will take. Null: the budget and the manifest do not tell."""
+    """The subset for a budget, and its expected cost. Null: the budget and the manifest do not determine it."""
 
     name: str
     version: int
@@ -409,33 +413,19 @@ class PlanOut(Shown):
     """Where subset k is."""
     sha256: str
     """Digest of its file."""
-    k: int
-    """Size of the subset."""
-    have_k: int
-    """Ranks that the device already has."""
-    delta_bytes: int
-    """Bytes to fetch; 0 when the device has as many ranks or more."""
-    byte_range: Annotated[tuple[int, int], WithJsonSchema(_TWO)]
-    """Where these bytes are in the file of subset k: the first one, and the one after the last."""
-    total_bytes: int
-    """Bytes of the file."""
-    seconds: float | None
-    """Expected time to fetch and train."""
-    joules: float | None
-    """Expected energy for it."""
-    memory_bytes: int | None
-    """Expected memory of the training."""
-    accuracy: float | None
-    """Measured mean test accuracy at this k, or at the next smaller k that was measured."""
-    limited_by: str | None
-    """Why not k + 1: the budget field that excludes it; `accuracy` when it would fit but is no better;
-    `min_accuracy` when it would fit but is not needed. Null: the set ends here."""
-    epochs: int
-    """Epochs of the training that all of this is about."""
-    verdict: Verdict | None
-    """Whether the size that `accuracy` is of is worth its bytes; see the manifest's accuracy table."""
-    reason: str | None
-    """In words, why the larger sizes that fit were passed over; null: none was, or `min_accuracy` is the reason."""
+    k: int = _planned("k")
+    have_k: int = _planned("have_k")
+    delta_bytes: int = _planned("delta_bytes")
+    byte_range: Annotated[tuple[int, int], WithJsonSchema(_TWO)] = _planned("byte_range")
+    total_bytes: int = _planned("total_bytes")
+    seconds: float | None = _planned("seconds")
+    joules: float | None = _planned("joules")
+    memory_bytes: int | None = _planned("memory_bytes")
+    accuracy: float | None = _planned("accuracy")
+    limited_by: str | None = _planned("limited_by")
+    epochs: int = _planned("epochs")
+    verdict: Verdict | None = _planned("verdict")
+    reason: str | None = _planned("reason")
 
     @classmethod
     def of(cls, plan: Plan, version: Version) -> Self:

@@ -1,27 +1,28 @@
-"""Budget to k: which subset a device can afford. Pure functions, the same on server and device. No torch.
+"""Choose the subset that fits a device's budget. Pure functions, the same on server and device. No torch.
 
-With n = k·C·f² tiles, P parameters, A kept activation bytes and F training FLOP per image, s optimiser
-states, B bytes of a rank and H bytes of a header:
+Notation: n = k·C·f² tiles; P parameters; A kept activation bytes and F training FLOP per image; s optimiser states;
+B bytes per rank; H bytes per header. Subset k costs
 
-    bytes(k)  = H + kB, of which a device that has k' < k fetches (k - k')B
+    bytes(k)  = H + kB; a device that has k' < k ranks fetches (k - k')B
     memory(k) = 4P(2 + s) + 2.25·A·min(batch, n) + 8·n·ch·side² + kB + 4 MB
     time(k)   = epochs·(n·(F + 140·A) + ⌈n / batch⌉·140·4P) / flops + 8·(bytes to fetch) / bandwidth
     energy(k) = watts · time(k)
 
-**The rule.** All four grow with k, so the sizes that meet every limit are 1..K. Among them the plan takes the largest
-whose measured accuracy is within one standard error of the best one (std / sqrt(repeats) of that best): a few networks
-tell no more than that. One that is measured to be worse than a smaller size (see `verdict`) is not taken. On a
-metered connection it takes the best measured accuracy itself; of equally good ones the one with the fewest bytes to
-fetch, then the largest. A size that was not measured counts as the next smaller one that was; with nothing measured, K
-itself is taken. With `min_accuracy` the plan takes the least k that reaches it. A caller who names a size gets the
-largest of 1..K up to that one, whatever its accuracy.
+**The rule.** All four grow with k, so the sizes that meet every limit are 1..K. The plan takes the largest of them
+whose measured accuracy is within one standard error (std / sqrt(repeats)) of the best: closer than that, a few networks
+cannot tell sizes apart. It skips sizes that are measured to be worse than a smaller one (see `verdict`). Exceptions:
 
-Where time or energy limits the training and accuracies of shorter trainings were measured too, the plan chooses between
-pairs of k and epochs in the same way; of pairs of one k it takes the more accurate one, then the shorter training.
+- On a metered connection, the plan takes the best measured accuracy. Ties go to the fewest bytes to fetch, then to the
+  largest size.
+- A size without a measurement counts as the next smaller size with one. With no measurements, the plan takes K.
+- With `min_accuracy`, the plan takes the smallest k that reaches it.
+- If the caller names a size, the plan takes the largest of 1..K up to that size, whatever its accuracy.
+- If time or energy limits the training, and shorter trainings were measured too, the plan chooses among pairs of k and
+  epochs by the same rule. Among pairs with the same k, it takes the more accurate one, then the shorter training.
 
-A larger budget only admits more candidates, and so the best of them never gets worse. So with more budget (unless a
-size was named) the measured accuracy never falls by more than that standard error; nor does k fall, for the same epochs
-or a named size.
+A larger budget only adds candidates, so the best candidate never gets worse. Unless the caller names a size, a larger
+budget therefore never lowers the measured accuracy by more than that standard error. For fixed epochs or a named size,
+it never lowers k either.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields, replace
-from typing import NamedTuple
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from typing import Any, Literal, NamedTuple
 
 from mdc_core.delivery import rankmajor
 from mdc_core.delivery.cost import FLOAT_BYTES, LARGEST, MOST_STEPS, Cost, convnet_cost
@@ -63,46 +64,95 @@ SMALLEST = 1e-3
 """Least speed or power: no device is slower, and what is divided by it stays finite."""
 
 
+class Kind(NamedTuple):
+    """The type and range of a budget field."""
+
+    json_type: Literal["integer", "number", "boolean", "string"]
+    least: float = 0
+    most: float = LARGEST
+
+    @property
+    def is_number(self) -> bool:
+        """Whether values are numbers, bounded by `least` and `most`."""
+        return self.json_type in ("integer", "number")
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether values are whole numbers."""
+        return self.json_type == "integer"
+
+
+_BYTES = Kind("integer")
+_AMOUNT = Kind("number")
+_RATE = Kind("number", SMALLEST)
+_COUNT = Kind("integer", 1, MOST_STEPS)
+_SHARE = Kind("number", 0, 1)
+_RANKS = Kind("integer", 0, rankmajor.LARGEST)
+_FLAG = Kind("boolean")
+_TEXT = Kind("string")
+
+
+class BudgetField(NamedTuple):
+    """One field of a budget: the only description of it, for Python, the API and the command line."""
+
+    name: str
+    kind: Kind
+    unit: str
+    """Placeholder for the value in help texts; empty for a flag."""
+    description: str
+
+
+def _limit(kind: Kind, unit: str, description: str, default: object = None) -> Any:
+    return field(default=default, metadata={"kind": kind, "unit": unit, "description": description})
+
+
 @dataclass(frozen=True)
 class Budget:
-    """What a device can spend; a field left out is no limit. `ConfigError` names an impossible value.
+    """What a device can spend; an omitted field means no limit. Invalid values raise `ConfigError`.
 
-    `seconds` needs `flops` or `bandwidth_bps`, and `joules` needs `watts` besides; a rate left out counts as
-    infinitely fast.
+    `seconds` needs `flops` or `bandwidth_bps`; `joules` also needs `watts`. An omitted rate counts as infinitely fast.
+    `budget_fields` lists all fields with their types, ranges and descriptions.
     """
 
-    memory_bytes: int | None = None
-    """Memory for training: weights, gradients, optimiser, activations and the set itself."""
-    storage_bytes: int | None = None
-    """Room for the file of the subset."""
-    transfer_bytes: int | None = None
-    """Bytes that may be fetched now."""
-    bandwidth_bps: float | None = None
-    """Bits per second of the connection."""
-    metered: bool = False
-    """The connection is paid by the byte: fetch none that is not measured to raise the accuracy."""
-    seconds: float | None = None
-    """Deadline for fetching and training."""
-    flops: float | None = None
-    """Floating point operations per second that the device sustains in a matrix product."""
-    joules: float | None = None
-    """Energy for fetching and training."""
-    watts: float | None = None
-    """Power that the device draws meanwhile."""
-    min_accuracy: float | None = None
-    """Take the least k that is measured to reach this test accuracy, a fraction in [0, 1]."""
-    have_k: int = 0
-    """Ranks that the device already has."""
-    network: str | None = None
-    """Name of the network to train, as in the manifest; left out: the first one measured."""
-    epochs: int | None = None
-    """Epochs of the training; left out: those of the manifest, of which there may be several to choose from."""
-    batch_size: int | None = None
-    """Images per step; left out: that of the manifest's recipe."""
+    memory_bytes: int | None = _limit(
+        _BYTES,
+        "BYTES",
+        "Memory for training: weights, gradients, optimiser, activations and the set itself; the libraries take about "
+        "550 MB more.",
+    )
+    storage_bytes: int | None = _limit(_BYTES, "BYTES", "Space for the subset's file.")
+    transfer_bytes: int | None = _limit(_BYTES, "BYTES", "Bytes that may be fetched now.")
+    bandwidth_bps: float | None = _limit(_RATE, "BIT/S", "Bandwidth of the connection in bits per second.")
+    metered: bool = _limit(
+        _FLAG,
+        "",
+        "The connection is paid by the byte: fetch only bytes measured to raise the accuracy.",
+        False,
+    )
+    seconds: float | None = _limit(_AMOUNT, "S", "Deadline for fetching and training, in seconds.")
+    flops: float | None = _limit(
+        _RATE, "FLOP/S", "Floating point operations per second that the device sustains in a matrix product."
+    )
+    joules: float | None = _limit(_AMOUNT, "J", "Energy for fetching and training, in joules.")
+    watts: float | None = _limit(
+        _RATE, "W", "Power that the device draws while fetching and training, in watts."
+    )
+    min_accuracy: float | None = _limit(
+        _SHARE, "A", "Take the smallest k measured to reach this test accuracy, a fraction from 0 to 1."
+    )
+    have_k: int = _limit(_RANKS, "K", "Ranks that the device already has.", 0)
+    network: str | None = _limit(
+        _TEXT, "NAME", "Network to train, named as in the manifest; by default the first one measured."
+    )
+    epochs: int | None = _limit(
+        _COUNT, "N", "Epochs of the training; by default chosen from those measured in the manifest."
+    )
+    batch_size: int | None = _limit(_COUNT, "N", "Images per step; by default the manifest's.")
 
     def __post_init__(self) -> None:
-        for name, kind in _NUMBERS.items():
-            _check_number(name, getattr(self, name), kind)
+        for name, one in budget_fields().items():
+            if one.kind.is_number:
+                _check_number(name, getattr(self, name), one.kind)
         if self.have_k is None:
             raise ConfigError("have_k is None: give the number of ranks that the device has, 0 for none")
         if not isinstance(self.metered, bool):
@@ -119,99 +169,81 @@ class Budget:
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, str | int | float | bool | None]) -> Budget:
-        """The budget that query fields or JSON fields describe; None is as good as left out.
+        """Build a budget from query or JSON fields; a field that is None counts as omitted.
 
-        `ConfigError` names an unknown field, or one that is wrong.
+        `ConfigError` names the unknown or invalid field.
         """
-        known = [field.name for field in fields(cls)]
+        known = list(budget_fields())
         for name in values:
             if name not in known:
                 raise ConfigError(f"a budget has no field {shown(name)}: choose from {', '.join(known)}")
-        given = {name: _parsed(name, value) for name, value in values.items() if value is not None}
-        return cls(**given)  # type: ignore[arg-type]
+        parsed = {name: _parsed(name, value) for name, value in values.items() if value is not None}
+        return cls(**parsed)  # type: ignore[arg-type]
 
     def to_dict(self) -> dict[str, str | float | bool]:
-        """The fields that were given, as `from_mapping` takes them."""
+        """The fields that are set, as `from_mapping` takes them."""
         return {key: value for key, value in asdict(self).items() if value not in (None, False)}
 
 
-class _Number(NamedTuple):
-    """What a field may be."""
-
-    is_whole: bool
-    least: float
-    most: float
-
-
-_RATE = _Number(False, SMALLEST, LARGEST)
-_AMOUNT = _Number(False, 0, LARGEST)
-_BYTES = _Number(True, 0, LARGEST)
-_COUNT = _Number(True, 1, MOST_STEPS)
-_NUMBERS = {
-    "memory_bytes": _BYTES,
-    "storage_bytes": _BYTES,
-    "transfer_bytes": _BYTES,
-    "bandwidth_bps": _RATE,
-    "seconds": _AMOUNT,
-    "flops": _RATE,
-    "joules": _AMOUNT,
-    "watts": _RATE,
-    "min_accuracy": _Number(False, 0, 1),
-    "have_k": _Number(True, 0, rankmajor.LARGEST),
-    "epochs": _COUNT,
-    "batch_size": _COUNT,
-}
+def budget_fields() -> dict[str, BudgetField]:
+    """Every field of `Budget` by name, in order."""
+    return {one.name: BudgetField(one.name, **one.metadata) for one in fields(Budget)}
 
 
 def budget_schema() -> dict[str, dict[str, object]]:
     """JSON Schema of each field of a budget."""
-    schemas: dict[str, dict[str, object]] = {
-        name: {
-            "type": "integer" if kind.is_whole else "number",
-            "minimum": kind.least,
-            "maximum": kind.most,
-        }
-        for name, kind in _NUMBERS.items()
-    }
-    schemas |= {"metered": {"type": "boolean"}, "network": {"type": "string"}}
-    return {field.name: schemas[field.name] for field in fields(Budget)}
+    return {name: _field_schema(one) for name, one in budget_fields().items()}
+
+
+def _field_schema(one: BudgetField) -> dict[str, object]:
+    kind = one.kind
+    bounds = {"minimum": kind.least, "maximum": kind.most} if kind.is_number else {}
+    return {"type": kind.json_type, **bounds, "description": one.description}
+
+
+def _stated(description: str, default: Any = MISSING) -> Any:
+    return field(default=default, metadata={"description": description})
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The subset for a budget, and what it will take. None: the budget and the manifest do not tell."""
+    """The subset for a budget, and its expected cost. None: the budget and the manifest do not determine it."""
 
-    k: int
-    """Size of the subset."""
-    have_k: int
-    """Ranks that the device already has."""
-    delta_bytes: int
-    """Bytes to fetch; 0 when the device has as many ranks or more."""
-    byte_range: tuple[int, int]
-    """Where these bytes are in the file of subset k, half open."""
-    total_bytes: int
-    """Bytes of the file."""
-    seconds: float | None
-    """Expected time to fetch and train."""
-    joules: float | None
-    """Expected energy for it."""
-    memory_bytes: int | None
-    """Expected memory of the training."""
-    accuracy: float | None
-    """Measured mean test accuracy at this k, or at the next smaller k that was measured."""
-    limited_by: str | None
-    """Why not k + 1: the budget field that excludes it; `accuracy` when it would fit but is no better;
-    `min_accuracy` when it would fit but is not needed. None: the set, or the k asked for, ends here."""
-    epochs: int
-    """Epochs of the training that all of this is about."""
-    verdict: Verdict | None = None
-    """Whether the size that `accuracy` is of is worth its bytes."""
-    reason: str | None = None
-    """In words, why the larger sizes that fit were passed over; None: none was, or `min_accuracy` is the reason."""
+    k: int = _stated("Size of the subset.")
+    have_k: int = _stated("Ranks that the device already has.")
+    delta_bytes: int = _stated("Bytes to fetch; 0 if the device has k ranks or more.")
+    byte_range: tuple[int, int] = _stated(
+        "Where these bytes are in the file of subset k: the first byte, and the one after the last."
+    )
+    total_bytes: int = _stated("Bytes of the file.")
+    seconds: float | None = _stated("Expected time to fetch and train, in seconds.")
+    joules: float | None = _stated("Expected energy to fetch and train, in joules.")
+    memory_bytes: int | None = _stated("Expected memory of the training, in bytes.")
+    accuracy: float | None = _stated(
+        "Mean test accuracy measured at this k, or at the next smaller measured k."
+    )
+    limited_by: str | None = _stated(
+        "Why k is not larger: the budget field that excludes k + 1; `accuracy` if k + 1 would fit but is no better; "
+        "`min_accuracy` if it would fit but is not needed. Null if the set, or the requested k, ends here."
+    )
+    epochs: int = _stated("Epochs of the training that this plan assumes.")
+    verdict: Verdict | None = _stated(  # noqa: RUF009 — the type is a string
+        "Whether the subset that `accuracy` was measured on is worth its bytes; see the manifest's accuracy table.",
+        default=None,
+    )
+    reason: str | None = _stated(
+        "Why larger sizes that fit were skipped. Null if none was, or if `min_accuracy` is the reason.",
+        default=None,
+    )
 
     def to_dict(self) -> dict[str, object]:
         """As JSON: field by field; `byte_range` becomes a list."""
         return {**asdict(self), "byte_range": list(self.byte_range)}
+
+
+def plan_descriptions() -> dict[str, str]:
+    """The description of each field of `Plan`."""
+    return {one.name: one.metadata["description"] for one in fields(Plan)}
 
 
 def plan(manifest: Manifest, budget: Budget, at_most: int | None = None) -> Plan:
@@ -505,7 +537,7 @@ def _recipe(manifest: Manifest, key: str, default: int) -> int:
     return int(manifest.recipe.get(key, default))  # whole and bounded: the manifest is read so
 
 
-def _check_number(name: str, value: object, kind: _Number) -> None:
+def _check_number(name: str, value: object, kind: Kind) -> None:
     """Raise `ConfigError` unless `value` is None or a number of this kind and range."""
     if value is None:
         return
@@ -527,6 +559,11 @@ def _parsed(name: str, value: str | float | bool) -> object:
             value = float(value)
         except ValueError:
             raise ConfigError(f"{name} is {shown(value)}: give a number") from None
-    if isinstance(value, float) and _NUMBERS[name].is_whole and value.is_integer() and abs(value) <= LARGEST:
+    if (
+        isinstance(value, float)
+        and budget_fields()[name].kind.is_whole
+        and value.is_integer()
+        and abs(value) <= LARGEST
+    ):
         return int(value)
     return value

@@ -54,8 +54,8 @@ _OPENAPI: dict[str, Any] = {
             "name": name,
             "in": "query",
             "required": False,
-            "schema": schema,
-            "description": "Part of the budget.",
+            "schema": {key: value for key, value in schema.items() if key != "description"},
+            "description": schema["description"],
         }
         for name, schema in budget_schema().items()
     ]
