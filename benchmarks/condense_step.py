@@ -33,7 +33,7 @@ from mdc_core.compute.precision import products
 from mdc_core.compute.streams import stream
 from mdc_core.condensation.condense import CondenseState, start_state
 from mdc_core.condensation.gradient_matching import gradient_sum
-from mdc_core.condensation.iteration import TileUpdate, classes_at_once, loss_weights
+from mdc_core.condensation.iteration import TileUpdate, classes_per_batch, loss_weights
 from mdc_core.condensation.mls import MlsState, Track
 from mdc_core.condensation.network_phase import NetworkPhase
 from mdc_core.config.settings import CondenseConfig, NetworkConfig, Precision
@@ -76,7 +76,7 @@ def main() -> None:
     phase.fresh(1)
     weights = {name: value.clone() for name, value in phase.net.state_dict().items()}
     plain = literal_network(phase.net)
-    at_once = classes_at_once(config, real)
+    per_batch = classes_per_batch(config, real)
 
     def engine(inner: int) -> Tensor:
         """The tile gradient: what the momentum, which was zero, has become."""
@@ -96,10 +96,10 @@ def main() -> None:
         real_batch = torch.randn(10, config.batch_real, 3, 32, 32, device=device)
         tiles = torch.randn(10, config.ipc * config.factor**2, 3, 32, 32, device=device)
         real_part = recorder.recorded(
-            lambda: first_order(phase.net, real_batch, at_once, graph=False), ["real part"]
+            lambda: first_order(phase.net, real_batch, per_batch, graph=False), ["real part"]
         )
         tile_part = recorder.recorded(
-            lambda: first_order(phase.net, tiles, at_once, graph=True), ["tile part"]
+            lambda: first_order(phase.net, tiles, per_batch, graph=True), ["tile part"]
         )
         runs: dict[str, Callable[[int], object]] = {
             "engine": engine,
@@ -168,7 +168,7 @@ def literal_iteration(
     params = augment.draw(
         config.augment, 1, batches=10, normalisation=real.normalisation, image_size=32, generator=draws
     )
-    slopes = []
+    grads = []
     for label, positions in enumerate(real.class_index()):
         order = torch.randperm(len(positions), generator=draws)[: config.batch_real]
         own = params.rows(torch.tensor([label])).map(lambda t: t.to(tiles.device))
@@ -177,8 +177,8 @@ def literal_iteration(
             return augment.apply(own, real.normalise(images))
 
         batch, weights = real.floats(positions[order]), loss_weights(config, selected)
-        slopes.append(literal_match(net, tiles[:, label], batch, label, view, weights, 0, config.metric)[1])
-    return torch.stack(slopes, dim=1)
+        grads.append(literal_match(net, tiles[:, label], batch, label, view, weights, 0, config.metric)[1])
+    return torch.stack(grads, dim=1)
 
 
 def real_steps(config: CondenseConfig, real: RealSet, inner: int) -> Steps:
@@ -198,10 +198,10 @@ def real_steps(config: CondenseConfig, real: RealSet, inner: int) -> Steps:
     )
 
 
-def first_order(net: Network, images: Tensor, at_once: int, *, graph: bool) -> None:
+def first_order(net: Network, images: Tensor, per_batch: int, *, graph: bool) -> None:
     """The gradients of the matched weights for all classes."""
     labels = torch.arange(10, device=images.device)
-    for some, own in zip(images.split(at_once), labels.split(at_once), strict=True):
+    for some, own in zip(images.split(per_batch), labels.split(per_batch), strict=True):
         gradient_sum(net, some.detach().requires_grad_(), own, [images.shape[1]], graph=graph)
 
 

@@ -24,9 +24,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from mdc_core.compute.batching import how_many
+from mdc_core.compute.batching import items_per_batch
 from mdc_core.compute.streams import stream
-from mdc_core.config.estimate import lane_bytes
+from mdc_core.config.estimate import training_bytes
 from mdc_core.config.settings import CondenseConfig, EvaluateConfig, NetworkConfig, Precision
 from mdc_core.data.real_set import DataSet, RealSet
 from mdc_core.data.synthetic import SyntheticSet, initial_tiles
@@ -47,8 +47,8 @@ def main() -> None:
     recipe = recipe_of(args, args.epochs, args.repeats)
     data, synthetic = random_set(args)
     short = recipe_of(args, min(8, args.epochs), 1)
-    for at_once in (None, 1):
-        trained(synthetic, data, short, args.device, at_once)
+    for models_per_batch in (None, 1):
+        trained(synthetic, data, short, args.device, models_per_batch)
     rows = []
     for pair in range(args.pairs):
         data, synthetic = random_set(args, pair)
@@ -103,11 +103,11 @@ def random_set(args: argparse.Namespace, seed: int = 0) -> tuple[DataSet, Synthe
 
 
 def trained(
-    synthetic: SyntheticSet, data: DataSet, recipe: EvaluateConfig, device: str, at_once: int | None
+    synthetic: SyntheticSet, data: DataSet, recipe: EvaluateConfig, device: str, models_per_batch: int | None
 ) -> tuple[dict[tuple[int, str, int], float], float]:
     """Accuracy of every training, and the seconds that all of them took."""
     begun = time.perf_counter()
-    trials: list[Trial] = list(evaluate(synthetic, data, recipe, device, at_once=at_once))
+    trials: list[Trial] = list(evaluate(synthetic, data, recipe, device, models_per_batch=models_per_batch))
     seconds = time.perf_counter() - begun  # the last test has waited for the device
     return {(trial.k, trial.source, trial.repeat): trial.accuracy for trial in trials}, seconds
 
@@ -131,11 +131,12 @@ def report(
         "machine": f"{where}, {torch.get_num_threads()} threads, torch {torch.__version__}, {args.precision}",
         "warm_up": "one shorter evaluation each",
         "pairs": args.pairs,
-        "at_once_by_images": {
-            count: how_many(lane_bytes(recipe, data.facts(), count), device) for count in sorted(set(images))
+        "models_per_batch_by_images": {
+            count: items_per_batch(training_bytes(recipe, data.facts(), count), device)
+            for count in sorted(set(images))
         },
         "largest_accuracy_difference": max(apart for _, _, apart in rows),
-        "seconds_at_once": spread([together for together, _, _ in rows]),
+        "seconds_batched": spread([together for together, _, _ in rows]),
         "seconds_one_by_one": spread([alone for _, alone, _ in rows]),
         "ratio": spread([alone / together for together, alone, _ in rows]),
     }

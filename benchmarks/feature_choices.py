@@ -33,7 +33,7 @@ from mdc_core.compute.streams import stream
 from mdc_core.condensation import condense as loop
 from mdc_core.condensation import feature_matching
 from mdc_core.condensation.condense import CondenseState, condense, prepare, result
-from mdc_core.condensation.gradient_matching import Cuts, Match, constants
+from mdc_core.condensation.gradient_matching import Match, RankGroups, constants
 from mdc_core.condensation.interpolation import Interpolation
 from mdc_core.condensation.methods import METHODS, Method
 from mdc_core.condensation.network_phase import fresh_network
@@ -67,8 +67,8 @@ def last_block(method: Method) -> Method:
     """Distances of the last block alone."""
     of_blocks = feature_matching._distance
 
-    def of_the_last(features: list[Tensor], real: list[Tensor], cuts: Cuts) -> Tensor:
-        return of_blocks(features[-1:], real[-1:], cuts)
+    def of_the_last(features: list[Tensor], real: list[Tensor], rank_groups: RankGroups) -> Tensor:
+        return of_blocks(features[-1:], real[-1:], rank_groups)
 
     def match(*given: Any) -> Match:
         with mock.patch.object(feature_matching, "_distance", of_the_last):
@@ -81,7 +81,7 @@ def characteristic(method: Method) -> Method:
     """Characteristic functions at random frequencies in place of means, amplitude and phase alike (NCFM, CVPR 2025)."""
 
     def match(*given: Any) -> Match:
-        config, net, images, real_images, labels, cuts, _ = given
+        config, net, images, real_images, labels, rank_groups, _ = given
         assert isinstance(net, Interpolation)
         leaf = images.detach().requires_grad_()
         classes, ranks, per_image = images.shape[:3]
@@ -92,7 +92,7 @@ def characteristic(method: Method) -> Method:
         for output, truth in zip(outputs, truths, strict=True):
             features = output.view(classes, ranks * per_image, -1)
             real = truth.view(classes, real_images.shape[1], -1)
-            loss = loss + characteristic_distance(features, real, per_image, cuts)
+            loss = loss + characteristic_distance(features, real, per_image, rank_groups)
         wrong = config.calibration * feature_matching._misjudged(
             net.trained, leaf, labels, 0, config.calibration_decay
         )
@@ -102,7 +102,9 @@ def characteristic(method: Method) -> Method:
     return dataclasses.replace(method, match=match)
 
 
-def characteristic_distance(features: Tensor, real: Tensor, per_image: int, cuts: Cuts) -> Tensor:
+def characteristic_distance(
+    features: Tensor, real: Tensor, per_image: int, rank_groups: RankGroups
+) -> Tensor:
     """The weighted mean (K,) of the prefixes' distances, of features (K, N·f², D) and (K, B, D).
 
     In units of what one random image has, as `match_features` has them.
@@ -117,7 +119,7 @@ def characteristic_distance(features: Tensor, real: Tensor, per_image: int, cuts
     counts = torch.arange(1, wave.shape[1] + 1)[None, :, None]
     prefixes = (wave.cumsum(1) / counts)[:, per_image - 1 :: per_image]
     distances = (prefixes - target).abs().square().mean(2)  # (K, N)
-    weights = dict(cuts.weights)
+    weights = dict(rank_groups.weights)
     shares = constants(
         [weights.get(n, 0.0) / sum(weights.values()) for n in range(1, distances.shape[1] + 1)], features
     )

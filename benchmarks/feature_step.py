@@ -111,7 +111,9 @@ def updating(config: CondenseConfig, real: RealSet, recorder: Recorder, updates:
     networks = METHODS[config.method].networks(config, real, recorder, pools)
     update = TileUpdate(config, real, networks.net, recorder)
     start = start_state(config, real)
-    update.begin(start.tiles, start.momentum, start.mls, measured=False, kept=start.kept)
+    update.begin(
+        start.tiles, start.momentum, start.mls, measured=False, optimiser_state=start.optimiser_state
+    )
     count = 0
 
     def run(times: int = updates) -> None:

@@ -6,13 +6,13 @@ import gc
 
 import torch
 
-from mdc_core.config.estimate import together
+from mdc_core.config.estimate import items_that_fit
 from mdc_core.memory import total_bytes
 
 
-def how_many(size: float, device: torch.device) -> int:
-    """How many items that hold `size` bytes each are computed as one on a device; see `estimate.together`."""
-    return together(size, gpu_free(device))
+def items_per_batch(item_bytes: float, device: torch.device) -> int:
+    """How many items that hold `size` bytes each are computed as one on a device; see `estimate.items_that_fit`."""
+    return items_that_fit(item_bytes, gpu_free(device))
 
 
 def device_bytes(device: torch.device) -> int:

@@ -36,20 +36,21 @@ class Recorder:
     """Records functions on one device.
 
     Their graphs share one pool of memory: they run one after the other, and none leaves a result in it. The calls that
-    warm up use memory beside the pool, which goes back to the device before recording begins; see `estimate.together`.
+    warm up use memory beside the pool, which goes back to the device before recording begins
+    (`estimate.items_that_fit`).
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.refusal: str | None = None
         """Why functions are called kernel by kernel on a GPU, if they are."""
-        self.fixed = device.type != "cpu"
+        self.static_shapes = device.type != "cpu"
         """Whether tensors are to keep their places and shapes from call to call."""
         self.records = device.type == "cuda"
         self._pool: Any = torch.cuda.graph_pool_handle() if self.records else None
-        self._aside = torch.cuda.Stream(device) if self.records else None
+        self._side_stream = torch.cuda.Stream(device) if self.records else None
         self._warm: set[Hashable] = set()
-        self._kept: list[object] = []
+        self._graphs: list[object] = []
         """Every graph, also failed ones: destroying one may free workspaces of others, the last one takes the pool."""
 
     def recorded(
@@ -67,7 +68,7 @@ class Recorder:
             torch.OutOfMemoryError: by a call; the function has done nothing after the operation that did not fit.
         """
         calls, recording, may_record = 0, None, self.records
-        run = _unowned(run, args)
+        run = _weakly_bound(run, args)
 
         def call() -> None:
             nonlocal calls, recording, may_record
@@ -75,11 +76,11 @@ class Recorder:
             if recording is None and may_record and self._warm.issuperset(shapes):
                 recording = self._record(run)
                 may_record = recording is not None
-            with _told_of_memory():
+            with _as_out_of_memory():
                 if recording is not None:
                     recording.replay()
                 elif may_record:
-                    self._beside(run)
+                    self._warm_up(run)
                     calls += 1
                     if calls == WARM_UP:
                         self._warm.update(shapes)
@@ -88,21 +89,21 @@ class Recorder:
 
         return call
 
-    def _beside(self, run: Callable[[], None]) -> None:
+    def _warm_up(self, run: Callable[[], None]) -> None:
         """Run on a stream of its own, as recording does."""
-        assert self._aside is not None
+        assert self._side_stream is not None
         here = torch.cuda.current_stream(self.device)
-        self._aside.wait_stream(here)
+        self._side_stream.wait_stream(here)
         try:
-            with torch.cuda.stream(self._aside):
+            with torch.cuda.stream(self._side_stream):
                 run()
         finally:
-            here.wait_stream(self._aside)
+            here.wait_stream(self._side_stream)
 
     def _record(self, run: Callable[[], None]) -> Recording | None:
         """One call, which is not carried out; None when it cannot be recorded."""
         try:
-            with _told_of_memory():
+            with _as_out_of_memory():
                 return self._capture(run)
         except RuntimeError as error:
             reason = str(error).partition("\n")[0]
@@ -110,17 +111,17 @@ class Recorder:
                 error, torch.OutOfMemoryError
             ):  # then functions that take less may still be recorded
                 self.refusal = reason
-            _tell(reason)
+            _warn_once(reason)
             return None
 
     def _capture(self, run: Callable[[], None]) -> Recording:
         graph = torch.cuda.CUDAGraph()
-        self._kept.append(graph)
+        self._graphs.append(graph)
         # The stream belongs to our device, which need not be the current one: torch's own would record nothing there.
         with torch.cuda.device(self.device):
             here = torch.cuda.current_stream()
             try:
-                with torch.cuda.graph(graph, pool=self._pool, stream=self._aside):
+                with torch.cuda.graph(graph, pool=self._pool, stream=self._side_stream):
                     run()
             except RuntimeError:
                 self._end_allocation()
@@ -139,7 +140,7 @@ class Recorder:
         torch._C._cuda_releasePool(device, self._pool)
 
 
-def _unowned(run: Callable[..., None], args: tuple[object, ...]) -> Callable[[], None]:
+def _weakly_bound(run: Callable[..., None], args: tuple[object, ...]) -> Callable[[], None]:
     """A call of it; of a method, without holding its object, which holds what is returned."""
     if not isinstance(run, MethodType):
         return partial(run, *args)
@@ -154,7 +155,7 @@ def _unowned(run: Callable[..., None], args: tuple[object, ...]) -> Callable[[],
 
 
 @contextmanager
-def _told_of_memory() -> Iterator[None]:
+def _as_out_of_memory() -> Iterator[None]:
     """Memory that has run out is a `torch.OutOfMemoryError`, whoever noticed."""
     try:
         yield
@@ -167,7 +168,7 @@ def _told_of_memory() -> Iterator[None]:
 
 
 @cache  # each reason once in a process, whatever the number of recorders
-def _tell(refusal: str) -> None:
+def _warn_once(refusal: str) -> None:
     logging.getLogger(__name__).warning(
         "recording a CUDA graph failed, which costs time only: %s", refusal or "no reason given"
     )

@@ -26,7 +26,7 @@ def to_bytes(state: CondenseState, config: CondenseConfig) -> bytes:
         "mls": json.dumps(tracks),
         "data": state.data,
     }
-    tensors = {"tiles": state.tiles, "momentum": state.momentum, **state.kept}
+    tensors = {"tiles": state.tiles, "momentum": state.momentum, **state.optimiser_state}
     return save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, metadata)
 
 
@@ -46,12 +46,14 @@ def from_bytes(data: bytes) -> tuple[CondenseState, CondenseConfig]:
             for selections, previous in json.loads(metadata["mls"])
         ]
         config = CondenseConfig.model_validate_json(metadata["config"])
-        kept = {name: tensors[name] for name in METHODS[config.method].kept(tensors["tiles"])}
+        optimiser_state = {
+            name: tensors[name] for name in METHODS[config.method].initial_optimiser_state(tensors["tiles"])
+        }
         state = CondenseState(
             outer=int(metadata["outer"]),
             tiles=tensors["tiles"],
             momentum=tensors["momentum"],
-            kept=kept,
+            optimiser_state=optimiser_state,
             mls=MlsState(tuple(tracks)),
             data=metadata["data"],
         )

@@ -48,7 +48,7 @@ class CondenseState:
     mls: MlsState
     data: str
     """Fingerprint of the real images; a run goes on with the same ones only."""
-    kept: Mapping[str, Tensor] = field(default_factory=dict)
+    optimiser_state: Mapping[str, Tensor] = field(default_factory=dict)
     """What the method's step keeps of the tiles besides, by name; see `tile_step`."""
 
 
@@ -82,7 +82,7 @@ def start_state(config: CondenseConfig, real: RealSet) -> CondenseState:
         momentum=torch.zeros_like(tiles),
         mls=mls.start(config, real.num_classes),
         data=real.fingerprint(),
-        kept=METHODS[config.method].kept(tiles),
+        optimiser_state=METHODS[config.method].initial_optimiser_state(tiles),
     )
 
 
@@ -159,8 +159,13 @@ def _split(config: CondenseConfig, real: RealSet) -> tuple[RealSet, RealSet]:
 
 def _moved(state: CondenseState, device: torch.device) -> CondenseState:
     """The state on another device."""
-    kept = {name: value.to(device) for name, value in state.kept.items()}
-    return replace(state, tiles=state.tiles.to(device), momentum=state.momentum.to(device), kept=kept)
+    optimiser_state = {name: value.to(device) for name, value in state.optimiser_state.items()}
+    return replace(
+        state,
+        tiles=state.tiles.to(device),
+        momentum=state.momentum.to(device),
+        optimiser_state=optimiser_state,
+    )
 
 
 class _Engine:
@@ -176,7 +181,7 @@ class _Engine:
         """Match for E iterations, then do the MLS bookkeeping."""
         config, update = self.config, self.update
         measured = mls.is_measured(config, outer)
-        update.begin(state.tiles, state.momentum, state.mls, measured, state.kept)
+        update.begin(state.tiles, state.momentum, state.mls, measured, state.optimiser_state)
         for inner in range(1, config.inner_iterations + 1):
             self.theta.ready(outer, inner)
             update.run(outer, inner)
@@ -185,9 +190,13 @@ class _Engine:
             raise ConfigError(
                 f"the run diverged in outer loop {outer} (loss {average}): lower lr_base, which is {config.lr_base}"
             )
-        kept = {name: value.clone() for name, value in update.kept.items()}
+        optimiser_state = {name: value.clone() for name, value in update.optimiser_state.items()}
         state = replace(
-            state, outer=outer, tiles=update.tiles.clone(), momentum=update.momentum.clone(), kept=kept
+            state,
+            outer=outer,
+            tiles=update.tiles.clone(),
+            momentum=update.momentum.clone(),
+            optimiser_state=optimiser_state,
         )
         if not measured:
             return state, average, None

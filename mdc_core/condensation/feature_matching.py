@@ -17,7 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mdc_core.condensation.gradient_matching import Cuts, Match, constants, feature_distances, prefix_means
+from mdc_core.condensation.gradient_matching import (
+    Match,
+    RankGroups,
+    constants,
+    feature_distances,
+    prefix_means,
+)
 from mdc_core.networks import Network
 
 _LEAST_VARIANCE = 1e-6
@@ -30,7 +36,7 @@ def match_features(
     images: Tensor,
     real_images: Tensor,
     labels: Tensor,
-    cuts: Cuts,
+    rank_groups: RankGroups,
     *,
     calibration: float,
     decay: float,
@@ -43,26 +49,26 @@ def match_features(
         images: (K, N, f², ch, H, H), the decoded tiles of these classes, normalised and augmented.
         real_images: (K, B, ch, H, H), normalised and augmented by the same parameters, class by class.
         labels: (K,), int64.
-        cuts: the weights w_n and the frozen ranks, the same for all classes.
+        rank_groups: the weights w_n and the frozen ranks, the same for all classes.
         calibration: λ ≥ 0.
         decay: p ≥ 0.
     """
-    leaf = images[:, cuts.frozen :].detach().requires_grad_()
-    constant = images[:, : cuts.frozen].detach()
+    leaf = images[:, rank_groups.frozen :].detach().requires_grad_()
+    constant = images[:, : rank_groups.frozen].detach()
     with torch.no_grad():  # before there is a graph, which takes memory
         real_features = _by_class(net.block_outputs(real_images.flatten(0, 1)), *real_images.shape[:2])
-        held = _by_rank(net, constant) if cuts.frozen else []
+        held = _by_rank(net, constant) if rank_groups.frozen else []
     features = _by_rank(net, leaf)
     if held:
         features = [torch.cat(pair, dim=1) for pair in zip(held, features, strict=True)]
-    loss = _distance(features, real_features, cuts)
+    loss = _distance(features, real_features, rank_groups)
     (gradient,) = torch.autograd.grad(loss.sum(), leaf)
     loss = loss.detach()
     if calibration:
-        wrong = calibration * _misjudged(trained, leaf, labels, cuts.frozen, decay)
+        wrong = calibration * _misjudged(trained, leaf, labels, rank_groups.frozen, decay)
         gradient = gradient + torch.autograd.grad(wrong.sum(), leaf)[0]
         loss = loss + wrong.detach()
-        if cuts.frozen:
+        if rank_groups.frozen:
             with torch.no_grad():
                 loss = loss + calibration * _misjudged(trained, constant, labels, 0, decay)
     return Match(
@@ -85,9 +91,9 @@ def _by_rank(net: Network, images: Tensor) -> list[Tensor]:
     return [output.view(classes, ranks, per_image, -1).mean(2) for output in outputs]
 
 
-def _distance(features: list[Tensor], real_features: list[Tensor], cuts: Cuts) -> Tensor:
+def _distance(features: list[Tensor], real_features: list[Tensor], rank_groups: RankGroups) -> Tensor:
     """The weighted mean (K,) of the subsets' distances, summed over blocks."""
-    weights, ranks = dict(cuts.weights), features[0].shape[1]
+    weights, ranks = dict(rank_groups.weights), features[0].shape[1]
     total = sum(weights.values())
     shares = constants([weights.get(n, 0.0) / total for n in range(1, ranks + 1)], features[0])
     loss = features[0].new_zeros(len(features[0]))

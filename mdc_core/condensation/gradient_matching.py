@@ -32,12 +32,12 @@ from mdc_core.networks.convolution import weight_gradient
 
 Gradients = Sequence[Tensor]
 """Of the weight of every convolution, (K, R, out, in, kh, kw), in the order of the forward pass."""
-Passage = tuple[nn.Conv2d, Tensor, Tensor]
+ConvRecord = tuple[nn.Conv2d, Tensor, Tensor]
 """A convolution, and what went in and out of it."""
 
 
 @dataclass(frozen=True)
-class Cuts:
+class RankGroups:
     """Where the ranks of a class are cut, and what the subsets weigh."""
 
     weights: tuple[tuple[int, float], ...]
@@ -77,7 +77,7 @@ def distance(metric: str, left: Tensor, right: Tensor) -> Tensor:
 
 
 def match(
-    net: Network, images: Tensor, real_images: Tensor, labels: Tensor, cuts: Cuts, metric: str
+    net: Network, images: Tensor, real_images: Tensor, labels: Tensor, rank_groups: RankGroups, metric: str
 ) -> Match:
     """Match the gradients of K classes.
 
@@ -86,7 +86,7 @@ def match(
         images: (K, N, f², ch, H, H), the decoded tiles of these classes, normalised and augmented.
         real_images: (K, B, ch, H, H), normalised and augmented by the same parameters, class by class.
         labels: (K,), int64.
-        cuts: the same for all of them.
+        rank_groups: the same for all of them.
         metric: `mse`, `l1` or `cos`.
 
     Raises:
@@ -94,28 +94,30 @@ def match(
     """
     _refuse_batch_statistics(net)
     ranks, per_image = images.shape[1:3]
-    ends = sorted({ranks, cuts.frozen, *(n for n, _ in cuts.weights), *cuts.measured} - {0})
+    ends = sorted(
+        {ranks, rank_groups.frozen, *(n for n, _ in rank_groups.weights), *rank_groups.measured} - {0}
+    )
     sizes = [(end - start) * per_image for start, end in pairwise([0, *ends])]
-    held = sum(end <= cuts.frozen for end in ends)  # so many groups are constants
+    held = sum(end <= rank_groups.frozen for end in ends)  # so many groups are constants
     real_leaf = real_images.detach().requires_grad_()
     real_sum, real_features = gradient_sum(net, real_leaf, labels, [real_images.shape[1]], graph=False)
     real_gradient = [g / real_images.shape[1] for g in real_sum]
 
-    leaf = images[:, cuts.frozen :].detach().requires_grad_()
+    leaf = images[:, rank_groups.frozen :].detach().requires_grad_()
     free, features = gradient_sum(net, leaf.flatten(1, 2), labels, sizes[held:], graph=True)
     groups = [g.detach() for g in free]
     if held:
-        constant = images[:, : cuts.frozen].detach().flatten(1, 2).requires_grad_()
+        constant = images[:, : rank_groups.frozen].detach().flatten(1, 2).requires_grad_()
         gradient, feature = gradient_sum(net, constant, labels, sizes[:held], graph=False)
         groups = [torch.cat(pair, dim=1) for pair in zip(gradient, groups, strict=True)]
         features = torch.cat([feature, features], dim=1)
 
-    loss, slopes, distances = _compare(groups, real_gradient, ends, cuts, metric, per_image)
-    directions = [slope[:, held:] for slope in slopes]
+    loss, grads, distances = _compare(groups, real_gradient, ends, rank_groups, metric, per_image)
+    directions = [grad[:, held:] for grad in grads]
     (derivative,) = torch.autograd.grad(free, leaf, directions)
     return Match(
         loss=loss,
-        image_gradient=torch.cat([torch.zeros_like(images[:, : cuts.frozen]), derivative], dim=1),
+        image_gradient=torch.cat([torch.zeros_like(images[:, : rank_groups.frozen]), derivative], dim=1),
         feature_distances=feature_distances(
             features.view(len(labels), ranks, per_image, -1).mean(2), real_features
         ),
@@ -129,7 +131,7 @@ def match_gradients(
     images: Tensor,
     real_images: Tensor,
     labels: Tensor,
-    cuts: Cuts,
+    rank_groups: RankGroups,
     sample: Tensor | None,
 ) -> Match:
     """Match the gradients of K classes, or of the tiles `sample` (K, m) of each alone, without subset loss then.
@@ -137,11 +139,11 @@ def match_gradients(
     The tiles that `batch_syn_max` leaves out have no gradient.
     """
     if sample is None:
-        return match(net, images, real_images, labels, cuts, config.metric)
+        return match(net, images, real_images, labels, rank_groups, config.metric)
     tiles = images.flatten(1, 2)
     rows = torch.arange(len(images), device=images.device)[:, None]
     part = tiles[rows, sample].unsqueeze(2)  # every tile as a rank of its own: (K, m, 1, ch, H, H)
-    found = match(net, part, real_images, labels, Cuts(((sample.shape[1], 1.0),)), config.metric)
+    found = match(net, part, real_images, labels, RankGroups(((sample.shape[1], 1.0),)), config.metric)
     gradient = torch.zeros_like(tiles)
     gradient[rows, sample] = found.image_gradient.squeeze(2)
     return Match(found.loss, gradient.view_as(images), found.feature_distances, found.gradient_distances)
@@ -165,19 +167,19 @@ class _Watched(nn.Module):
         self.net = net
         self.layers = [module for module in net.modules() if isinstance(module, nn.Conv2d)]
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, list[Passage]]:
-        passages: list[Passage] = []
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, list[ConvRecord]]:
+        records: list[ConvRecord] = []
 
-        def note(layer: nn.Conv2d, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            passages.append((layer, inputs[0], output))
+        def record(layer: nn.Conv2d, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            records.append((layer, inputs[0], output))
 
-        hooks = [layer.register_forward_hook(note) for layer in self.layers]
+        hooks = [layer.register_forward_hook(record) for layer in self.layers]
         try:
             features = self.net.features(images)
         finally:
             for hook in hooks:
                 hook.remove()
-        return features, self.net.head(features), passages
+        return features, self.net.head(features), records
 
 
 def gradient_sum(
@@ -191,14 +193,14 @@ def gradient_sum(
     classes, each = images.shape[:2]
     watched = _Watched(net)
     constants = {name: parameter.detach() for name, parameter in watched.named_parameters()}
-    features, logits, passages = functional_call(watched, constants, (images.flatten(0, 1),))
+    features, logits, records = functional_call(watched, constants, (images.flatten(0, 1),))
     loss = F.cross_entropy(logits, labels.repeat_interleave(each), reduction="sum")
-    slopes = torch.autograd.grad(loss, [output for _, _, output in passages], create_graph=graph)
+    grads = torch.autograd.grad(loss, [output for _, _, output in records], create_graph=graph)
     parts = list(sizes) * classes
     with torch.set_grad_enabled(graph):
         gradients = [
             weight_gradient(layer, x, g, parts).view(classes, len(sizes), *layer.weight.shape)
-            for (layer, x, _), g in zip(passages, slopes, strict=True)
+            for (layer, x, _), g in zip(records, grads, strict=True)
         ]
     return gradients, features.detach().view(classes, each, -1)
 
@@ -207,28 +209,28 @@ def _compare(
     groups: Gradients,
     real_gradient: Gradients,
     ends: Sequence[int],
-    cuts: Cuts,
+    rank_groups: RankGroups,
     metric: str,
     per_image: int,
 ) -> tuple[Tensor, Sequence[Tensor], Tensor]:
-    """The loss (K,), its slope V for every group, like `groups`, and the unweighted distance (K, R) at every end."""
-    weights = dict(cuts.weights)
+    """The loss (K,), its grad V for every group, like `groups`, and the unweighted distance (K, R) at every end."""
+    weights = dict(rank_groups.weights)
     tiles = constants([end * per_image for end in ends], groups[0]).view(-1, 1, 1, 1, 1)
     shares = constants([weights.get(end, 0.0) for end in ends], groups[0])
     distances = groups[0].new_zeros(len(groups[0]), 1)
-    slopes = []
+    grads = []
     for group, real in zip(groups, real_gradient, strict=True):
         means = group.cumsum(1).div_(tiles).requires_grad_()
         found = distance(metric, means, real)
-        (slope,) = torch.autograd.grad((found * shares).sum(), means)
-        slope.div_(tiles)
+        (grad,) = torch.autograd.grad((found * shares).sum(), means)
+        grad.div_(tiles)
         for r in reversed(
             range(len(ends) - 1)
         ):  # a group is a part of every subset that does not end before it
-            slope[:, r] += slope[:, r + 1]
-        slopes.append(slope)
+            grad[:, r] += grad[:, r + 1]
+        grads.append(grad)
         distances = distances + found.detach()
-    return (distances * shares).sum(1), slopes, distances
+    return (distances * shares).sum(1), grads, distances
 
 
 def constants(values: Sequence[float], like: Tensor) -> Tensor:

@@ -17,10 +17,10 @@ from torch import Tensor
 from mdc_core.compute.batching import gpu_free
 from mdc_core.compute.cuda_graph import Recorder, fill
 from mdc_core.compute.streams import stream
-from mdc_core.condensation.gradient_matching import Cuts, Match
+from mdc_core.condensation.gradient_matching import Match, RankGroups
 from mdc_core.condensation.methods import METHODS
 from mdc_core.condensation.mls import MlsState
-from mdc_core.condensation.tile_step import Moving
+from mdc_core.condensation.tile_step import TileState
 from mdc_core.config import estimate
 from mdc_core.config.settings import CondenseConfig
 from mdc_core.data.real_set import RealSet
@@ -55,7 +55,7 @@ class Chunk:
     classes: int
     real_batch: int
     """B."""
-    cuts: Cuts
+    rank_groups: RankGroups
 
 
 @dataclass(frozen=True)
@@ -80,15 +80,15 @@ class TileUpdate:
         shape = (config.ipc, real.num_classes, config.factor**2, real.channels, side, side)
         self.tiles = torch.zeros(shape, device=device)
         self.momentum = torch.zeros_like(self.tiles)
-        self.kept = dict(self._method.kept(self.tiles))
+        self.optimiser_state = dict(self._method.initial_optimiser_state(self.tiles))
         """What the method's step keeps besides."""
         self._free = torch.ones(*shape[:2], 1, 1, 1, 1, dtype=torch.bool, device=device)
         self.loss = torch.zeros((), device=device)
         """Summed over classes and over the iterations since `begin`."""
         self.distances = torch.zeros(shape[1], config.ipc - 1, dtype=torch.float64, device=device)
         """(C, N-1), summed over the iterations since `begin`, when they are measured."""
-        self._at_once = classes_at_once(config, real)
-        self._places: Draws | None = None
+        self._per_batch = classes_per_batch(config, real)
+        self._static_inputs: Draws | None = None
         self._batches = torch.empty(
             (sum(real_batches(config, real)), *real.images.shape[1:]), dtype=torch.uint8, device=device
         )
@@ -102,19 +102,21 @@ class TileUpdate:
         momentum: Tensor,
         state: MlsState,
         measured: bool,
-        kept: Mapping[str, Tensor] | None = None,
+        optimiser_state: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Take up the tiles (N, C, f², ch, s, s) of an outer loop, clamped where they are free (Eq. 10).
 
-        `kept` is what the method's step keeps besides, as it was; left out: as before the first update.
+        `optimiser_state` is what the method's step keeps besides, as it was; left out: as before the first update.
         """
         frozen = [frozen_ranks(self._config, state, label) for label in range(tiles.shape[1])]
         free = torch.arange(len(tiles))[:, None] >= torch.tensor(frozen)
         self._free.copy_(free[:, :, None, None, None, None])
         self.tiles.copy_(torch.where(self._free, tiles.clamp(0, 1), tiles))
         self.momentum.copy_(momentum)
-        before = self._method.kept(self.tiles) if kept is None else kept
-        for name, place in self.kept.items():
+        before = (
+            self._method.initial_optimiser_state(self.tiles) if optimiser_state is None else optimiser_state
+        )
+        for name, place in self.optimiser_state.items():
             place.copy_(before[name])
         self.loss.zero_()
         self.distances.zero_()
@@ -128,26 +130,28 @@ class TileUpdate:
             torch.OutOfMemoryError: not even one class fits.
         """
         draws = draw_iteration(self._config, self._real, outer, inner)
-        if self._places is None:
-            self._places = draws.to(self._real.device)
-        fill(self._places, draws)
+        if self._static_inputs is None:
+            self._static_inputs = draws.to(self._real.device)
+        fill(self._static_inputs, draws)
         self._batches.copy_(self._real.take(draws.real))
         while not self._moved():
-            self._at_once = -(-self._at_once // 2)
+            self._per_batch = -(-self._per_batch // 2)
             self._recorded.clear()
             self._move = self._planned()
             logging.getLogger(__name__).warning(
                 "the GPU has too little memory for what was planned: from now on %d classes are matched at once",
-                self._at_once,
+                self._per_batch,
             )
 
     def _planned(self) -> Callable[[], None]:
         """An iteration of this outer loop, with as many classes at once as have turned out to fit."""
         state, measured = self._begun
-        plan = tuple(chunks(self._config, self._real, state, measured, self._at_once))
+        plan = tuple(chunks(self._config, self._real, state, measured, self._per_batch))
         if (plan, measured) not in self._recorded:
             # Kernels are chosen by the shapes of a chunk, whichever classes are in it.
-            shapes: set[Hashable] = {("match", chunk.classes, chunk.real_batch, chunk.cuts) for chunk in plan}
+            shapes: set[Hashable] = {
+                ("match", chunk.classes, chunk.real_batch, chunk.rank_groups) for chunk in plan
+            }
             shapes.add(("move", measured))
             self._recorded[plan, measured] = self._recorder.recorded(self._one, shapes, plan, measured)
         return self._recorded[plan, measured]
@@ -157,18 +161,25 @@ class TileUpdate:
         try:
             self._move()
         except torch.OutOfMemoryError:
-            if self._at_once == 1:
+            if self._per_batch == 1:
                 raise
             return False
         return True
 
     def _one(self, plan: Sequence[Chunk], measured: bool) -> None:
-        assert self._places is not None
+        assert self._static_inputs is not None
         real, config = self._real, self._config
         found = match_classes(
-            config, real, self._net, self.tiles, self._places, real.prepare(self._batches), plan, measured
+            config,
+            real,
+            self._net,
+            self.tiles,
+            self._static_inputs,
+            real.prepare(self._batches),
+            plan,
+            measured,
         )
-        now: Moving = {"tiles": self.tiles, "momentum": self.momentum, **self.kept}
+        now: TileState = {"tiles": self.tiles, "momentum": self.momentum, **self.optimiser_state}
         moved = self._method.step(config, real.image_size, now, found.gradient, self._free)
         loss = found.loss.sum()
         # All that takes memory is done: from here on an iteration happens as a whole.
@@ -228,32 +239,34 @@ def match_classes(
         batch = augment.apply(draws.params.rows(labels.repeat_interleave(chunk.real_batch)), batch)
         batch = batch.view(chunk.classes, chunk.real_batch, *batch.shape[1:])
         sample = None if draws.sample is None else draws.sample[span]
-        matches.append(match(config, net, by_class[span], batch, labels, chunk.cuts, sample))
-    slopes = torch.cat([found.image_gradient for found in matches]).transpose(0, 1)
+        matches.append(match(config, net, by_class[span], batch, labels, chunk.rank_groups, sample))
+    grads = torch.cat([found.image_gradient for found in matches]).transpose(0, 1)
     return Matched(
-        gradient=torch.autograd.grad(images, leaf, slopes)[0],
+        gradient=torch.autograd.grad(images, leaf, grads)[0],
         loss=torch.cat([found.loss for found in matches]),
         distances=_subset_distances(config, matches) if measured else None,
     )
 
 
 def chunks(
-    config: CondenseConfig, real: RealSet, state: MlsState, measured: bool, at_once: int
+    config: CondenseConfig, real: RealSet, state: MlsState, measured: bool, per_batch: int
 ) -> list[Chunk]:
-    """All classes in order, at most `at_once` together, and only those that are cut alike."""
+    """All classes in order, at most `per_batch` together, and only those that are cut alike."""
     sizes = real_batches(config, real)
-    alike = [(sizes[label], _cuts(config, state, label, measured)) for label in range(real.num_classes)]
+    alike = [
+        (sizes[label], _rank_groups(config, state, label, measured)) for label in range(real.num_classes)
+    ]
     found, first = [], 0
-    for (size, cuts), group in groupby(alike):
+    for (size, rank_groups), group in groupby(alike):
         end = first + len(list(group))
-        found += [Chunk(i, min(at_once, end - i), size, cuts) for i in range(first, end, at_once)]
+        found += [Chunk(i, min(per_batch, end - i), size, rank_groups) for i in range(first, end, per_batch)]
         first = end
     return found
 
 
-def classes_at_once(config: CondenseConfig, real: RealSet) -> int:
+def classes_per_batch(config: CondenseConfig, real: RealSet) -> int:
     """How many classes are matched together."""
-    return estimate.classes_at_once(config, real.facts("the data set"), gpu_free(real.device))
+    return estimate.classes_per_batch(config, real.facts("the data set"), gpu_free(real.device))
 
 
 def real_batches(config: CondenseConfig, real: RealSet) -> list[int]:
@@ -277,10 +290,10 @@ def frozen_ranks(config: CondenseConfig, state: MlsState, label: int) -> int:
     return state.of_class(label).frozen(config.freeze) if config.uses_mls else 0
 
 
-def _cuts(config: CondenseConfig, state: MlsState, label: int, measured: bool) -> Cuts:
+def _rank_groups(config: CondenseConfig, state: MlsState, label: int, measured: bool) -> RankGroups:
     weights = loss_weights(config, state.of_class(label).selected)
     extra = range(1, config.ipc) if measured and config.subset_metric == "gradient" else ()
-    return Cuts(tuple(weights.items()), frozen_ranks(config, state, label), tuple(extra))
+    return RankGroups(tuple(weights.items()), frozen_ranks(config, state, label), tuple(extra))
 
 
 def _subset_distances(config: CondenseConfig, matches: Sequence[Match]) -> Tensor:

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from mdc_core.compute.cuda_graph import Recorder
 from mdc_core.condensation.feature_matching import match_features
-from mdc_core.condensation.gradient_matching import Cuts, Match, match_gradients
+from mdc_core.condensation.gradient_matching import Match, RankGroups, match_gradients
 from mdc_core.condensation.interpolation import InterpolatedNetworks, Interpolation
 from mdc_core.condensation.network_phase import NetworkPhase
 from mdc_core.condensation.pool import PoolStore
-from mdc_core.condensation.tile_step import Moving, Step, adam, adam_start, sgd
+from mdc_core.condensation.tile_step import TileState, TileStep, adam, adam_start, sgd
 from mdc_core.config.settings import CondenseConfig
 from mdc_core.data.real_set import RealSet
 from mdc_core.networks import Network
@@ -36,11 +36,11 @@ class Method:
     """What differs between methods."""
 
     networks: Callable[[CondenseConfig, RealSet, Recorder, PoolStore], Networks]
-    match: Callable[[CondenseConfig, Network, Tensor, Tensor, Tensor, Cuts, Tensor | None], Match]
+    match: Callable[[CondenseConfig, Network, Tensor, Tensor, Tensor, RankGroups, Tensor | None], Match]
     """Of K classes: images (K, N, f², ch, H, H), real images (K, B, ch, H, H), labels (K,), and the tiles (K, m) of a
     class that take part, None for all."""
-    step: Step
-    kept: Callable[[Tensor], Moving]
+    step: TileStep
+    initial_optimiser_state: Callable[[Tensor], TileState]
     """What the step keeps beside tiles and momentum, before the first update of tiles (N, C, f², ch, s, s)."""
     subset_weights: Callable[[int], tuple[float, ...]]
     """Of sizes 1..N-1 beside the weight 1 of the whole set, by N, where every subset is in the loss."""
@@ -52,7 +52,7 @@ def _match_features(
     images: Tensor,
     real_images: Tensor,
     labels: Tensor,
-    cuts: Cuts,
+    rank_groups: RankGroups,
     sample: Tensor | None,
 ) -> Match:
     assert isinstance(net, Interpolation)
@@ -63,7 +63,7 @@ def _match_features(
         images,
         real_images,
         labels,
-        cuts,
+        rank_groups,
         calibration=config.calibration,
         decay=config.calibration_decay,
     )
@@ -74,14 +74,14 @@ METHODS: Mapping[str, Method] = {
         networks=NetworkPhase,
         match=match_gradients,
         step=sgd,
-        kept=lambda tiles: {},
+        initial_optimiser_state=lambda tiles: {},
         subset_weights=lambda ipc: (1.0,) * (ipc - 1),
     ),
     "feature": Method(
         networks=InterpolatedNetworks,
         match=_match_features,
         step=adam,
-        kept=adam_start,
+        initial_optimiser_state=adam_start,
         subset_weights=lambda ipc: tuple(1 / n for n in range(1, ipc)),
     ),
 }

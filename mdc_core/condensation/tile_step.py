@@ -13,29 +13,31 @@ from torch import Tensor
 
 from mdc_core.config.settings import CondenseConfig
 
-Moving = Mapping[str, Tensor]
+TileState = Mapping[str, Tensor]
 """`tiles` and `momentum` (N, C, f², ch, s, s), and what else a method keeps, by name."""
-Step = Callable[[CondenseConfig, int, Moving, Tensor, Tensor], Moving]
+TileStep = Callable[[CondenseConfig, int, TileState, Tensor, Tensor], TileState]
 """Of the configuration, the image side H, what there is, the gradient, and which ranks are free (N, C, 1, 1, 1, 1)."""
 
 _FIRST, _SECOND, _LEAST = 0.5, 0.999, 1e-8
 """β1, β2 and ε of Adam."""
 
 
-def sgd(config: CondenseConfig, image_size: int, now: Moving, gradient: Tensor, free: Tensor) -> Moving:
+def sgd(config: CondenseConfig, image_size: int, now: TileState, gradient: Tensor, free: Tensor) -> TileState:
     """Descend with momentum, by `config.tile_lr`; tiles may leave [0, 1] until the outer loop ends."""
     momentum = torch.where(free, config.momentum * now["momentum"] + gradient, 0.0)
     tiles = now["tiles"].sub(momentum, alpha=config.tile_lr(image_size))
     return {"tiles": tiles, "momentum": momentum}
 
 
-def adam_start(tiles: Tensor) -> Moving:
+def adam_start(tiles: Tensor) -> TileState:
     """What Adam keeps beside the momentum, its first moment: the second moment, and the updates of every rank."""
     updates = torch.zeros((*tiles.shape[:2], 1, 1, 1, 1), device=tiles.device)
     return {"second_moment": torch.zeros_like(tiles), "updates": updates}
 
 
-def adam(config: CondenseConfig, image_size: int, now: Moving, gradient: Tensor, free: Tensor) -> Moving:
+def adam(
+    config: CondenseConfig, image_size: int, now: TileState, gradient: Tensor, free: Tensor
+) -> TileState:
     """Descend by Adam (arXiv 1412.6980), by `lr_base` in units of pixels, and stay in [0, 1].
 
     The bias of the moments is corrected by the updates that a rank has had itself: one that was frozen for a while

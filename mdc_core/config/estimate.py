@@ -28,7 +28,7 @@ BASE_BYTES = 720_000_000
 """A process that has loaded torch (with CUDA's libraries) and its convolution kernels, before any data."""
 TEST_BATCH = 100
 """Images of one batch of an accuracy measurement."""
-AT_ONCE_BYTES = 24 * 2**20
+CPU_BATCH_BYTES = 24 * 2**20
 """On a CPU, what may be held by models that train side by side, or by classes that are matched at once."""
 GPU_BASE_BYTES = 900_000_000
 """On a GPU, what a process holds before any data: its context and the libraries' kernels. Not measured yet."""
@@ -147,10 +147,10 @@ def estimate(
 def outer_loop_work(config: CondenseConfig, facts: DataFacts, gpu_free: float | None = None) -> Work:
     """One outer loop: E times the matching of every class, and with `idc` E - 1 times the network's training.
 
-    `gpu_free`: see `together`; what is matched together is started as one.
+    `gpu_free`: see `items_that_fit`; what is matched together is started as one.
     """
     net = network_cost(config.network, facts)
-    matching = _MATCHING[config.method](config, facts, classes_at_once(config, facts, gpu_free))
+    matching = _MATCHING[config.method](config, facts, classes_per_batch(config, facts, gpu_free))
     updates = matching * (len(facts.classes) * config.inner_iterations)
     if "n_data" in UNUSED[config.method]:
         return updates
@@ -165,7 +165,7 @@ def pool_work(config: CondenseConfig, facts: DataFacts) -> Work:
     return _training(net, config.pool_samples, config.batch_network) * config.pool
 
 
-def _gradient_matching(config: CondenseConfig, facts: DataFacts, at_once: int) -> Work:
+def _gradient_matching(config: CondenseConfig, facts: DataFacts, per_batch: int) -> Work:
     """Matching the gradients of one class, of so many that are matched at once."""
     net = network_cost(config.network, facts)
     forward, first, head = _forward(config.network, facts)
@@ -176,11 +176,11 @@ def _gradient_matching(config: CondenseConfig, facts: DataFacts, at_once: int) -
     return Work(
         (real + tiles) * gradient + tiles * second,
         (real + tiles + tiles * _SECOND_TRAFFIC) * net.activation_bytes,
-        _MATCHING_STARTS / at_once + _CLASS_STARTS,
+        _MATCHING_STARTS / per_batch + _CLASS_STARTS,
     )
 
 
-def _feature_matching(config: CondenseConfig, facts: DataFacts, at_once: int) -> Work:
+def _feature_matching(config: CondenseConfig, facts: DataFacts, per_batch: int) -> Work:
     """Matching the features of one class, of so many that are matched at once: forward, and back to the images."""
     net = network_cost(config.network, facts)
     forward, _, head = _forward(config.network, facts)
@@ -191,7 +191,7 @@ def _feature_matching(config: CondenseConfig, facts: DataFacts, at_once: int) ->
         (real + 2 * tiles) * (forward - head) + (2 * tiles * forward if config.calibration else 0),
         (real * _FORWARD_TRAFFIC + tiles * passes) * net.activation_bytes
         + (real * _REAL_VIEWS + tiles * _TILE_VIEWS) * pixels,
-        _FEATURE_STARTS / at_once + _CLASS_FEATURE_STARTS,
+        _FEATURE_STARTS / per_batch + _CLASS_FEATURE_STARTS,
     )
 
 
@@ -246,19 +246,19 @@ def what_to_lower(config: CondenseConfig, facts: DataFacts, recipe: EvaluateConf
     return ", ".join([*names, "condense.network.width"])
 
 
-def together(size: float, gpu_free: float | None = None) -> int:
+def items_that_fit(size: float, gpu_free: float | None = None) -> int:
     """How many items that hold `size` bytes each are computed as one: one at least.
 
     On a CPU (`gpu_free` is None) those that are small even together: what is saved there is the time that starting an
     operation takes. On a GPU with `gpu_free` bytes all that fit into half of them, each held `GPU_COPIES` times.
     """
-    room = AT_ONCE_BYTES if gpu_free is None else DATA_SHARE * gpu_free / GPU_COPIES
+    room = CPU_BATCH_BYTES if gpu_free is None else DATA_SHARE * gpu_free / GPU_COPIES
     return max(1, int(room / size))
 
 
-def classes_at_once(config: CondenseConfig, facts: DataFacts, gpu_free: float | None = None) -> int:
-    """How many classes are matched together; `gpu_free`: see `together`."""
-    return min(len(facts.classes), together(matching_bytes(config, facts), gpu_free))
+def classes_per_batch(config: CondenseConfig, facts: DataFacts, gpu_free: float | None = None) -> int:
+    """How many classes are matched together; `gpu_free`: see `items_that_fit`."""
+    return min(len(facts.classes), items_that_fit(matching_bytes(config, facts), gpu_free))
 
 
 def matching_bytes(config: CondenseConfig, facts: DataFacts) -> float:
@@ -289,7 +289,7 @@ def _groups_bytes(config: CondenseConfig, facts: DataFacts) -> float:
     return _GROUP_COPIES * groups * network_cost(config.network, facts).parameters * FLOAT_BYTES
 
 
-def lane_bytes(recipe: EvaluateConfig, facts: DataFacts, images: int) -> float:
+def training_bytes(recipe: EvaluateConfig, facts: DataFacts, images: int) -> float:
     """What one training on so many images holds: these, its weights, and what lives in a step."""
     net = network_cost(recipe.network, facts)
     pixels = FLOAT_BYTES * facts.channels * facts.image_size**2
@@ -326,14 +326,14 @@ def _gpu_memory(
     config: CondenseConfig, facts: DataFacts, recipe: EvaluateConfig | None, limit: int | None, free: float
 ) -> float:
     """Peak bytes on a GPU: what is always there, and twice the largest phase of all that is computed at once."""
-    matched = classes_at_once(config, facts, free) * matching_bytes(config, facts) + _view_bytes(
+    matched = classes_per_batch(config, facts, free) * matching_bytes(config, facts) + _view_bytes(
         config, facts
     )
     phases = [matched, _condense_phases(config, facts)["batch_network"]]
     if recipe is not None:
-        lane = lane_bytes(recipe, facts, _largest_training(recipe, config, facts))
-        lanes = recipe.trainings(config.ipc, config.factor)
-        phases.append(lane * min(lanes, together(lane, free)))
+        training = training_bytes(recipe, facts, _largest_training(recipe, config, facts))
+        trainings = recipe.trainings(config.ipc, config.factor)
+        phases.append(training * min(trainings, items_that_fit(training, free)))
     return GPU_BASE_BYTES + _held_data(facts, limit) + _weight_bytes(config, facts) + GPU_COPIES * max(phases)
 
 
@@ -366,7 +366,7 @@ def _condense_phases(config: CondenseConfig, facts: DataFacts) -> Mapping[str, f
     views = _view_bytes(config, facts)
     matching = _matching_phases(config, facts).items()
     return {
-        **{name: max(size, AT_ONCE_BYTES) + views for name, size in matching},
+        **{name: max(size, CPU_BATCH_BYTES) + views for name, size in matching},
         "batch_network": _FIRST_ACTIVATIONS * kept * config.batch_network,
     }
 
@@ -381,8 +381,8 @@ def _view_bytes(config: CondenseConfig, facts: DataFacts) -> float:
 def _evaluation_bytes(recipe: EvaluateConfig, config: CondenseConfig, facts: DataFacts) -> float:
     """Bytes of what lives in the largest training, or in a test, which holds some of the widest activations."""
     test = _FORWARD_ACTIVATIONS * network_cost(recipe.network, facts).activation_bytes * TEST_BATCH
-    lane = lane_bytes(recipe, facts, _largest_training(recipe, config, facts))
-    return max(lane, AT_ONCE_BYTES, test)
+    training = training_bytes(recipe, facts, _largest_training(recipe, config, facts))
+    return max(training, CPU_BATCH_BYTES, test)
 
 
 def _largest_training(recipe: EvaluateConfig, config: CondenseConfig, facts: DataFacts) -> int:

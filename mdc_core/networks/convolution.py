@@ -129,9 +129,9 @@ class _WeightGradient(torch.autograd.Function):
         ctx.padding, ctx.parts = padding, parts
         found: dict[int, Tensor] = {}
         for group in _groups(parts, x.device, _work(size, g)):
-            wide, slope = (_side_by_side(t, parts, group) for t in (x, g))
+            wide, grad = (_side_by_side(t, parts, group) for t in (x, g))
             count, shape = len(group), (len(group) * size[0], *size[1:])
-            gradient = conv2d_weight(wide, shape, slope, padding=padding, groups=count)
+            gradient = conv2d_weight(wide, shape, grad, padding=padding, groups=count)
             found.update(zip(group, gradient.view(count, *size), strict=True))
         return torch.stack(_in_order(found))
 
@@ -150,8 +150,8 @@ class _WeightGradient(torch.autograd.Function):
                 of_x.update(zip(group, back.chunk(count, dim=1), strict=True))
             if ctx.needs_input_grad[1]:
                 wide = _side_by_side(x, ctx.parts, group)
-                slope = F.conv2d(wide, weight, padding=ctx.padding, groups=count)
-                of_g.update(zip(group, slope.chunk(count, dim=1), strict=True))
+                grad = F.conv2d(wide, weight, padding=ctx.padding, groups=count)
+                of_g.update(zip(group, grad.chunk(count, dim=1), strict=True))
         found = [torch.cat(_in_order(of)) if of else None for of in (of_x, of_g)]
         return *found, None, None, None
 

@@ -9,7 +9,7 @@ with P the mean over squares of p² pixels and P* its adjoint, u = r P* g for g 
 
     dL/dx = γ s (u - mean u - h mean(u h)),   dL/dγ = sum(u h),   dL/dβ = sum u,
 
-and once more, for v = the slope of dL/dx, k = mean(v h) and m = γ mean(u h):
+and once more, for v = the gradient of dL/dx, k = mean(v h) and m = γ mean(u h):
 
     dL/dg = P(r γ s (v - mean v - k h)),
     dL/dx = -s² (m (v - mean v) + k γ (u - mean u) + (γ mean(u v) - γ mean u mean v - 3 k m) h).
@@ -47,7 +47,7 @@ def norm_relu_pool(x: Tensor, weight: Tensor, bias: Tensor, factor: int, eps: fl
 
 
 class _NormReluPool(torch.autograd.Function):
-    """y, and what its slopes are made of."""
+    """y, and what its gradients are made of."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, factor: int, eps: float) -> Tensor:
@@ -229,8 +229,8 @@ def _backward(
     passes = valid & (h * weight + _per_plane(bias_at, scale, there) > 0)
     u = tl.where(passes, g / (FACTOR * FACTOR), 0.0)
     u_mean, uh_mean = _mean(u, squares, FACTOR), _mean(u * h, squares, FACTOR)
-    slope = weight * rstd * (u - u_mean - h * uh_mean)
-    tl.store(of_x_at + full, slope.to(of_x_at.dtype.element_ty), mask=valid)
+    grad = weight * rstd * (u - u_mean - h * uh_mean)
+    tl.store(of_x_at + full, grad.to(of_x_at.dtype.element_ty), mask=valid)
     count = squares * FACTOR * FACTOR
     tl.store(of_weight_at + plane, tl.reshape(uh_mean, (PLANES,)) * count, mask=there)
     tl.store(of_bias_at + plane, tl.reshape(u_mean, (PLANES,)) * count, mask=there)

@@ -230,9 +230,9 @@ class _InstanceNormBackward(torch.autograd.Function):
         v0, g0 = v.mean(2, keepdim=True), g.mean(2, keepdim=True)
         k, m = mean_of(v, h), mean_of(g, h) * scale
         both = (mean_of(v, g) - v0 * g0) * scale
-        slope_g = torch.addcmul(v, h, k, value=-1, out=products).sub_(v0).mul_(s * scale)
+        grad_g = torch.addcmul(v, h, k, value=-1, out=products).sub_(v0).mul_(s * scale)
         square = -s.square()
-        slope_x = h.mul_(square * (both - 3 * k * m)).addcmul_(v, square * m)
-        slope_x.addcmul_(g, square * k * scale).sub_(square * (m * v0 + k * scale * g0))
+        grad_x = h.mul_(square * (both - 3 * k * m)).addcmul_(v, square * m)
+        grad_x.addcmul_(g, square * k * scale).sub_(square * (m * v0 + k * scale * g0))
         image = (batch, channels, height, width)
-        return slope_g.view(image), slope_x.view(image), None, None, None, None
+        return grad_g.view(image), grad_x.view(image), None, None, None, None

@@ -18,11 +18,11 @@ from mdc_core.networks import Network, stacked
 from mdc_core.training.steps import STEPS_AHEAD, Steps, Trainer, draw_epoch, joined
 
 
-class Lane:
+class Training:
     """One training: its network, its images, and its own draws, which no other training changes.
 
     Args:
-        net: trained in place; its weights are those of `epoch` whenever the lane stops.
+        net: trained in place; its weights are those of `epoch` whenever the training stops.
         images: (Q, ch, H, H), where the network is, normalised as `normalisation` says.
         labels: (Q,), int64.
         stops: the epochs, 1-based and ascending, after which it stops for others to look; the last one is its end.
@@ -91,30 +91,30 @@ class Lane:
         return next(self._blocks) if self._rest is None else self._rest
 
 
-L = TypeVar("L", bound=Lane)
+T = TypeVar("T", bound=Training)
 
 
-def train_lanes(
-    lanes: Iterable[L], at_once: int, recorder: Recorder, *, most_images: int, bf16: bool = False
-) -> Iterator[L]:
-    """Train all of them, `at_once` together; yields a lane whenever it stops, with its network as it is then.
+def train_batched(
+    trainings: Iterable[T], models_per_batch: int, recorder: Recorder, *, most_images: int, bf16: bool = False
+) -> Iterator[T]:
+    """Train all of them in batches of `models_per_batch`; yields each at every stop, with its network as it is then.
 
-    Every lane takes its own steps at its own pace, and the place of one that is finished is given to the next. What
+    Every training takes its own steps at its own pace, and the place of one that is finished is given to the next. What
     it learns is the same in any company, up to rounding.
 
     Args:
-        lanes: of one kind of network and image, and with as many images in a step.
+        trainings: of one kind of network and image, and with as many images in a step.
         most_images: Q of the largest.
         bf16: multiply in bfloat16.
 
     Raises:
         torch.OutOfMemoryError: not even one fits.
     """
-    waiting = iter(lanes)
-    if at_once == 1:
-        for lane in waiting:
-            yield from _alone(lane, recorder, bf16)
-    present = list(islice(waiting, at_once))
+    waiting = iter(trainings)
+    if models_per_batch == 1:
+        for training in waiting:
+            yield from _alone(training, recorder, bf16)
+    present = list(islice(waiting, models_per_batch))
     while present:
         try:
             stack = _Stack(present, most_images, recorder, bf16)
@@ -122,9 +122,9 @@ def train_lanes(
             if len(present) == 1:
                 raise
             gc.collect()  # the stack that did not fit
-            at_once = -(-len(present) // 2)
-            waiting = chain(present[at_once:], waiting)
-            present = present[:at_once]
+            models_per_batch = -(-len(present) // 2)
+            waiting = chain(present[models_per_batch:], waiting)
+            present = present[:models_per_batch]
             continue
         while stack.is_used():
             yield from stack.advance()
@@ -145,86 +145,88 @@ def fit(
 
     `recorder`: that of several trainings on a GPU, which then warm up once.
     """
-    lane = Lane(net, images, labels, normalisation, config, generator, range(1, config.epochs + 1))
-    for stopped in _alone(lane, recorder or Recorder(labels.device), config.precision == "bf16"):
+    training = Training(net, images, labels, normalisation, config, generator, range(1, config.epochs + 1))
+    for stopped in _alone(training, recorder or Recorder(labels.device), config.precision == "bf16"):
         yield stopped.epoch
 
 
-def _alone(lane: L, recorder: Recorder, bf16: bool) -> Iterator[L]:
+def _alone(training: T, recorder: Recorder, bf16: bool) -> Iterator[T]:
     """Train it without a stack, whose layers are slower."""
-    trainer = Trainer(lane.net, lane.images, lane.labels, recorder, bf16=bf16)
-    while not lane.finished:
-        trainer.run(lane.take(min(STEPS_AHEAD, lane.left())))
-        if lane.stopped:
-            yield lane
+    trainer = Trainer(training.net, training.images, training.labels, recorder, bf16=bf16)
+    while not training.finished:
+        trainer.run(training.take(min(STEPS_AHEAD, training.left())))
+        if training.stopped:
+            yield training
 
 
-class _Stack(Generic[L]):
-    """Lanes as one batch of models, side by side in every step.
+class _Stack(Generic[T]):
+    """Trainings as one batch of models, side by side in every step.
 
-    Each has a slot, with room for its images, so that another lane can follow it there and a recording stays valid.
+    Each has a slot, with room for its images, so that another training can follow it there and a recording stays valid.
     """
 
-    def __init__(self, lanes: Sequence[L], room: int, recorder: Recorder, bf16: bool) -> None:
-        self._slots: list[L | None] = list(lanes)
-        self._room, self._fixed = room, recorder.fixed
-        self._net = stacked([lane.net for lane in lanes])
-        first = lanes[0]
-        images = first.images.new_zeros((len(lanes) * room, *first.images.shape[1:]))
+    def __init__(self, trainings: Sequence[T], room: int, recorder: Recorder, bf16: bool) -> None:
+        self._slots: list[T | None] = list(trainings)
+        self._room, self._static_shapes = room, recorder.static_shapes
+        self._net = stacked([training.net for training in trainings])
+        first = trainings[0]
+        images = first.images.new_zeros((len(trainings) * room, *first.images.shape[1:]))
         labels = first.labels.new_zeros(len(images))
         self._trainer = Trainer(self._net, images, labels, recorder, bf16=bf16)
-        if self._fixed:  # what does not fit into the memory shows before any lane has taken a step
-            self._trainer.run(_side_by_side([first.idle(1)] * len(lanes), room))
-        for slot, lane in enumerate(lanes):
-            self._load(slot, lane)
+        if (
+            self._static_shapes
+        ):  # what does not fit into the memory shows before any training has taken a step
+            self._trainer.run(_side_by_side([first.idle(1)] * len(trainings), room))
+        for slot, training in enumerate(trainings):
+            self._load(slot, training)
 
     def is_used(self) -> bool:
         """Whether it is worth its place: slots that are empty compute too, but a smaller stack is recorded anew."""
-        used = sum(lane is not None for lane in self._slots)
-        return 2 * used > len(self._slots) if self._fixed else used == len(self._slots)
+        used = sum(training is not None for training in self._slots)
+        return 2 * used > len(self._slots) if self._static_shapes else used == len(self._slots)
 
-    def advance(self) -> Iterator[L]:
-        """Train until some lanes stop, or for as many steps as are drawn at once; yields those that stop."""
-        present = [lane for lane in self._slots if lane is not None]
-        count = min(STEPS_AHEAD, *(lane.left() for lane in present))
+    def advance(self) -> Iterator[T]:
+        """Train until some trainings stop, or for as many steps as are drawn at once; yields those that stop."""
+        present = [training for training in self._slots if training is not None]
+        count = min(STEPS_AHEAD, *(training.left() for training in present))
         idle = present[0].idle(count)
-        steps = [idle if lane is None else lane.take(count) for lane in self._slots]
+        steps = [idle if training is None else training.take(count) for training in self._slots]
         self._trainer.run(_side_by_side(steps, self._room))
-        for slot, lane in enumerate(self._slots):
-            if lane is not None and lane.stopped:
-                self._give_back(slot, lane)
-                yield lane
+        for slot, training in enumerate(self._slots):
+            if training is not None and training.stopped:
+                self._give_back(slot, training)
+                yield training
 
-    def refill(self, waiting: Iterator[L]) -> None:
-        """Give the slots of lanes that are finished to those that wait, as far as there are any."""
-        for slot, lane in enumerate(self._slots):
-            if lane is not None and lane.finished:
+    def refill(self, waiting: Iterator[T]) -> None:
+        """Give the slots of trainings that are finished to those that wait, as far as there are any."""
+        for slot, training in enumerate(self._slots):
+            if training is not None and training.finished:
                 following = next(waiting, None)
                 self._slots[slot] = following
                 if following is not None:
                     self._load(slot, following)
 
-    def save(self) -> list[L]:
-        """The lanes that are not finished, each with its weights and its velocity."""
-        for slot, lane in enumerate(self._slots):
-            if lane is not None:
-                self._give_back(slot, lane)
-                lane.velocity = [velocity[slot].clone() for velocity in self._trainer.optimiser.velocity]
-        return [lane for lane in self._slots if lane is not None]
+    def save(self) -> list[T]:
+        """The trainings that are not finished, each with its weights and its velocity."""
+        for slot, training in enumerate(self._slots):
+            if training is not None:
+                self._give_back(slot, training)
+                training.velocity = [velocity[slot].clone() for velocity in self._trainer.optimiser.velocity]
+        return [training for training in self._slots if training is not None]
 
     @torch.no_grad()
-    def _load(self, slot: int, lane: L) -> None:
-        place = slice(slot * self._room, slot * self._room + len(lane.images))
-        self._trainer.images[place].copy_(lane.images)
-        self._trainer.labels[place].copy_(lane.labels)
-        for weights, own in zip(self._net.parameters(), lane.net.parameters(), strict=True):
+    def _load(self, slot: int, training: T) -> None:
+        place = slice(slot * self._room, slot * self._room + len(training.images))
+        self._trainer.images[place].copy_(training.images)
+        self._trainer.labels[place].copy_(training.labels)
+        for weights, own in zip(self._net.parameters(), training.net.parameters(), strict=True):
             weights[slot].copy_(own)
         for position, velocity in enumerate(self._trainer.optimiser.velocity):
-            velocity[slot].copy_(lane.velocity[position] if lane.velocity else velocity.new_zeros(()))
+            velocity[slot].copy_(training.velocity[position] if training.velocity else velocity.new_zeros(()))
 
     @torch.no_grad()
-    def _give_back(self, slot: int, lane: L) -> None:
-        for own, weights in zip(lane.net.parameters(), self._net.parameters(), strict=True):
+    def _give_back(self, slot: int, training: T) -> None:
+        for own, weights in zip(training.net.parameters(), self._net.parameters(), strict=True):
             own.copy_(weights[slot])
 
 

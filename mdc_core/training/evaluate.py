@@ -11,17 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mdc_core.compute.batching import how_many
+from mdc_core.compute.batching import items_per_batch
 from mdc_core.compute.cuda_graph import Recorder
 from mdc_core.compute.precision import products
 from mdc_core.compute.streams import stream
-from mdc_core.config.estimate import lane_bytes
+from mdc_core.config.estimate import training_bytes
 from mdc_core.config.settings import EvaluateConfig, Precision, Source
 from mdc_core.data.real_set import DataSet, RealSet
 from mdc_core.data.synthetic import SyntheticSet, decode, shrink
 from mdc_core.networks import build_network
 from mdc_core.training.accuracy import accuracy
-from mdc_core.training.batched import Lane, train_lanes
+from mdc_core.training.batched import Training, train_batched
 
 
 @dataclass(frozen=True)
@@ -64,13 +64,13 @@ def evaluate(
     device: torch.device | str = "cpu",
     done: Collection[Trial] = (),
     *,
-    at_once: int | None = None,
+    models_per_batch: int | None = None,
 ) -> Iterator[Trial]:
     """Train and test on every k, as often as asked for; yields each training when it is done, small ones first.
 
     `synthetic` is judged as it is given: pass `delivered()` to judge what devices receive. All sources use the same
     initial weights at the same k and repeat. Trainings in `done`, of an evaluation that was cut off, are passed over.
-    Those that have as many images in a step are one batch of models, up to `at_once`; left out: as far as it pays.
+    Those with as many images in a step are one batch of up to `models_per_batch` models (default: as far as it pays).
 
     Raises:
         ConfigError: a k is not in 1..N.
@@ -84,15 +84,19 @@ def evaluate(
     recorder = Recorder(train.device)
     for _, group in groupby(small_first, lambda which: min(images[which], config.batch_size)):
         alike = list(group)
-        lanes = (
-            _Training(k, source, repeat, synthetic, train, test, config.model_copy(update={"epochs": epochs}))
+        trainings = (
+            _TrialTraining(
+                k, source, repeat, synthetic, train, test, config.model_copy(update={"epochs": epochs})
+            )
             for k, source in alike
             for epochs, repeat in product(config.epochs_of(source), range(config.repeats))
             if (k, source, epochs, repeat) not in passed
         )
         largest = images[alike[-1]]
-        most = at_once or how_many(lane_bytes(config, data.facts(), largest), train.device)
-        stops = train_lanes(lanes, most, recorder, most_images=largest, bf16=config.precision == "bf16")
+        most = models_per_batch or items_per_batch(
+            training_bytes(config, data.facts(), largest), train.device
+        )
+        stops = train_batched(trainings, most, recorder, most_images=largest, bf16=config.precision == "bf16")
         yield from _tested(stops, test, config.precision)
 
 
@@ -168,7 +172,7 @@ def _images(synthetic: SyntheticSet, train: RealSet, k: int, source: Source) -> 
     return sum(min(wanted, len(positions)) for positions in train.class_index())
 
 
-class _Training(Lane):
+class _TrialTraining(Training):
     """A training of an evaluation, and what its tests have found so far."""
 
     def __init__(
@@ -203,7 +207,7 @@ class _Training(Lane):
         super().__init__(net, test.normalise(images), labels, test.normalisation, config, generator, quarters)
 
 
-def _tested(trainings: Iterator[_Training], test: RealSet, precision: Precision) -> Iterator[Trial]:
+def _tested(trainings: Iterator[_TrialTraining], test: RealSet, precision: Precision) -> Iterator[Trial]:
     """Go on with trainings that stop for their tests; yields those that are done."""
     while True:
         with products(precision):  # and not while the caller has its turn

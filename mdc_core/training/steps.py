@@ -37,7 +37,7 @@ class Steps:
     """int64: for CutMix, the row that an image's box is taken from."""
     boxes: Tensor
     """(S, R, 4) int64: its box, empty where CutMix is not applied."""
-    kept: Tensor
+    cutmix_lambda: Tensor
     """float32: the share of the image that its box leaves."""
     lr: Tensor
     """(S, M) float32: step size of every one of M models, R / M rows each."""
@@ -103,7 +103,7 @@ def draw_steps(
         ops, rows, batches=steps, normalisation=normalisation, image_size=image_size, generator=generator
     )
     mixed = torch.rand(steps, generator=generator) < cutmix
-    boxes, kept = augment.cutmix_boxes(steps, image_size, generator)
+    boxes, cutmix_lambda = augment.cutmix_boxes(steps, image_size, generator)
     # Sorting random keys shuffles; those above 1 keep the padding behind the images.
     keys = torch.rand(steps, rows, generator=generator) + 2 * ~used
     return Steps(
@@ -112,7 +112,7 @@ def draw_steps(
         params=params.map(lambda value: value.view(steps, rows, *value.shape[1:])),
         partner=keys.argsort(1),
         boxes=(boxes * mixed[:, None])[:, None].expand(-1, rows, -1),
-        kept=torch.where(mixed, kept, 1.0).float()[:, None].expand(-1, rows),
+        cutmix_lambda=torch.where(mixed, cutmix_lambda, 1.0).float()[:, None].expand(-1, rows),
         lr=lr[:, None],
     )
 
@@ -133,11 +133,11 @@ class Sgd:
 
     def step(self, loss: Tensor, lr: Tensor) -> None:
         """Descend on `loss`, a scalar, by step sizes (M,): one, or one for each of M stacked models."""
-        slopes = torch.autograd.grad(loss, self._parameters)
+        grads = torch.autograd.grad(loss, self._parameters)
         with torch.no_grad():
-            slopes = torch._foreach_add(slopes, self._parameters, alpha=5e-4)
+            grads = torch._foreach_add(grads, self._parameters, alpha=5e-4)
             torch._foreach_mul_(self.velocity, 0.9)
-            torch._foreach_add_(self.velocity, slopes)
+            torch._foreach_add_(self.velocity, grads)
             for parameter, velocity in zip(self._parameters, self.velocity, strict=True):
                 factor = lr.to(parameter.dtype).view(-1, *[1] * (parameter.ndim - 1))
                 parameter.addcmul_(velocity, factor, value=-1)
@@ -166,7 +166,7 @@ class Trainer:
         self.net, self.images, self.labels = net, images, labels
         self._prepare, self._bf16, self._recorder = prepare, bf16, recorder
         self.optimiser = Sgd(net)
-        self._places: Steps | None = None
+        self._static_inputs: Steps | None = None
         self._at = torch.zeros((1,), dtype=torch.int64, device=labels.device)
         self._step: Callable[[], None]
 
@@ -175,16 +175,16 @@ class Trainer:
 
         Padding is left out where shapes need not stay; side by side, models may differ in what they pad.
         """
-        if not self._recorder.fixed and steps.lr.shape[1] == 1:
+        if not self._recorder.static_shapes and steps.lr.shape[1] == 1:
             for position in range(len(steps)):
                 self._train(steps.unpadded(position))
             return
-        if self._places is None:
-            self._places = steps.map(
+        if self._static_inputs is None:
+            self._static_inputs = steps.map(
                 lambda t: torch.empty((STEPS_AHEAD, *t.shape[1:]), dtype=t.dtype, device=self.labels.device)
             )
             self._step = self._recorder.recorded(self._one, [self._shapes(steps)])
-        fill(self._places, steps)
+        fill(self._static_inputs, steps)
         self._at.zero_()
         for _ in range(len(steps)):
             self._step()
@@ -195,8 +195,8 @@ class Trainer:
         return "train", weights, self.images.shape[1:], steps.positions.shape[1], self._bf16
 
     def _one(self) -> None:
-        assert self._places is not None
-        now = self._places.map(lambda t: t.index_select(0, self._at).squeeze(0))
+        assert self._static_inputs is not None
+        now = self._static_inputs.map(lambda t: t.index_select(0, self._at).squeeze(0))
         self._at += 1
         self._train(now)
 
@@ -210,7 +210,7 @@ class Trainer:
         own, other = (
             F.cross_entropy(logits, target, reduction="none") for target in (labels, labels[now.partner])
         )
-        losses = now.kept * own + (1 - now.kept) * other
+        losses = now.cutmix_lambda * own + (1 - now.cutmix_lambda) * other
         self.optimiser.step((now.weight * losses).sum(), now.lr)
 
 

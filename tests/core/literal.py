@@ -82,9 +82,9 @@ def literal_match(
         assert len(images) == n * per_image
         gradient = literal_gradient(net, view(images), label, graph=True)
         loss = loss + weight * literal_distance(metric, gradient, real_gradient)
-    (slope,) = torch.autograd.grad(loss, tiles)
-    slope[:frozen] = 0
-    return loss.detach(), slope
+    (grad,) = torch.autograd.grad(loss, tiles)
+    grad[:frozen] = 0
+    return loss.detach(), grad
 
 
 def literal_feature_match(
@@ -116,9 +116,9 @@ def literal_feature_match(
             logits = trained(view(literal_decode(tile[None, None], side)))
             wrong = F.cross_entropy(logits, torch.tensor([label]))
             loss = loss + calibration * rank**-decay * wrong
-    (slope,) = torch.autograd.grad(loss, tiles)
-    slope[:frozen] = 0
-    return loss.detach(), slope
+    (grad,) = torch.autograd.grad(loss, tiles)
+    grad[:frozen] = 0
+    return loss.detach(), grad
 
 
 def literal_decode(tiles: Tensor, side: int) -> Tensor:
@@ -147,8 +147,10 @@ def literal_training(net: Network, images: Tensor, labels: Tensor, blocks: Itera
         top, bottom, left, right = now.boxes[0].tolist()
         mixed = batch.clone()
         mixed[:, :, top:bottom, left:right] = batch[partner, :, top:bottom, left:right]
-        logits, own, kept = net(mixed), labels[positions], float(now.kept[0])
-        loss = kept * F.cross_entropy(logits, own) + (1 - kept) * F.cross_entropy(logits, own[partner])
+        logits, own, cutmix_lambda = net(mixed), labels[positions], float(now.cutmix_lambda[0])
+        loss = cutmix_lambda * F.cross_entropy(logits, own) + (1 - cutmix_lambda) * F.cross_entropy(
+            logits, own[partner]
+        )
         optimiser.param_groups[0]["lr"] = float(now.lr)
         optimiser.zero_grad()
         loss.backward()

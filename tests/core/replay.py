@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from mdc_core.compute import cuda_graph as recorder_module
+from mdc_core.compute import cuda_graph
 from mdc_core.compute.cuda_graph import Recorder, Recording
 
 WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "lift_fresh")
@@ -42,7 +42,7 @@ class Eager(Recorder):
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
-        self.fixed = True
+        self.static_shapes = True
 
 
 class Replaying(Eager):
@@ -53,7 +53,7 @@ class Replaying(Eager):
         self.records = True
         self.warmed, self.recordings, self.replays = 0, 0, 0
 
-    def _beside(self, run: Callable[[], None]) -> None:
+    def _warm_up(self, run: Callable[[], None]) -> None:
         self.warmed += 1
         run()
 
@@ -185,6 +185,6 @@ def pinned_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Tensor]]:
         seen.append(tensor)
         return pinned(tensor)
 
-    monkeypatch.setattr(recorder_module, "_crosses", lambda tensor, device: True)
+    monkeypatch.setattr(cuda_graph, "_crosses", lambda tensor, device: True)
     monkeypatch.setattr(Tensor, "pin_memory", pin)
     return seen

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mdc_core.compute.cuda_graph import Recorder, _tell, fill
+from mdc_core.compute.cuda_graph import Recorder, _warn_once, fill
 from mdc_core.condensation.condense import condense, start_state
 from mdc_core.condensation.iteration import TileUpdate
 from mdc_core.condensation.methods import METHODS
@@ -50,7 +50,7 @@ class Strict(Recorder):
 
     def __init__(self) -> None:
         super().__init__(torch.device("cpu"))
-        self.fixed = True
+        self.static_shapes = True
         self.checked = 0
 
     def recorded(
@@ -116,7 +116,7 @@ def test_why_nothing_is_recorded_is_told_once(caplog: pytest.LogCaptureFixture) 
     def fails() -> None:
         raise RuntimeError("no graph of this")
 
-    _tell.cache_clear()
+    _warn_once.cache_clear()
     for _ in range(2):
         refused = Recorder(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         assert refused._record(fails) is None
@@ -178,7 +178,7 @@ def test_what_a_capture_changes_is_as_before_when_it_has_failed(
 ) -> None:
     cuda = FakeCuda(monkeypatch, leaves_pool=leaves_pool)
     recorder = Recorder(torch.device("cpu"))
-    recorder._pool, recorder._aside = "pool", "aside"  # type: ignore[assignment]
+    recorder._pool, recorder._side_stream = "pool", "side"  # type: ignore[assignment]
     seen = []
 
     def run() -> None:
@@ -187,10 +187,10 @@ def test_what_a_capture_changes_is_as_before_when_it_has_failed(
             raise error("no")
 
     assert (recorder._record(run) is None) == (error is not None)
-    assert (cuda.stream, seen) == ("main", ["aside"])
+    assert (cuda.stream, seen) == ("main", ["side"])
     # In the recorder's own pool, and on the stream that warms up: a stream of another device would record nothing.
-    assert cuda.captured == [("pool", "aside")]
-    assert len(recorder._kept) == 1
+    assert cuda.captured == [("pool", "side")]
+    assert len(recorder._graphs) == 1
     # A function that lacks memory says nothing of others.
     assert (recorder.refusal is None) == (error is not RuntimeError)
     ends = [("end", 1, "pool"), ("release", 1, "pool")]

@@ -14,7 +14,7 @@ from mdc_core.compute.cuda_graph import Recorder
 from mdc_core.compute.streams import stream
 from mdc_core.condensation import checkpoint
 from mdc_core.condensation.condense import Step, condense
-from mdc_core.condensation.iteration import classes_at_once, draw_iteration, loss_weights
+from mdc_core.condensation.iteration import classes_per_batch, draw_iteration, loss_weights
 from mdc_core.condensation.network_phase import NetworkPhase, change, fresh_network
 from mdc_core.data.real_set import RealSet
 from mdc_core.data.synthetic import initial_tiles
@@ -33,8 +33,11 @@ def same(left: Step, right: Step) -> bool:
     return (
         torch.equal(left.state.tiles, right.state.tiles)
         and torch.equal(left.state.momentum, right.state.momentum)
-        and left.state.kept.keys() == right.state.kept.keys()
-        and all(torch.equal(left.state.kept[name], right.state.kept[name]) for name in left.state.kept)
+        and left.state.optimiser_state.keys() == right.state.optimiser_state.keys()
+        and all(
+            torch.equal(left.state.optimiser_state[name], right.state.optimiser_state[name])
+            for name in left.state.optimiser_state
+        )
         and left.state.mls == right.state.mls
         and left.loss == right.loss
     )
@@ -94,10 +97,10 @@ def test_measuring_draws_nothing(real: RealSet) -> None:
 def test_classes_one_by_one_are_classes_together(real: RealSet, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first updates alone: rounding grows."""
     config = toy_config(outer_loops=1)
-    assert classes_at_once(config, real) == 2
+    assert classes_per_batch(config, real) == 2
     together = next(condense(config, real)).state.tiles
-    monkeypatch.setattr("mdc_core.config.estimate.AT_ONCE_BYTES", 1)
-    assert classes_at_once(config, real) == 1
+    monkeypatch.setattr("mdc_core.config.estimate.CPU_BATCH_BYTES", 1)
+    assert classes_per_batch(config, real) == 1
     torch.testing.assert_close(next(condense(config, real)).state.tiles, together, atol=1e-5, rtol=0)
 
 
@@ -131,8 +134,8 @@ def test_tile_updates_equal_a_literal_loop(real: RealSet) -> None:
                 images = F.interpolate(leaf[:n, label].flatten(0, 1), size=(8, 8), mode="bilinear")
                 pairs = zip(gradient(images), goal, strict=True)
                 loss = loss + sum(((a - b.detach()) ** 2).sum() for a, b in pairs)
-        (slope,) = torch.autograd.grad(loss, leaf)
-        momentum = 0.5 * momentum + slope
+        (grad,) = torch.autograd.grad(loss, leaf)
+        momentum = 0.5 * momentum + grad
         tiles = tiles - config.lr_base * (3 / 10) * (8 / 32) ** 2 * momentum
     (step,) = condense(config, real)
     moved = tiles - initial_tiles(config, real).double()

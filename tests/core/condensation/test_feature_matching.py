@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mdc_core.compute.streams import stream
 from mdc_core.condensation.feature_matching import match_features
-from mdc_core.condensation.gradient_matching import Cuts, Match
+from mdc_core.condensation.gradient_matching import Match, RankGroups
 from mdc_core.config.settings import NetworkConfig
 from mdc_core.data.synthetic import decode
 from mdc_core.networks import Network, build_network
@@ -48,7 +48,9 @@ class Setup:
             )
             self.views.append(lambda x, params=params: augment.apply(params, real.normalise(x)))  # type: ignore[misc]
 
-    def matched(self, cuts: Cuts, calibration: float = 0.0, decay: float = 1.0) -> tuple[Match, Tensor]:
+    def matched(
+        self, rank_groups: RankGroups, calibration: float = 0.0, decay: float = 1.0
+    ) -> tuple[Match, Tensor]:
         """The engine's match of both classes at once, and its gradient carried back to the tiles."""
         leaf = self.tiles.clone().requires_grad_()
         by_class = [view(decode(own.flatten(0, 1), SIDE)) for view, own in zip(self.views, leaf, strict=True)]
@@ -60,7 +62,7 @@ class Setup:
             images.detach(),
             real,
             torch.tensor([0, 1]),
-            cuts,
+            rank_groups,
             calibration=calibration,
             decay=decay,
         )
@@ -83,14 +85,14 @@ def test_features_are_matched_as_the_literal_loss_says(
     network: NetworkConfig, weights: dict[int, float], frozen: int, calibration: float, decay: float
 ) -> None:
     case = Setup(network)
-    found, slopes = case.matched(Cuts(tuple(weights.items()), frozen), calibration, decay)
+    found, grads = case.matched(RankGroups(tuple(weights.items()), frozen), calibration, decay)
     for label in (0, 1):
         given = case.tiles[label], case.images[label], label, case.views[label]
-        loss, slope = literal_feature_match(
+        loss, grad = literal_feature_match(
             case.net, case.trained, *given, weights, frozen, calibration, decay
         )
         torch.testing.assert_close(found.loss[label], loss, rtol=1e-6, atol=0)
-        assert (slopes[label] - slope).norm() <= 1e-6 * slope.norm()
+        assert (grads[label] - grad).norm() <= 1e-6 * grad.norm()
         features = literal_feature_distances(
             case.net, case.tiles[label], case.images[label], case.views[label]
         )
@@ -100,14 +102,14 @@ def test_features_are_matched_as_the_literal_loss_says(
 def test_all_subsets_are_the_sum_of_each() -> None:
     case = Setup(TOY_NETWORK)
     weights = {1: 0.5, 2: 0.0, 3: 2.0, 4: 1.0}
-    whole, slopes = case.matched(Cuts(tuple(weights.items())))
-    loss, slope = torch.zeros(2, dtype=torch.float64), torch.zeros_like(slopes)
+    whole, grads = case.matched(RankGroups(tuple(weights.items())))
+    loss, grad = torch.zeros(2, dtype=torch.float64), torch.zeros_like(grads)
     for n, weight in weights.items():
-        apart, own = case.matched(Cuts(((n, 1.0),)))
+        apart, own = case.matched(RankGroups(((n, 1.0),)))
         loss += weight / 3.5 * apart.loss
-        slope += weight / 3.5 * own
+        grad += weight / 3.5 * own
     torch.testing.assert_close(whole.loss, loss)
-    torch.testing.assert_close(slopes, slope)
+    torch.testing.assert_close(grads, grad)
 
 
 def test_random_real_images_are_a_distance_of_one_nth_away() -> None:
@@ -124,7 +126,7 @@ def test_random_real_images_are_a_distance_of_one_nth_away() -> None:
             images,
             real,
             torch.tensor([0]),
-            Cuts(((2, 1.0),)),
+            RankGroups(((2, 1.0),)),
             calibration=0.0,
             decay=1.0,
         )
@@ -136,10 +138,10 @@ def test_random_real_images_are_a_distance_of_one_nth_away() -> None:
 def test_real_images_without_variance_give_finite_numbers(alike: int) -> None:
     case = Setup(TOY_NETWORK)
     case.images = [own[:1].repeat(alike, 1, 1, 1) for own in case.images]
-    found, slopes = case.matched(Cuts(((N, 1.0), (1, 1.0))), calibration=0.1)
+    found, grads = case.matched(RankGroups(((N, 1.0), (1, 1.0))), calibration=0.1)
     assert found.loss.isfinite().all()
-    assert slopes.isfinite().all()
-    assert slopes.any()
+    assert grads.isfinite().all()
+    assert grads.any()
 
 
 def test_real_images_without_features_give_numbers_of_a_usual_size() -> None:
@@ -152,7 +154,7 @@ def test_real_images_without_features_give_numbers_of_a_usual_size() -> None:
         images,
         torch.zeros(1, 4, 3, SIDE, SIDE),
         torch.tensor([0]),
-        Cuts(((N, 1.0),)),
+        RankGroups(((N, 1.0),)),
         calibration=0.0,
         decay=1.0,
     )
@@ -163,7 +165,7 @@ def test_real_images_without_features_give_numbers_of_a_usual_size() -> None:
 def test_parameters_are_left_alone() -> None:
     case = Setup(TOY_NETWORK)
     before = [parameter.clone() for net in (case.net, case.trained) for parameter in net.parameters()]
-    case.matched(Cuts(((N, 1.0),)), calibration=1.0)
+    case.matched(RankGroups(((N, 1.0),)), calibration=1.0)
     parameters = [parameter for net in (case.net, case.trained) for parameter in net.parameters()]
     assert all(parameter.grad is None for parameter in parameters)
     assert all(map(torch.equal, before, parameters))

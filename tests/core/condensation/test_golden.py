@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mdc_core.compute.streams import stream
-from mdc_core.condensation.gradient_matching import Cuts, Match, match
+from mdc_core.condensation.gradient_matching import Match, RankGroups, match
 from mdc_core.config.settings import NetworkConfig
 from mdc_core.networks import Network, build_network
 
@@ -52,16 +52,16 @@ def step(golden: Mapping[str, Tensor], metric: str = "mse", subset: int | None =
     """The engine's step; pieces are image-major, which is our order of ranks and tiles."""
     weights = {RANKS: 1.0} | ({} if subset is None else {subset: 1.0})
     images = golden["pieces"].view(1, RANKS, TILES, 3, 32, 32)
-    cuts = Cuts(tuple(weights.items()))
-    return match(network(golden), images, golden["real"][None], torch.tensor([LABEL]), cuts, metric)
+    rank_groups = RankGroups(tuple(weights.items()))
+    return match(network(golden), images, golden["real"][None], torch.tensor([LABEL]), rank_groups, metric)
 
 
 @pytest.mark.parametrize(("subset", "name"), [(None, "base"), (1, "n1"), (2, "n2")])
 def test_loss_and_gradient(golden: Mapping[str, Tensor], subset: int | None, name: str) -> None:
     found = step(golden, subset=subset)
     torch.testing.assert_close(found.loss[0], golden[f"loss_{name}"], rtol=1e-12, atol=0)
-    slope, expected = found.image_gradient.flatten(0, 2), golden[f"grad_{name}"]
-    assert (slope - expected).norm() <= 1e-12 * expected.norm()
+    grad, expected = found.image_gradient.flatten(0, 2), golden[f"grad_{name}"]
+    assert (grad - expected).norm() <= 1e-12 * expected.norm()
 
 
 def test_feature_distances(golden: Mapping[str, Tensor]) -> None:

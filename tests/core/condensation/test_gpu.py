@@ -103,14 +103,14 @@ def test_an_evaluation_is_near_one_on_the_cpu(real: RealSet, caplog: pytest.LogC
 
 
 def derivatives(device: str, of: Callable[[Tensor], Tensor], x: Tensor, direction: Tensor) -> list[Tensor]:
-    """Value, slope, and the slope's derivative in a direction of its own."""
+    """Value, grad, and the grad's derivative in a direction of its own."""
     leaf = x.to(device).requires_grad_()
     y = of(leaf)
-    (slope,) = torch.autograd.grad(y, leaf, direction.to(device), create_graph=True)
+    (grad,) = torch.autograd.grad(y, leaf, direction.to(device), create_graph=True)
     (second,) = torch.autograd.grad(
-        (slope * torch.linspace(-1, 1, x[0].numel(), device=device).view(x[0].shape)).sum(), leaf
+        (grad * torch.linspace(-1, 1, x[0].numel(), device=device).view(x[0].shape)).sum(), leaf
     )
-    return [value.detach().cpu() for value in (y, slope, second)]
+    return [value.detach().cpu() for value in (y, grad, second)]
 
 
 def test_tiles_are_enlarged_as_on_the_cpu() -> None:
@@ -120,8 +120,8 @@ def test_tiles_are_enlarged_as_on_the_cpu() -> None:
         leaf = tiles.to(device).requires_grad_()
         images = decode(leaf, 8)
         assert images.is_contiguous()
-        (slope,) = torch.autograd.grad(images.square().sum(), leaf)
-        found.append([images.detach().cpu(), slope.cpu()])
+        (grad,) = torch.autograd.grad(images.square().sum(), leaf)
+        found.append([images.detach().cpu(), grad.cpu()])
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other)
 
@@ -148,7 +148,7 @@ def test_gradients_by_parts_are_those_of_the_cpu(parts: tuple[int, ...]) -> None
     for device in ("cpu", "cuda"):
         a, b = (t.to(device).requires_grad_() for t in (x, g))
         gradient = weight_gradient(layer, a, b, parts)
-        slopes = torch.autograd.grad(gradient, [a, b], direction.to(device))
-        found.append([value.detach().cpu() for value in (gradient, *slopes)])
+        grads = torch.autograd.grad(gradient, [a, b], direction.to(device))
+        found.append([value.detach().cpu() for value in (gradient, *grads)])
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other)

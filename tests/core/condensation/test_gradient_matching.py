@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mdc_core.compute.streams import stream
-from mdc_core.condensation.gradient_matching import Cuts, Match, distance, match
+from mdc_core.condensation.gradient_matching import Match, RankGroups, distance, match
 from mdc_core.config.settings import NetworkConfig
 from mdc_core.data.synthetic import decode
 from mdc_core.errors import ConfigError
@@ -26,13 +26,13 @@ def match_tiles(
     tiles: Tensor,
     real_images: Tensor,
     view: Callable[[Tensor], Tensor],
-    cuts: Cuts,
+    rank_groups: RankGroups,
     metric: str,
 ) -> tuple[Match, Tensor]:
     """The engine's match of class 1, and its gradient carried back to the tiles."""
     leaf = tiles.clone().requires_grad_()
     images = view(decode(leaf.flatten(0, 1), SIDE)).view(1, N, FACTOR**2, 3, SIDE, SIDE)
-    found = match(net, images.detach(), view(real_images)[None], torch.tensor([1]), cuts, metric)
+    found = match(net, images.detach(), view(real_images)[None], torch.tensor([1]), rank_groups, metric)
     return found, torch.autograd.grad(images, leaf, found.image_gradient)[0]
 
 
@@ -64,11 +64,11 @@ def setup(
 )
 def test_engine_equals_the_literal_update(metric: str, weights: dict[int, float], frozen: int) -> None:
     net, tiles, images, view = setup(("color", "crop", "cutout"))
-    cuts = Cuts(tuple(weights.items()), frozen, tuple(range(1, N)))
-    found, found_slope = match_tiles(net, tiles, images, view, cuts, metric)
-    loss, slope = literal_match(net, tiles, images, 1, view, weights, frozen, metric)
+    rank_groups = RankGroups(tuple(weights.items()), frozen, tuple(range(1, N)))
+    found, found_grad = match_tiles(net, tiles, images, view, rank_groups, metric)
+    loss, grad = literal_match(net, tiles, images, 1, view, weights, frozen, metric)
     torch.testing.assert_close(found.loss[0], loss, rtol=1e-6, atol=0)
-    assert (found_slope - slope).norm() <= 1e-6 * slope.norm()
+    assert (found_grad - grad).norm() <= 1e-6 * grad.norm()
     features = torch.stack(literal_feature_distances(net, tiles, images, view))
     torch.testing.assert_close(found.feature_distances[0], features, rtol=1e-6, atol=0)
     for n in range(1, N + 1):
@@ -79,9 +79,9 @@ def test_engine_equals_the_literal_update(metric: str, weights: dict[int, float]
 def test_a_network_of_the_usual_width_equals_the_literal_update() -> None:
     """As many channels as make the way back to the image another one (`networks.convolution`)."""
     net, tiles, images, view = setup(("color",), NetworkConfig(depth=2, width=32))
-    found = match_tiles(net, tiles, images, view, Cuts(((N, 1.0), (2, 1.0)), 1), "mse")[1]
-    slope = literal_match(net, tiles, images, 1, view, {N: 1.0, 2: 1.0}, 1, "mse")[1]
-    assert (found - slope).norm() <= 1e-6 * slope.norm()
+    found = match_tiles(net, tiles, images, view, RankGroups(((N, 1.0), (2, 1.0)), 1), "mse")[1]
+    grad = literal_match(net, tiles, images, 1, view, {N: 1.0, 2: 1.0}, 1, "mse")[1]
+    assert (found - grad).norm() <= 1e-6 * grad.norm()
 
 
 @pytest.mark.parametrize("ops", [("flip", "color", "scale"), ("rotate", "cutout"), ()])
@@ -89,8 +89,8 @@ def test_cuts_do_not_change_the_result(ops: tuple[augment.AugmentOp, ...]) -> No
     net, tiles, images, view = setup(ops)
 
     def cut_at(*sizes: int) -> tuple[Tensor, Tensor]:
-        found, slope = match_tiles(net, tiles, images, view, Cuts(((N, 1.0),), measured=sizes), "mse")
-        return found.loss, slope
+        found, grad = match_tiles(net, tiles, images, view, RankGroups(((N, 1.0),), measured=sizes), "mse")
+        return found.loss, grad
 
     for one, many in zip(cut_at(), cut_at(*range(1, N)), strict=True):
         torch.testing.assert_close(one, many, rtol=1e-9, atol=1e-12)
@@ -104,10 +104,10 @@ def test_classes_at_once_are_classes_one_by_one(network: NetworkConfig, metric: 
     draws = stream(1, "images")
     images = torch.randn(3, N, 1, 3, side, side, generator=draws, dtype=torch.float64)
     real_images = torch.randn(3, 5, 3, side, side, generator=draws, dtype=torch.float64)
-    cuts, labels = Cuts(((N, 1.0), (2, 0.5)), 1, (1, 3)), torch.tensor([2, 0, 1])
-    together = match(net, images, real_images, labels, cuts, metric)
+    rank_groups, labels = RankGroups(((N, 1.0), (2, 0.5)), 1, (1, 3)), torch.tensor([2, 0, 1])
+    together = match(net, images, real_images, labels, rank_groups, metric)
     for i in range(3):
-        alone = match(net, images[i : i + 1], real_images[i : i + 1], labels[i : i + 1], cuts, metric)
+        alone = match(net, images[i : i + 1], real_images[i : i + 1], labels[i : i + 1], rank_groups, metric)
         for name in ("loss", "image_gradient", "feature_distances"):
             torch.testing.assert_close(getattr(together, name)[i : i + 1], getattr(alone, name))
         for n, value in alone.gradient_distances.items():
@@ -118,16 +118,16 @@ def test_tile_gradient_is_the_derivative_of_the_loss() -> None:
     """A finite difference of the base and subset loss along a random direction."""
     net, tiles, images, view = setup(("color",))
 
-    cuts = Cuts(((N, 1.0), (2, 1.0)))
+    rank_groups = RankGroups(((N, 1.0), (2, 1.0)))
 
     def loss(at: Tensor) -> Tensor:
-        return match_tiles(net, at, images, view, cuts, "mse")[0].loss[0]
+        return match_tiles(net, at, images, view, rank_groups, "mse")[0].loss[0]
 
-    _, slope = match_tiles(net, tiles, images, view, cuts, "mse")
+    _, grad = match_tiles(net, tiles, images, view, rank_groups, "mse")
     direction = torch.randn(tiles.shape, generator=stream(2, "direction"), dtype=torch.float64)
     step = 1e-6
     measured = (loss(tiles + step * direction) - loss(tiles - step * direction)) / (2 * step)
-    torch.testing.assert_close((slope * direction).sum(), measured, rtol=1e-5, atol=0)
+    torch.testing.assert_close((grad * direction).sum(), measured, rtol=1e-5, atol=0)
 
 
 def test_equal_gradients_are_at_distance_zero() -> None:
@@ -141,11 +141,11 @@ def test_batch_statistics_are_refused() -> None:
     net, tiles, images, view = setup(())
     net.blocks[1] = nn.BatchNorm2d(4)  # type: ignore[operator]
     with pytest.raises(ConfigError, match=r"blocks\.1 \(BatchNorm2d\) normalises over the batch"):
-        match_tiles(net, tiles, images, view, Cuts(((N, 1.0),)), "mse")
+        match_tiles(net, tiles, images, view, RankGroups(((N, 1.0),)), "mse")
 
 
 def test_no_gradient_is_left_behind() -> None:
     net, tiles, images, view = setup(("color", "crop", "cutout"))
-    match_tiles(net, tiles, images, view, Cuts(((N, 1.0), (1, 1.0))), "mse")
+    match_tiles(net, tiles, images, view, RankGroups(((N, 1.0), (1, 1.0))), "mse")
     assert tiles.grad is None
     assert all(p.grad is None for p in net.parameters())

@@ -41,7 +41,7 @@ def test_idc_is_its_own_loop_bit_for_bit(real: RealSet) -> None:
     phase = NetworkPhase(config, real, Recorder(real.device))
     tiles = initial_tiles(config, real)
     momentum = torch.zeros_like(tiles)
-    plan = chunks(config, real, start(config, 2), False, at_once=2)
+    plan = chunks(config, real, start(config, 2), False, per_batch=2)
     for step in condense(config, real):
         phase.fresh(step.outer)
         tiles.clamp_(0, 1)
@@ -55,7 +55,7 @@ def test_idc_is_its_own_loop_bit_for_bit(real: RealSet) -> None:
                 phase.train(config.n_data, inner)
         assert torch.equal(step.state.tiles, tiles)
         assert torch.equal(step.state.momentum, momentum)
-        assert step.state.kept == {}
+        assert step.state.optimiser_state == {}
 
 
 def test_frozen_ranks_stay_bit_equal(real: RealSet) -> None:
@@ -65,7 +65,9 @@ def test_frozen_ranks_stay_bit_equal(real: RealSet) -> None:
         frozen = before.state.mls.tracks[0].frozen("predecessor")
         frozen_seen += frozen > 0
         for name in ("second_moment", "updates"):
-            assert torch.equal(before.state.kept[name][:frozen], after.state.kept[name][:frozen])
+            assert torch.equal(
+                before.state.optimiser_state[name][:frozen], after.state.optimiser_state[name][:frozen]
+            )
         assert torch.equal(before.state.tiles[:frozen], after.state.tiles[:frozen])
         assert not after.state.momentum[:frozen].any()
         assert not torch.equal(before.state.tiles[frozen:], after.state.tiles[frozen:])
@@ -74,8 +76,10 @@ def test_frozen_ranks_stay_bit_equal(real: RealSet) -> None:
 
 def test_moments_last_from_loop_to_loop(real: RealSet) -> None:
     for step in run(real, outer_loops=3, inner_iterations=2):
-        assert torch.equal(step.state.kept["updates"], torch.full((3, 2, 1, 1, 1, 1), 2.0 * step.outer))
-        assert step.state.kept["second_moment"].all()
+        assert torch.equal(
+            step.state.optimiser_state["updates"], torch.full((3, 2, 1, 1, 1, 1), 2.0 * step.outer)
+        )
+        assert step.state.optimiser_state["second_moment"].all()
 
 
 def test_tiles_stay_in_range_after_every_update(real: RealSet) -> None:
@@ -114,9 +118,11 @@ def test_checkpoints_of_the_release_before_are_read(real: RealSet) -> None:
 def test_a_checkpoint_without_its_moments_is_damaged(real: RealSet) -> None:
     config = toy_config(**FEATURE)
     state = run(real)[0].state
-    moments = {"second_moment": state.kept["second_moment"]}
-    for kept in ({}, moments):
-        saved = checkpoint.to_bytes(type(state)(**{**vars(state), "kept": kept}), config)
+    moments = {"second_moment": state.optimiser_state["second_moment"]}
+    for optimiser_state in ({}, moments):
+        saved = checkpoint.to_bytes(
+            type(state)(**{**vars(state), "optimiser_state": optimiser_state}), config
+        )
         with pytest.raises(FormatError, match=r"damaged: '(second_moment|updates)'"):
             checkpoint.from_bytes(saved)
 

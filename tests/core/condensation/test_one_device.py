@@ -66,11 +66,11 @@ def test_an_iteration_stays_on_its_device(
     measured = measured and config.uses_mls
     state = MlsState((Track((1, 2)),) * (2 if config.class_wise else 1))  # with a frozen rank
     start = start_state(config, real)
-    monkeypatch.setattr("mdc_core.condensation.iteration.classes_at_once", lambda config, real: 2)
+    monkeypatch.setattr("mdc_core.condensation.iteration.classes_per_batch", lambda config, real: 2)
     networks = METHODS[config.method].networks(config, real, Eager(real.device), MemoryPools())
     update = TileUpdate(config, there(real), networks.net.to(THERE), Eager(THERE))
     update.begin(start.tiles.to(THERE), start.momentum.to(THERE), state, measured)
-    update._places = draw_iteration(config, real, 1, 1).to(THERE)
+    update._static_inputs = draw_iteration(config, real, 1, 1).to(THERE)
     with OneDevice():
         update._one(chunks(config, real, state, measured, 2), measured)
 
@@ -103,7 +103,7 @@ def test_a_training_step_stays_on_its_device(
     nets = [fresh_network(config, real, number) for number in range(models)]
     net, images = (nets[0] if models == 1 else stacked(nets)).to(THERE), there(real)
     trainer = Trainer(net, images.images, images.labels, Eager(THERE), prepare=images.prepare)
-    trainer._places = drawn(config, real, models).map(lambda t: t.to(THERE))
+    trainer._static_inputs = drawn(config, real, models).map(lambda t: t.to(THERE))
     with OneDevice():
         trainer._one()
 

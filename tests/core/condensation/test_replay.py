@@ -72,8 +72,11 @@ def assert_same(found: list[Step], expected: list[Step]) -> None:
     for one, other in zip(found, expected, strict=True):
         assert torch.equal(one.state.tiles, other.state.tiles)
         assert torch.equal(one.state.momentum, other.state.momentum)
-        assert one.state.kept.keys() == other.state.kept.keys()
-        assert all(torch.equal(one.state.kept[name], other.state.kept[name]) for name in one.state.kept)
+        assert one.state.optimiser_state.keys() == other.state.optimiser_state.keys()
+        assert all(
+            torch.equal(one.state.optimiser_state[name], other.state.optimiser_state[name])
+            for name in one.state.optimiser_state
+        )
         assert (one.loss, one.distances, one.selected()) == (other.loss, other.distances, other.selected())
 
 

@@ -18,7 +18,7 @@ from mdc_core.config.estimate import (
     BASE_BYTES,
     GPU_BASE_BYTES,
     Speed,
-    classes_at_once,
+    classes_per_batch,
     data_bytes,
     estimate,
     evaluation_work,
@@ -143,21 +143,21 @@ def test_a_gpu_is_planned_as_it_is_estimated(monkeypatch: pytest.MonkeyPatch) ->
     assert estimate(config, facts, gpu=True).memory_bytes < 4e9  # one class at a time
     for limit in (12 * 10**9, 40 * 10**9, 80 * 10**9):
         free = limit - GPU_BASE_BYTES - data_bytes(facts)
-        at_once = classes_at_once(config, facts, free)
-        assert 1 < at_once <= 100
+        per_batch = classes_per_batch(config, facts, free)
+        assert 1 < per_batch <= 100
         held = 2 * matching_bytes(config, facts)  # by the calls that warm up, and by the pool of the graphs
-        assert at_once * held <= free / 2
-        assert at_once == 100 or (at_once + 1.1) * held > free / 2
+        assert per_batch * held <= free / 2
+        assert per_batch == 100 or (per_batch + 1.1) * held > free / 2
         found = estimate(config, facts, memory_limit=limit, gpu=True).memory_bytes
-        assert GPU_BASE_BYTES + at_once * held < found < limit
+        assert GPU_BASE_BYTES + per_batch * held < found < limit
     monkeypatch.setattr("mdc_core.condensation.iteration.gpu_free", lambda device: 10**9)
     real = toy_real()
-    assert iteration.classes_at_once(toy_config(), real) == 2
+    assert iteration.classes_per_batch(toy_config(), real) == 2
     monkeypatch.setattr(
         "mdc_core.condensation.iteration.gpu_free",
         lambda device: 4 * matching_bytes(toy_config(), real.facts("x")),
     )
-    assert iteration.classes_at_once(toy_config(), real) == 1
+    assert iteration.classes_per_batch(toy_config(), real) == 1
 
 
 def test_what_to_lower_names_the_largest() -> None:
@@ -266,7 +266,7 @@ def test_features_of_more_classes_are_matched_at_once() -> None:
     """There are no second derivatives to hold, and no groups."""
     facts, room = NAMED["cifar100"], 4e9
     feature, idc = (condense_config("cifar100", {"method": method}) for method in ("feature", "idc"))
-    assert classes_at_once(feature, facts, room) > 2 * classes_at_once(idc, facts, room)
+    assert classes_per_batch(feature, facts, room) > 2 * classes_per_batch(idc, facts, room)
     found = estimate(feature, facts, memory_limit=12 * 10**9, gpu=True).memory_bytes
     assert GPU_BASE_BYTES < found < 12 * 10**9
 

@@ -34,9 +34,9 @@ def derivatives(of: Callable[..., Tensor], *values: Tensor) -> list[Tensor]:
     """Value, first derivatives, and those of the one by x in a direction."""
     x, weight, bias, g = (value.detach().clone().requires_grad_() for value in values[:4])
     y = of(x, weight, bias)
-    slopes = torch.autograd.grad(y, [x, weight, bias], g, create_graph=True)
-    twice = torch.autograd.grad(slopes[0], [g, x], values[4])
-    return [value.detach().double().cpu() for value in (y, *slopes, *twice)]
+    grads = torch.autograd.grad(y, [x, weight, bias], g, create_graph=True)
+    twice = torch.autograd.grad(grads[0], [g, x], values[4])
+    return [value.detach().double().cpu() for value in (y, *grads, *twice)]
 
 
 @pytest.mark.parametrize(
@@ -76,27 +76,27 @@ def test_activations_in_bfloat16_keep_sums_in_float32() -> None:
     torch.testing.assert_close(found.cpu().double(), expected, rtol=0.01, atol=0.01)
 
 
-@pytest.mark.parametrize("lanes", [1, 2])
+@pytest.mark.parametrize("models", [1, 2])
 @pytest.mark.parametrize("name", ["convnet", "resnet_ap"])
 def test_networks_by_kernels_are_those_of_torch(
-    name: Literal["convnet", "resnet_ap"], lanes: int, monkeypatch: pytest.MonkeyPatch
+    name: Literal["convnet", "resnet_ap"], models: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Logits, and the slopes of all weights; side by side too."""
+    """Logits, and the grads of all weights; side by side too."""
     config = NetworkConfig(name=name, depth=2, width=4)
     nets = [
-        build_network(config, channels=3, image_size=16, classes=2, generator=stream(lane, "weights")).to(
+        build_network(config, channels=3, image_size=16, classes=2, generator=stream(model, "weights")).to(
             DEVICE
         )
-        for lane in range(lanes)
+        for model in range(models)
     ]
-    net = stacked(nets) if lanes > 1 else nets[0]
-    images = torch.randn(2 * lanes, 3, 16, 16, generator=stream(1, "images")).to(DEVICE)
+    net = stacked(nets) if models > 1 else nets[0]
+    images = torch.randn(2 * models, 3, 16, 16, generator=stream(1, "images")).to(DEVICE)
     kernels_used, found = spied(monkeypatch), []
     for by_kernels in (False, True):
         monkeypatch.setattr(layers, "_is_on_gpu", lambda _, it=by_kernels: it)
         logits = net(images)
-        slopes = torch.autograd.grad(logits.square().sum(), list(net.parameters()))
-        found.append([logits.detach(), *slopes])
+        grads = torch.autograd.grad(logits.square().sum(), list(net.parameters()))
+        found.append([logits.detach(), *grads])
         assert bool(kernels_used) == by_kernels
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)

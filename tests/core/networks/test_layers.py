@@ -85,7 +85,7 @@ class Contiguous(TorchDispatchMode):
 
 @pytest.mark.parametrize("of", ["input", "gradient"])
 def test_instance_norm_takes_tensors_that_lie_in_memory_in_any_way(of: str) -> None:
-    """As slopes do that come from an expanded mean, or from parts that lay side by side."""
+    """As grads do that come from an expanded mean, or from parts that lay side by side."""
     norm = InstanceNorm(3).double()
     plain = torch.randn(4, 4, 3, 2, dtype=torch.float64).permute(3, 2, 1, 0)
     x, direction = (plain if of == name else plain.contiguous() for name in ("input", "gradient"))
@@ -136,6 +136,6 @@ def test_instance_norm_has_the_second_derivative_of_its_input() -> None:
         assert torch.autograd.gradcheck(norm, (leaf,))
         assert torch.autograd.gradgradcheck(norm, (leaf,))
     scale = norm.weight.requires_grad_()
-    (slope,) = torch.autograd.grad(norm(x).square().sum(), scale, create_graph=True)
+    (grad,) = torch.autograd.grad(norm(x).square().sum(), scale, create_graph=True)
     with pytest.raises(NotImplementedError, match="its input only"):
-        torch.autograd.grad(slope.sum(), x)
+        torch.autograd.grad(grad.sum(), x)

@@ -75,30 +75,30 @@ def test_stacked_networks_are_networks_side_by_side(name: str) -> None:
     images = torch.rand(3, 4, 3, 16, 16, dtype=torch.float64)
     whole = stacked(nets)
     logits = whole(images.flatten(0, 1)).view(3, 4, 10)
-    slopes = torch.autograd.grad(logits.square().sum(), list(whole.parameters()))
+    grads = torch.autograd.grad(logits.square().sum(), list(whole.parameters()))
     for i, net in enumerate(nets):
         own = net(images[i])
         torch.testing.assert_close(logits[i], own)
         expected = torch.autograd.grad(own.square().sum(), list(net.parameters()))
-        for slope, value in zip(slopes, expected, strict=True):
-            torch.testing.assert_close(slope[i], value)
+        for grad, value in zip(grads, expected, strict=True):
+            torch.testing.assert_close(grad[i], value)
 
 
-@pytest.mark.parametrize("lanes", [1, 2])
-def test_a_bias_that_a_norm_takes_off_may_be_left_out(lanes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a GPU does: the logits and all slopes but the bias's, which is 0 but for rounding."""
-    nets = [build("convnet", 3, 8, depth=2, width=4).double() for _ in range(lanes)]
-    net = stacked(nets) if lanes > 1 else nets[0]
-    images = torch.randn(3 * lanes, 3, 8, 8, generator=stream(2, "images"), dtype=torch.float64)
+@pytest.mark.parametrize("models", [1, 2])
+def test_a_bias_that_a_norm_takes_off_may_be_left_out(models: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a GPU does: the logits and all grads but the bias's, which is 0 but for rounding."""
+    nets = [build("convnet", 3, 8, depth=2, width=4).double() for _ in range(models)]
+    net = stacked(nets) if models > 1 else nets[0]
+    images = torch.randn(3 * models, 3, 8, 8, generator=stream(2, "images"), dtype=torch.float64)
     names, parameters = zip(*net.named_parameters(), strict=True)
     found = []
     for left_out in (False, True):
         monkeypatch.setattr(convolution, "_shifts_are_costly", lambda _, it=left_out: it)
         logits = net(images)
         found.append((logits, torch.autograd.grad(logits.square().sum(), parameters)))
-    (logits, slopes), (fewer, fewer_slopes) = found
+    (logits, grads), (fewer, fewer_grads) = found
     torch.testing.assert_close(fewer, logits)
-    for name, one, other in zip(names, fewer_slopes, slopes, strict=True):
+    for name, one, other in zip(names, fewer_grads, grads, strict=True):
         torch.testing.assert_close(one, other, msg=name, rtol=1e-9, atol=1e-12)
         assert one.any() != (
             name.startswith("blocks.") and int(name.split(".")[1]) % 2 == 0 and "bias" in name

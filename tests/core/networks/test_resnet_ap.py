@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mdc_core.compute.streams import stream
-from mdc_core.condensation.gradient_matching import Cuts, match
+from mdc_core.condensation.gradient_matching import RankGroups, match
 from mdc_core.config.settings import NetworkConfig
 from mdc_core.networks import Network, build_network
 from tests.core.literal import literal_match
@@ -92,11 +92,11 @@ def test_matching_equals_the_literal_update(side: int) -> None:
     net, draws = build(side), stream(0, "images")
     tiles = torch.randn(3, 1, 3, side, side, generator=draws, dtype=torch.float64)
     real_images = torch.randn(4, 3, side, side, generator=draws, dtype=torch.float64)
-    cuts = Cuts(((3, 1.0), (1, 1.0)))
-    found = match(net, tiles[None], real_images[None], torch.tensor([1]), cuts, "mse")
-    loss, slope = literal_match(net, tiles, real_images, 1, lambda x: x, dict(cuts.weights), 0, "mse")
+    rank_groups = RankGroups(((3, 1.0), (1, 1.0)))
+    found = match(net, tiles[None], real_images[None], torch.tensor([1]), rank_groups, "mse")
+    loss, grad = literal_match(net, tiles, real_images, 1, lambda x: x, dict(rank_groups.weights), 0, "mse")
     torch.testing.assert_close(found.loss[0], loss, rtol=1e-6, atol=0)
-    assert (found.image_gradient[0] - slope).norm() <= 1e-6 * slope.norm()
+    assert (found.image_gradient[0] - grad).norm() <= 1e-6 * grad.norm()
 
 
 @pytest.mark.parametrize("side", [64, 128, 129])

@@ -12,7 +12,7 @@ from mdc_core.compute.cuda_graph import WARM_UP, Recorder
 from mdc_core.compute.streams import stream
 from mdc_core.config.settings import EvaluateConfig, NetworkConfig
 from mdc_core.networks import Network, build_network
-from mdc_core.training.batched import Lane, fit, train_lanes
+from mdc_core.training.batched import Training, fit, train_batched
 from mdc_core.training.steps import Steps, Trainer, draw_epoch
 from tests.core.replay import Eager, Replaying
 from tests.core.toys import TOY_NETWORK, TOY_NORMALISATION
@@ -37,11 +37,11 @@ def training(
     return net.to(dtype), images, torch.arange(len(images)) % 2, stream(0, "draws", number)
 
 
-def lanes(recipe: EvaluateConfig, stops: tuple[int, ...], dtype: torch.dtype) -> list[Lane]:
+def trainings(recipe: EvaluateConfig, stops: tuple[int, ...], dtype: torch.dtype) -> list[Training]:
     made = []
     for number in range(len(COUNTS)):
         net, images, labels, generator = training(number, recipe.network, dtype)
-        made.append(Lane(net, images, labels, TOY_NORMALISATION, recipe, generator, stops))
+        made.append(Training(net, images, labels, TOY_NORMALISATION, recipe, generator, stops))
     return made
 
 
@@ -50,7 +50,7 @@ def weights(net: Network) -> Tensor:
 
 
 def literal_fit(recipe: EvaluateConfig, number: int, dtype: torch.dtype) -> dict[int, Tensor]:
-    """Weights after every epoch of a training that knows nothing of lanes."""
+    """Weights after every epoch of a training that runs by itself."""
     net, images, labels, generator = training(number, recipe.network, dtype)
     trainer = Trainer(net, images, labels, Recorder(CPU), bf16=recipe.precision == "bf16")
     found = {}
@@ -66,25 +66,25 @@ def alone(number: int) -> dict[int, Tensor]:
     return literal_fit(RECIPE, number, torch.float64)
 
 
-@pytest.mark.parametrize("at_once", [1, 2, 3, 10])
+@pytest.mark.parametrize("models", [1, 2, 3, 10])
 @pytest.mark.parametrize("kind", [Recorder, Eager, Replaying])
-def test_together_they_learn_what_each_learns_alone(at_once: int, kind: type[Recorder]) -> None:
+def test_together_they_learn_what_each_learns_alone(models: int, kind: type[Recorder]) -> None:
     """At every stop, for different images, weights, draws and numbers of steps, and past the milestones."""
-    together = lanes(RECIPE, STOPS, torch.float64)
+    together = trainings(RECIPE, STOPS, torch.float64)
     seen = []
-    for lane in train_lanes(together, at_once, kind(CPU), most_images=max(COUNTS)):
-        number = together.index(lane)
-        seen.append((number, lane.epoch))
-        torch.testing.assert_close(weights(lane.net), alone(number)[lane.epoch], rtol=1e-6, atol=1e-9)
-        assert lane.finished == (lane.epoch == RECIPE.epochs)
+    for training in train_batched(together, models, kind(CPU), most_images=max(COUNTS)):
+        number = together.index(training)
+        seen.append((number, training.epoch))
+        torch.testing.assert_close(weights(training.net), alone(number)[training.epoch], rtol=1e-6, atol=1e-9)
+        assert training.finished == (training.epoch == RECIPE.epochs)
     assert sorted(seen) == [(number, epoch) for number in range(len(COUNTS)) for epoch in STOPS]
 
 
-@pytest.mark.parametrize("at_once", [2, 5])
-def test_a_recording_stays_while_lanes_follow_each_other_or_end(at_once: int) -> None:
+@pytest.mark.parametrize("models", [2, 5])
+def test_a_recording_stays_while_trainings_follow_each_other_or_end(models: int) -> None:
     """Two at once: a pair, and the last one. Five: three of them until the last two are less than half."""
     recorder = Replaying(CPU)
-    list(train_lanes(lanes(RECIPE, STOPS, torch.float32), at_once, recorder, most_images=max(COUNTS)))
+    list(train_batched(trainings(RECIPE, STOPS, torch.float32), models, recorder, most_images=max(COUNTS)))
     assert recorder.refusal is None
     assert (recorder.warmed, recorder.recordings) == (2 * WARM_UP, 2)
 
@@ -102,19 +102,19 @@ def test_fewer_train_at_once_where_memory_runs_out(
         train(trainer, now)
 
     monkeypatch.setattr(Trainer, "_train", trained)
-    together = lanes(RECIPE, STOPS, torch.float64)
-    for lane in train_lanes(together, 5, kind(CPU), most_images=max(COUNTS)):
+    together = trainings(RECIPE, STOPS, torch.float64)
+    for training in train_batched(together, 5, kind(CPU), most_images=max(COUNTS)):
         torch.testing.assert_close(
-            weights(lane.net), alone(together.index(lane))[lane.epoch], rtol=1e-6, atol=1e-9
+            weights(training.net), alone(together.index(training))[training.epoch], rtol=1e-6, atol=1e-9
         )
-    assert all(lane.finished for lane in together)
+    assert all(training.finished for training in together)
     assert sizes[:2] == [5, 3]
     assert set(sizes[2:]) <= {1, 2}
 
 
-def test_a_lane_takes_its_steps_in_pieces_of_any_size() -> None:
+def test_a_training_takes_its_steps_in_pieces_of_any_size() -> None:
     recipe = RECIPE.model_copy(update={"batch_size": 1, "epochs": 10})
-    pieces, whole = lanes(recipe, (10,), torch.float32)[3], lanes(recipe, (10,), torch.float32)[3]
+    pieces, whole = trainings(recipe, (10,), torch.float32)[3], trainings(recipe, (10,), torch.float32)[3]
     taken = [pieces.take(count) for count in (1, 60, 11, 2, 36)]
     assert pieces.finished
     expected = whole.take(110)
@@ -136,9 +136,9 @@ def test_bfloat16_is_as_near_as_by_itself(network: NetworkConfig) -> None:
     """To float32, after an epoch; the weights themselves stay float32."""
     recipe = RECIPE.model_copy(update={"network": network, "epochs": 1})
     rounded = recipe.model_copy(update={"precision": "bf16"})
-    together = lanes(rounded, (1,), torch.float32)
-    for lane in train_lanes(together, 5, Recorder(CPU), most_images=max(COUNTS), bf16=True):
-        number, found = together.index(lane), weights(lane.net)
+    together = trainings(rounded, (1,), torch.float32)
+    for training in train_batched(together, 5, Recorder(CPU), most_images=max(COUNTS), bf16=True):
+        number, found = together.index(training), weights(training.net)
         exact, alone = (literal_fit(kind, number, torch.float32)[1] for kind in (recipe, rounded))
         assert found.dtype == torch.float32
         assert 0 < float((found - exact).norm()) < 2 * float((alone - exact).norm())

@@ -8,9 +8,9 @@ import itertools
 import pytest
 import torch
 
-from mdc_core.compute.batching import how_many
+from mdc_core.compute.batching import items_per_batch
 from mdc_core.compute.streams import stream
-from mdc_core.config.estimate import AT_ONCE_BYTES, lane_bytes
+from mdc_core.config.estimate import CPU_BATCH_BYTES, training_bytes
 from mdc_core.config.settings import EvaluateConfig
 from mdc_core.data import synthetic
 from mdc_core.data.real_set import DataSet, RealSet
@@ -147,7 +147,7 @@ def test_trainings_learn_the_same_in_any_company() -> None:
     by_one, together = (
         {
             (t.k, t.source, t.repeat): t.accuracy
-            for t in evaluate(prototypes(), data(), recipe, at_once=number)
+            for t in evaluate(prototypes(), data(), recipe, models_per_batch=number)
         }
         for number in (1, 100)
     )
@@ -156,12 +156,12 @@ def test_trainings_learn_the_same_in_any_company() -> None:
 
 def test_small_steps_are_taken_together_and_large_ones_alone() -> None:
     cpu, small, large = torch.device("cpu"), RECIPE, EvaluateConfig()
-    assert how_many(lane_bytes(large, data().facts(), 1000), cpu) == 1
-    one = lane_bytes(small, data().facts(), 6)
-    at_once = how_many(one, cpu)
-    assert at_once > 8
-    assert at_once * one <= AT_ONCE_BYTES
-    assert how_many(lane_bytes(small, data().facts(), 60), cpu) <= at_once
+    assert items_per_batch(training_bytes(large, data().facts(), 1000), cpu) == 1
+    one = training_bytes(small, data().facts(), 6)
+    models = items_per_batch(one, cpu)
+    assert models > 8
+    assert models * one <= CPU_BATCH_BYTES
+    assert items_per_batch(training_bytes(small, data().facts(), 60), cpu) <= models
 
 
 def test_precision_holds_for_the_evaluation_only(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,7 +45,7 @@ def test_training_equals_torchs(cutmix: float, fixed: bool) -> None:
     net, (images, labels) = toy_network(), toy_images()
     literal = literal_network(net)
     recorder = Recorder(torch.device("cpu"))
-    recorder.fixed = fixed
+    recorder.static_shapes = fixed
     trainer = Trainer(net, images, labels, recorder)
     blocks, rows = epochs(recipe), []
     net.register_forward_pre_hook(lambda _, given: rows.append(len(given[0])))
