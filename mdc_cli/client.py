@@ -9,6 +9,7 @@ import httpx
 from httpx_sse import ServerSentEvent, SSEError, connect_sse
 
 from mdc_core.delivery.local_key import is_here, key_file, local_key
+from mdc_core.delivery.problem_details import parse_problem
 from mdc_core.errors import MdcError
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -100,10 +101,7 @@ def _local_key(url: str) -> str:
 
 
 def _refusal(response: httpx.Response) -> str:
-    """What a problem+json document says, every wrong field on a line of its own."""
-    try:
-        problem = response.json()
-        fields = [f"{error['field']}: {error['message']}" for error in problem.get("errors") or ()]
-        return "\n  ".join(fields or [problem["detail"]])
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return f"the service answered {response.status_code} {response.reason_phrase}"
+    """What the response says, every invalid field on a line of its own."""
+    problem = parse_problem(response.headers.get("Content-Type", ""), response.content)
+    unexplained = f"the service answered {response.status_code} {response.reason_phrase}"
+    return "\n  ".join(problem.fields or [problem.detail or unexplained])

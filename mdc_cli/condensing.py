@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mdc_cli import files
-from mdc_cli.given import configured, portable
-from mdc_cli.outlook import HOUR, Outlook, as_options, ask, warning
+from mdc_cli.options import portable_source, validated
 from mdc_cli.output import print_json, progress_bar, say
 from mdc_cli.pools import FolderPools
+from mdc_cli.run_summary import HOUR, RunSummary, as_options, ask, warning
 from mdc_core.config.defaults import SCHEDULE, Choice, choose, sentences
 from mdc_core.config.estimate import estimate
 from mdc_core.config.minutes import Machine, Timed
@@ -79,9 +79,7 @@ def plan(
     from mdc_core.data.load import survey
 
     facts = survey(dataset, image_size=image_size, preset=preset)
-    choice = configured(
-        lambda: choose(facts, preset, overrides, is_own=dataset not in NAMED, minutes=minutes)
-    )
+    choice = validated(lambda: choose(facts, preset, overrides, is_own=dataset not in NAMED, minutes=minutes))
     choice.condense.check_data(facts)
     return Planned(dataset, facts, choice)
 
@@ -151,7 +149,9 @@ def machine(config: CondenseConfig, facts: DataFacts, device: str) -> Machine:
     return Machine(calibrate(config, facts, device), device_bytes(there), there.type == "cuda")
 
 
-def tell(planned: Planned, here: Machine, state: CondenseState | None, go_on: bool, as_json: bool) -> Outlook:
+def tell(
+    planned: Planned, here: Machine, state: CondenseState | None, go_on: bool, as_json: bool
+) -> RunSummary:
     """Tell what the run will take on the machine that is here, and ask where that is long and nobody named a time."""
     config, facts, timed = planned.config, planned.facts, planned.timed
     left = config.outer_loops - (state.outer if state else 0)
@@ -164,7 +164,7 @@ def tell(planned: Planned, here: Machine, state: CondenseState | None, go_on: bo
             seconds_pool=timed.seconds_pool,
             seconds_per_outer_loop=timed.seconds_matching / config.outer_loops,
         )
-    outlook = Outlook(
+    summary = RunSummary(
         facts=facts,
         preset=planned.preset,
         condense=config,
@@ -177,13 +177,13 @@ def tell(planned: Planned, here: Machine, state: CondenseState | None, go_on: bo
         chosen=sentences(planned.choice.lowered, None if timed is None else timed.chosen),
     )
     if as_json:
-        print_json(outlook.document())
+        print_json(summary.to_dict())
     else:
-        say(outlook.words())
-    if outlook.is_long and timed is None:
+        say(summary.text())
+    if summary.is_long and timed is None:
         less = Run(planned.preset, config, facts, None, here.speed).shorter(HOUR)
-        ask(warning(outlook, _options(less), less.seconds), go_on)
-    return outlook
+        ask(warning(summary, _options(less), less.seconds), go_on)
+    return summary
 
 
 def _options(less: Shorter) -> str:
@@ -270,7 +270,7 @@ def write(path: Path, state: CondenseState, data: DataSet, planned: Planned) -> 
     packed = rankmajor.pack(synthetic.quantised().cpu().numpy(), synthetic.info(data.train))
     files.write(path, packed)
     run = {
-        "data": portable(planned.dataset),
+        "data": portable_source(planned.dataset),
         "data_sha256": state.data,
         "image_size": planned.facts.image_size,
         "preset": planned.preset,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from mdc_core.atomic_file import write_atomically
 from mdc_core.errors import FormatError, MdcError
 
 RUN_FORMAT = "mdc-run/1"
@@ -45,9 +45,7 @@ def check_target(set_path: Path) -> Path:
 def write(path: Path, data: bytes | str) -> None:
     """Write a file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_bytes(data.encode() if isinstance(data, str) else data)
-    os.replace(temporary, path)
+    write_atomically(path, data.encode() if isinstance(data, str) else data)
 
 
 def read(path: Path) -> bytes:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from mdc_cli import files
 from mdc_cli.condensing import begin, check_free, iterate, plan, resumed, tell, write
-from mdc_cli.given import chosen_device, configured, parsed, portable
+from mdc_cli.options import parse_settings, portable_source, select_device, validated
 from mdc_cli.output import accuracy_table, print_json, progress_bar, say
 from mdc_cli.pools import FolderPools
 from mdc_cli.timing import clock, measured
@@ -116,7 +116,9 @@ def condense(
         "subset_loss": subset_loss,
         "seed": seed,
     }
-    overrides = merge({name: value for name, value in given.items() if value is not None}, parsed(settings))
+    overrides = merge(
+        {name: value for name, value in given.items() if value is not None}, parse_settings(settings)
+    )
     planned = plan(dataset, image_size, preset, overrides, minutes)
     path = None if dry_run else files.check_target(out or planned.default_path())
     state = None
@@ -126,13 +128,13 @@ def condense(
         planned, state = resumed(path, planned, [name for name in SCHEDULE if name in overrides])
     elif path is not None and not force:
         check_free(path)
-    chosen = chosen_device(device)
+    chosen = select_device(device)
     # Named sets can be missing, which is to be said before anything is measured; headers of others have been read. A
     # schedule that is to be decided is tried out on the data.
     is_first = planned.is_named or planned.choice.minutes is not None
     data = planned.load(data_root, download) if is_first and not dry_run else None
     planned, here = measured(planned, chosen, data, begun)
-    outlook = tell(planned, here, state, yes or dry_run, as_json and dry_run)
+    run = tell(planned, here, state, yes or dry_run, as_json and dry_run)
     if path is None:
         return
     data = data or planned.load(data_root, download)
@@ -143,7 +145,7 @@ def condense(
     state = iterate(planned.config, data, chosen, path, state, FolderPools(data_root.parent / "pools"))
     summary = write(path, state, data, planned)
     if as_json:
-        print_json({**summary, **outlook.document()})
+        print_json({**summary, **run.to_dict()})
     else:
         say(f"Wrote {path} ({summary['bytes']} bytes). Next: mdc evaluate {path}")
 
@@ -184,11 +186,11 @@ def evaluate(
     overrides = {name: value for name, value in given.items() if value is not None}
     if "condense" in run:  # the network that was matched is the one to judge by
         overrides["network"] = run["condense"]["network"]
-    preset, overrides = run.get("preset", preset_for(facts)), merge(overrides, parsed(settings))
-    recipe = configured(lambda: evaluate_config(preset, overrides, ipc=info.ipc, factor=info.factor))
+    preset, overrides = run.get("preset", preset_for(facts)), merge(overrides, parse_settings(settings))
+    recipe = validated(lambda: evaluate_config(preset, overrides, ipc=info.ipc, factor=info.factor))
     recipe.sizes_of(info.ipc)
     check_network(recipe.network, info.image_size)
-    chosen = chosen_device(device)
+    chosen = select_device(device)
     say(f"Reading {source}")
     loaded = load(source, data_root, image_size=facts.image_size, download=download)
     synthetic = _delivered(path, info, tiles, loaded)
@@ -261,7 +263,7 @@ def import_released(
         )
     synthetic = SyntheticSet(tiles, loaded.train.image_size)
     files.write(out, rankmajor.pack(synthetic.quantised().numpy(), synthetic.info(loaded.train)))
-    files.write_run(out, {"data": portable(data), "data_sha256": loaded.train.fingerprint()})
+    files.write_run(out, {"data": portable_source(data), "data_sha256": loaded.train.fingerprint()})
     say(f"Wrote {out}. Next: mdc evaluate {out}")
 
 

@@ -1,40 +1,17 @@
-"""`mdc`: every command, and what an error looks like."""
+"""The command `mdc`."""
 
 from __future__ import annotations
 
-import os
-import sys
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
-from mdc_cli import holdings, local, remote, service
-from mdc_cli.output import fail
+from mdc_cli import local, remote, resources, service
 from mdc_core import __version__
-from mdc_core.errors import MdcError
-
-
-class _Commands(TyperGroup):
-    """Shows our own errors as one line instead of a traceback."""
-
-    def invoke(self, ctx: Any) -> Any:
-        """Run the command; an error that has a reason ends with status 1, Ctrl-C with 130."""
-        try:
-            return super().invoke(ctx)
-        except MdcError as error:
-            fail(str(error))
-        except BrokenPipeError:  # whoever read our output has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(1)
-        except OSError as error:
-            fail(str(error))
-        except KeyboardInterrupt:
-            sys.exit(130)
-
+from mdc_core.command_group import CommandGroup
 
 app = typer.Typer(
-    cls=_Commands,
+    cls=CommandGroup,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -60,7 +37,7 @@ def main(
     """
 
 
-for module in (local, service, remote, holdings):
+for module in (local, service, remote, resources):
     module.register(app)
 
 

@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -36,12 +36,6 @@ tables = Console(highlight=False, markup=False, width=None if sys.stdout.isatty(
 def say(text: str, style: str | None = None) -> None:
     """A line for people. It is never broken, so that a command in it can be copied whole."""
     people.print(text, style=style, soft_wrap=True)
-
-
-def fail(message: str, status: int = 1) -> NoReturn:
-    """Print one error and end with that status."""
-    say(f"Error: {message}", "red")
-    sys.exit(status)
 
 
 def print_json(document: Any) -> None:

@@ -1,15 +1,16 @@
-"""Trained networks in a folder, for the next run on the same data."""
+"""Trained networks in a folder, reused by later runs on the same data."""
 
 from __future__ import annotations
 
-import os
 import secrets
 from contextlib import suppress
 from pathlib import Path
 
+from mdc_core.atomic_file import write_atomically
+
 
 class FolderPools:
-    """A `PoolStore` in a folder. One that cannot be read or written costs only time, so that is no error."""
+    """A `PoolStore` in a folder. Failures to read or write are ignored: they only cost time."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -23,11 +24,7 @@ class FolderPools:
 
     def put(self, key: str, data: bytes) -> None:
         """See `PoolStore.put`; other processes may write the same network at the same time."""
-        temporary = self._folder / f"{key}.{secrets.token_hex(8)}.part"
+        part = self._folder / f"{key}.{secrets.token_hex(8)}.part"
         with suppress(OSError):
             self._folder.mkdir(parents=True, exist_ok=True)
-            try:
-                temporary.write_bytes(data)
-                os.replace(temporary, self._folder / key)
-            finally:
-                temporary.unlink(missing_ok=True)
+            write_atomically(self._folder / key, data, part)

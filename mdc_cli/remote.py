@@ -11,10 +11,10 @@ import typer
 from rich.progress import Progress, TaskID
 
 from mdc_cli.client import DEFAULT_URL, Service, UnreachableError
-from mdc_cli.given import parsed
 from mdc_cli.local import ImageSize, Json, Method, Minutes, Yes
-from mdc_cli.outlook import Outlook, as_options, ask, warning
+from mdc_cli.options import parse_settings
 from mdc_cli.output import accuracy_table, percent, print_json, progress_bar, say, table
+from mdc_cli.run_summary import RunSummary, as_options, ask, warning
 from mdc_core.config.presets import NAMED
 from mdc_core.config.settings import CondenseConfig, DataFacts
 from mdc_core.delivery.verdict import longest
@@ -74,11 +74,11 @@ def submit(
             f"there is no data set {dataset!r}: use {', '.join(NAMED)}, the id of one that you uploaded "
             "(`mdc datasets` lists them), or a zip or npz; there is no such file"
         )
-    settings = parsed(condense) | {
+    settings = parse_settings(condense) | {
         name: value for name, value in (("ipc", ipc), ("method", method)) if value is not None
     }
     given: dict[str, Any] = {"name": name, "preset": preset, "image_size": image_size, "minutes": minutes}
-    body = {"dataset": dataset, "condense": settings, "evaluate": parsed(evaluate)}
+    body = {"dataset": dataset, "condense": settings, "evaluate": parse_settings(evaluate)}
     body |= {field: value for field, value in given.items() if value is not None}
     _tell_and_ask(service.call("POST", "/v1/jobs", json={**body, "dry_run": True}), dry_run, yes, as_json)
     if dry_run:
@@ -148,7 +148,7 @@ def _tell_and_ask(plan: dict[str, Any], dry_run: bool, yes: bool, as_json: bool)
     """Say what the service has read and expects, and ask where that is long; a dry run only tells."""
     estimate, less = plan["estimate"], plan["shorter"]
     config = CondenseConfig.model_validate(plan["condense"])
-    outlook = Outlook(
+    summary = RunSummary(
         facts=DataFacts.model_validate(plan["facts"]),
         preset=plan["preset"],
         condense=config,
@@ -163,12 +163,12 @@ def _tell_and_ask(plan: dict[str, Any], dry_run: bool, yes: bool, as_json: bool)
     if dry_run and as_json:
         print_json(plan)
     else:
-        say(outlook.words())
-    if outlook.is_long and less is not None:
+        say(summary.text())
+    if summary.is_long and less is not None:
         given = [("--image-size", less["image_size"]), ("--preset", less["preset"])]
         options = [f"{option} {value}" for option, value in given if value is not None]
         options += [*as_options(less["condense"]), *as_options(less["evaluate"], "--evaluate")]
-        ask(warning(outlook, " ".join(options), less["seconds"]), yes or dry_run)
+        ask(warning(summary, " ".join(options), less["seconds"]), yes or dry_run)
 
 
 def _upload(service: Service, path: Path) -> str:

@@ -99,10 +99,10 @@ def _start(command: list[str], log: Path) -> subprocess.Popen[bytes]:
 
     In a session of its own: Ctrl-C in the terminal reaches `mdc up` alone, which stops its children in order.
     """
-    tied = [sys.executable, "-m", "mdc_cli.tied", *command]
+    whole = [sys.executable, "-m", "mdc_cli.run_with_parent", *command]
     with log.open("ab") as output:
         return subprocess.Popen(
-            tied, stdin=subprocess.PIPE, stdout=output, stderr=output, start_new_session=True
+            whole, stdin=subprocess.PIPE, stdout=output, stderr=output, start_new_session=True
         )
 
 

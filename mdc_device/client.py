@@ -15,14 +15,15 @@ from urllib.parse import quote
 
 import httpx
 
+from mdc_core.atomic_file import publish
 from mdc_core.delivery import rankmajor
 from mdc_core.delivery.manifest import Manifest
 from mdc_core.errors import FormatError
 from mdc_device import files, known_servers, state, trust, wire
 from mdc_device.assembly import assemble
+from mdc_device.backoff import Backoff
 from mdc_device.errors import RefusedError, UnreachableError
 from mdc_device.files import Scanner
-from mdc_device.patience import Patience
 from mdc_device.state import Published, State
 
 CLOCK_SLACK = timedelta(hours=1)
@@ -93,7 +94,7 @@ def fetch_manifest(
     reference = set_name if version is None else f"{name}@{version}"
     pinned, how, seen = _known(url, name, remembered)
     path = f"v1/sets/{quote(reference, safe='@')}/manifest"
-    patience = Patience(link.access.retries)
+    backoff = Backoff(link.access.retries)
     while True:
         try:
             with wire.answer(link.http, path, headers={"Accept": trust.ACCEPT}) as response:
@@ -101,7 +102,7 @@ def fetch_manifest(
             opened = trust.opened(link.http, body, media_type, link.access, pinned, how)
             break
         except (UnreachableError, RefusedError) as error:
-            patience.again(error)
+            backoff.wait_or_raise(error)
     manifest = files.decode_manifest(opened.text, f"the manifest of {set_name!r}")
     check_current(manifest, "something between this device and the server keeps old copies; try again later")
     published = Published(url, set_name, manifest, *opened)
@@ -185,7 +186,7 @@ def change(
     source = Source(link, published, k, report)
     made = assemble(part, k, published.manifest, source.fill, seed)
     state.remember(target, published, k)
-    files.publish(part, target)
+    publish(part, target)
     return result(published, k, target, received=source.received, resumed=made.kept, repaired=made.repaired)
 
 
@@ -205,7 +206,7 @@ class Source:
 
         A connection that breaks is opened again where it broke, after a wait.
         """
-        patience = Patience(self.link.access.retries)
+        backoff = Backoff(self.link.access.retries)
         while start < end:
             before = start
             try:
@@ -218,7 +219,7 @@ class Source:
             start = self._at
             if start < end:
                 try:
-                    patience.again(failure, progressed=start > before)
+                    backoff.wait_or_raise(failure, progressed=start > before)
                 except UnreachableError as error:
                     size = rankmajor.subset_size(self.published.manifest.info, self.k)
                     raise UnreachableError(

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from mdc_core.atomic_file import write_atomically
 from mdc_core.delivery import rankmajor
 from mdc_core.delivery.manifest import Manifest, parse_manifest
 from mdc_core.errors import FormatError
@@ -236,26 +237,7 @@ def decode_manifest(text: bytes, source: str) -> Manifest:
     return parse_manifest(document)
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Put `data` at `path`: after a crash it holds either all of it or what it held before."""
-    part = part_of(path)
-    with named(part, f"{len(data)} bytes"), part.open("wb") as file:
-        file.write(data)
-        sync(file)
-    publish(part, path)
-
-
-def sync(file: BinaryIO) -> None:
-    """Return when what was written to `file` is on the storage."""
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def publish(part: Path, path: Path) -> None:
-    """Rename a synced file into place and return when the rename is on the storage."""
-    os.replace(part, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+def write(path: Path, data: bytes) -> None:
+    """Put `data` at `path` atomically; an `OSError` names the file and its size."""
+    with named(part_of(path), f"{len(data)} bytes"):
+        write_atomically(path, data, part_of(path))

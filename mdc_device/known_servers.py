@@ -98,7 +98,7 @@ def learn(published: Published) -> None:
             if now != before:
                 about = {"known_version": KNOWN_VERSION, "url": published.url, "keyset": now.keyset}
                 text = json.dumps({**about, "trust": now.trust, "sets": now.sets}, indent=1)
-                files.write_atomically(where, text.encode())
+                files.write(where, text.encode())
     except OSError as error:
         raise OSError(
             error.errno,

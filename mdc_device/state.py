@@ -162,12 +162,12 @@ def check_newer(seen: Mapping[int, str], published: Published, version: int | No
 def _put_manifest(path: Path, text: bytes) -> None:
     where = files.manifest_of(path)
     if not where.exists() or where.read_bytes() != text:
-        files.write_atomically(where, text)
+        files.write(where, text)
 
 
 def _save(path: Path, state: State) -> None:
     document = {"state_version": STATE_VERSION, **asdict(state)}
-    files.write_atomically(files.state_of(path), json.dumps(document, indent=1).encode())
+    files.write(files.state_of(path), json.dumps(document, indent=1).encode())
 
 
 def _state(document: dict[str, Any]) -> State:

@@ -105,7 +105,7 @@ def train(
     seconds = time.monotonic() - begun
     about = {"set": manifest.name, "version": str(manifest.version), "k": str(task.k)}
     weights = {name: value.cpu().contiguous() for name, value in net.state_dict().items()}
-    files.write_atomically(to, save(weights, {**about, "network": recipe.network.label()}))
+    files.write(to, save(weights, {**about, "network": recipe.network.label()}))
     return Trained(
         path=str(to),
         network=recipe.network.label(),

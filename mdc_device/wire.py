@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from typing import Any, BinaryIO
 
 import httpx
 
+from mdc_core.delivery import problem_details
 from mdc_core.errors import ConfigError, FormatError
 from mdc_device.errors import RefusedError, UnreachableError
 from mdc_device.files import Scanner
@@ -199,20 +199,18 @@ def _check_content_range(response: httpx.Response, expected: str) -> None:
 
 def _refuse(response: httpx.Response) -> None:
     """Raise what the server's problem+json (RFC 9457) says, or its status line when it says nothing."""
-    status, code, detail = response.status_code, None, None
-    if response.headers.get("Content-Type", "").startswith("application/problem+json"):
-        problem = _problem(response)
-        code, detail = problem.get("code"), problem.get("detail") or problem.get("title")
-    text = f"{detail or response.reason_phrase or 'no reason given'} (HTTP {status})"
-    if response.history and detail is None:  # an object store: the next URL for it may work
+    status, media_type = response.status_code, response.headers.get("Content-Type", "")
+    body = small_body(response) if media_type.startswith(problem_details.MEDIA_TYPE) else b""
+    problem = problem_details.parse_problem(media_type, body)
+    text = f"{problem.detail or response.reason_phrase or 'no reason given'} (HTTP {status})"
+    if response.history and problem.detail is None:  # an object store: the next URL for it may work
         raise UnreachableError(
             f"{response.url.host}, where the server sent this device to, refused: {text}",
             _retry_after(response),
         )
     if status >= 500:
         raise UnreachableError(f"the server failed: {text}; try again later", _retry_after(response))
-    code = code if isinstance(code, str) else None
-    raise RefusedError(f"the server refused: {text}", status, code, _retry_after(response))
+    raise RefusedError(f"the server refused: {text}", status, problem.code, _retry_after(response))
 
 
 def _retry_after(response: httpx.Response) -> float | None:
@@ -231,11 +229,3 @@ def small_body(response: httpx.Response) -> bytes:
                 f"{response.url} sends more than {SMALL_BYTES} bytes where a small answer is expected"
             )
     return bytes(body)
-
-
-def _problem(response: httpx.Response) -> dict[str, object]:
-    try:
-        document = json.loads(small_body(response))
-    except (ValueError, RecursionError):
-        return {}
-    return document if isinstance(document, dict) else {}

@@ -6,16 +6,15 @@ import json
 from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from obstore.exceptions import BaseError
 from pydantic import SecretStr, ValidationError
 from sqlalchemy.exc import DBAPIError
-from typer.core import TyperGroup
 
+from mdc_core.command_group import CommandGroup
 from mdc_core.delivery.signing import dump_private_keys, new_key
-from mdc_core.errors import ConfigError
 from server.access.authenticate import create_key
 from server.access.callers import SCOPES
 from server.schemas import LONGEST_KEY, KeyOut
@@ -30,28 +29,21 @@ from server.store.tables import utcnow
 from server.store.verification import verify_objects
 
 
-class _Commands(TyperGroup):
-    """Shows what an operator can act on as one line instead of a traceback."""
+class _Commands(CommandGroup):
+    """Also explains errors of the settings, the database and the object store."""
 
-    def invoke(self, ctx: Any) -> Any:
-        """Run the command; an error that has a reason ends with status 1."""
-        try:
-            return super().invoke(ctx)
-        except BrokenPipeError:  # whoever read our output has seen enough: typer ends quietly
-            raise
-        except (ConfigError, OSError) as error:
-            reason = str(error)
-        except ValidationError as error:
-            reason = wrong_settings(error)
-        except DBAPIError as error:
-            reason = (
+    def reason(self, error: Exception) -> str | None:
+        """See `CommandGroup.reason`."""
+        if isinstance(error, ValidationError):
+            return wrong_settings(error)
+        if isinstance(error, DBAPIError):
+            return (
                 f"the database: {str(error.orig).strip()}\nIs it the one that MDC_DATABASE_URL or MDC_DATA_DIR names, "
                 "and up to date? `python -m server.cli migrate` makes what is missing."
             )
-        except BaseError as error:
-            reason = f"the object store, which MDC_OBJECTS_URL names: {error}"
-        typer.secho(f"Error: {reason}", fg="red", err=True)
-        raise typer.Exit(1)
+        if isinstance(error, BaseError):
+            return f"the object store, which MDC_OBJECTS_URL names: {error}"
+        return super().reason(error)
 
 
 app = typer.Typer(

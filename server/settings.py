@@ -15,6 +15,7 @@ from limits import parse as parse_rate
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from mdc_core.config.settings import faults
 from mdc_core.delivery.signing import PrivateKey, dump_private_keys, load_private_keys, new_key
 from mdc_core.errors import ConfigError, FormatError
 
@@ -239,12 +240,7 @@ def _kept_secret(path: Path) -> bytes:
 
 def wrong_settings(error: ValidationError) -> str:
     """Which variables `Settings()` refused, and why."""
-    told = []
-    for item in error.errors():
-        reason = item["msg"].removeprefix("Value error, ")
-        # What concerns several settings at once is of none, and names them.
-        told.append(f"MDC_{'_'.join(map(str, item['loc'])).upper()}: {reason}" if item["loc"] else reason)
-    return "; ".join(told)
+    return faults(error, lambda path: f"MDC_{path.replace('.', '_').upper()}")
 
 
 def write_private(path: Path, text: str, *, replace: bool) -> None:

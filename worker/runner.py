@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -36,6 +35,7 @@ from server.store.objects import ObjectStore, open_objects
 from server.store.tables import Job
 from worker.data import load_job_data
 from worker.exits import DONE, IO_ERROR, STOPPED, UNAVAILABLE
+from worker.parent import when_parent_ends
 from worker.pools import ObjectPools
 from worker.publish import publish
 from worker.stopping import Stopping, StopRequestedError
@@ -93,7 +93,7 @@ def main(argv: list[str]) -> int:
     """Run the attempt; returns the exit status (see `worker.exits`)."""
     stopping = Stopping()
     stopping.listen()
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    when_parent_ends(_kill)  # the supervisor is gone, and another attempt will go on
     job_id, attempt = argv[0], int(argv[1])
     configure_logging()
     structlog.contextvars.bind_contextvars(job_id=job_id, attempt=attempt)
@@ -252,12 +252,10 @@ def _mean(values: Iterable[float]) -> float:
     return sum(values) / len(values)
 
 
-def _end_with_parent() -> None:
-    """Wait for end-of-file on standard input: the supervisor is gone, and another attempt will go on."""
-    while os.read(sys.stdin.fileno(), 1):
-        pass
+def _kill() -> None:
+    """End this process and all that it has started."""
     if os.getpgid(0) == os.getpid():
-        os.killpg(os.getpid(), signal.SIGKILL)  # with all that this process has started
+        os.killpg(os.getpid(), signal.SIGKILL)
     os.kill(os.getpid(), signal.SIGKILL)
 
 

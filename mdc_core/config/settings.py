@@ -6,7 +6,7 @@ H image side, s = ceil(H / f) tile side.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, Self
 
@@ -112,8 +112,23 @@ class NetworkConfig(Frozen):
         )
 
 
-def nearest_setting(name: str) -> str | None:
-    """The setting that a mistyped name was probably meant to be."""
+def faults(error: ValidationError, name_of: Callable[[str], str] = str) -> str:
+    """All that pydantic found, on one line: `field: message; …`. `name_of` makes a field's name of its dotted path."""
+    return "; ".join(
+        f"{name_of(path)}: {fault(item)}" if (path := ".".join(map(str, item["loc"]))) else fault(item)
+        for item in error.errors()
+    )
+
+
+def fault(item: Mapping[str, Any], value: str = "") -> str:
+    """One of pydantic's `errors()` as a message, followed by `value`; suggests a name for an unknown setting."""
+    text = str(item["msg"]).removeprefix("Value error, ")
+    nearest = _nearest_setting(str(item["loc"][-1])) if item["type"] == "extra_forbidden" else None
+    return f"{text}{value}" + (f": did you mean {nearest}?" if nearest else "")
+
+
+def _nearest_setting(name: str) -> str | None:
+    """The setting that a mistyped name probably stands for."""
     known = {*CondenseConfig.model_fields, *EvaluateConfig.model_fields, *NetworkConfig.model_fields}
     return next(iter(get_close_matches(name[:100], sorted(known), 1)), None)
 

@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mdc_core.config.settings import nearest_setting
+from mdc_core.config.settings import fault
 from server.store.errors import STORE_ERRORS
 
 MEDIA_TYPE = "application/problem+json"
@@ -124,18 +124,15 @@ def _location(parts: Iterable[int | str]) -> list[str]:
 
 
 def _message(item: Any) -> str:
-    text = str(item["msg"]).removeprefix("Value error, ")
     if item["type"] == "json_invalid":
         return f"the body is not JSON: {item['ctx']['error']} at character {item['loc'][-1]}"
     if isinstance(item["input"], bytes):
         return "the body is not JSON: send it with Content-Type: application/json"
     # A whole object is no help beside the sentence that is about its fields.
     if item["type"] in ("missing", "value_error") or isinstance(item["input"], dict):
-        return text
+        return fault(item)
     shown = repr(item["input"])
-    nearest = nearest_setting(str(item["loc"][-1])) if item["type"] == "extra_forbidden" else None
-    hint = f": did you mean {nearest}?" if nearest else ""
-    return f"{text} (it is {shown if len(shown) <= _SHOWN else shown[:_SHOWN] + '…'}){hint}"
+    return fault(item, f" (it is {shown if len(shown) <= _SHOWN else shown[:_SHOWN] + '…'})")
 
 
 def install(app: FastAPI) -> None:

@@ -17,8 +17,8 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 import mdc_cli.local
-import mdc_cli.outlook
 import mdc_cli.output
+import mdc_cli.run_summary
 import mdc_core.condensation.condense
 import mdc_core.data.load
 import mdc_core.training.calibrate
@@ -107,7 +107,7 @@ def test_own_pictures_from_the_side_to_the_evaluation(tmp_path: Path) -> None:
     told = run("condense", folder, "--dry-run", *TOY)
     assert told.stderr.partition("\n")[2].startswith(
         "pictures: 2 classes, 36 training images and 4 test images (held out, as there is no test split), "
-        "64 pixels (of 80), colour, files or folders ignored: 1. "
+        "64 pixels (resized from 80), colour, files or folders ignored: 1. "
         "Method mdc, preset photos, convnet-d4-w4, ipc 2: about "
     ), told.stderr
     side = ["--image-size", "12", "--set", "network.depth=2"]
@@ -211,7 +211,7 @@ def test_more_than_a_day_needs_a_yes(tmp_path: Path, monkeypatch: pytest.MonkeyP
     slow(monkeypatch)
     refused = condense(tmp_path / "s.safetensors", *LONG)
     assert refused.exit_code == 1
-    assert "To start it as it is, add --yes" in refused.stderr
+    assert "To start it anyway, add --yes" in refused.stderr
     assert not (tmp_path / "s.safetensors").exists()
     found = re.search(r"takes about 60 min with: (--.*)\n", refused.stderr)
     assert found, refused.stderr
@@ -219,17 +219,17 @@ def test_more_than_a_day_needs_a_yes(tmp_path: Path, monkeypatch: pytest.MonkeyP
     again = condense(tmp_path / "s.safetensors", "--dry-run", "--json", *LONG, *found[1].split())
     assert json.loads(again.stdout)["seconds"] == pytest.approx(3580, abs=1)
     told = condense(tmp_path / "s.safetensors", "--dry-run", *LONG)
-    assert (told.exit_code, "What shortens it" in told.stderr) == (0, True)
+    assert (told.exit_code, "To shorten it" in told.stderr) == (0, True)
     assert condense(tmp_path / "s.safetensors", "--yes", *LONG).exit_code == 0
 
 
 @pytest.mark.parametrize("answer", ["y", "n"])
 def test_on_a_terminal_it_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str) -> None:
     slow(monkeypatch)
-    monkeypatch.setattr(mdc_cli.outlook, "on_terminal", lambda: True)
+    monkeypatch.setattr(mdc_cli.run_summary, "on_terminal", lambda: True)
     command = ["condense", "digits", "--out", str(tmp_path / "s.safetensors"), *TOY, *LONG]
     asked = CliRunner().invoke(app, command, input=f"{answer}\n")
-    assert "Start it as it is?" in asked.output
+    assert "Start it anyway?" in asked.output
     assert asked.exit_code == (0 if answer == "y" else 1), asked.output
     assert (tmp_path / "s.safetensors").exists() == (answer == "y")
 
@@ -346,7 +346,7 @@ def test_networks_of_a_pool_are_kept_beside_the_data_root(
         out = tmp_path / f"{name}.safetensors"
         result = run("condense", "digits", "--out", out, "--data-root", root / "datasets", *pool, *schedule)
         assert result.exit_code == 0, result.output
-        assert re.search(r"each\), .+ of networks for a pool, \d\.\d GB", result.stderr)
+        assert re.search(r"each\), .+ for the network pool, \d\.\d GB", result.stderr)
         return out.read_bytes()
 
     first = made("first", tmp_path)
@@ -578,7 +578,7 @@ def test_own_pictures_get_ten_minutes_and_are_asked_nothing(
     assert "about 9.3 min" in told.stderr
     assert ". The default ipc" not in told.stderr
     more = run("condense", folder, "--dry-run", "--minutes", "3000")
-    assert "What shortens it" not in more.stderr
+    assert "To shorten it" not in more.stderr
     assert "more time would bring nothing" in more.stderr
     refused = run("condense", folder, "--minutes", "5", "--outer-loops", "3")
     assert "minutes chooses outer_loops by itself" in refused.output

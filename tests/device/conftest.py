@@ -21,7 +21,7 @@ from mdc_core.delivery import rankmajor
 from mdc_core.delivery.cost import Cost
 from mdc_core.delivery.manifest import build_manifest
 from mdc_core.delivery.signing import PrivateKey, jwks, sign
-from mdc_device import patience
+from mdc_device import backoff
 
 KEY = "mdc_1_secret"
 SIGNER = PrivateKey(bytes(range(32)))
@@ -208,7 +208,7 @@ def _hurried(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state-home"))
     monkeypatch.setenv("MDC_KEY", KEY)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1,.example")
-    monkeypatch.setattr(patience, "FIRST_S", 0.001)
+    monkeypatch.setattr(backoff, "FIRST_S", 0.001)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from mdc_core.delivery import rankmajor
-from mdc_device import api, files, patience
+from mdc_device import api, backoff, files
 from mdc_device.cli import main
 from mdc_device.decode import open_subset
 from mdc_device.errors import UnreachableError
@@ -181,13 +181,13 @@ def test_lasting_trouble_is_an_error_in_the_end(
 def test_waits_grow_with_jitter_and_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
     monkeypatch.setattr(time, "sleep", waits.append)
-    monkeypatch.setattr(patience, "FIRST_S", 0.5)
+    monkeypatch.setattr(backoff, "FIRST_S", 0.5)
     for _ in range(200):
-        series = patience.Patience(retries=9)
+        series = backoff.Backoff(retries=9)
         for _ in range(9):
-            series.again(UnreachableError("gone"))
+            series.wait_or_raise(UnreachableError("gone"))
         with pytest.raises(UnreachableError):
-            series.again(UnreachableError("gone"))
+            series.wait_or_raise(UnreachableError("gone"))
     for n in range(9):
         least, most = min(waits[n::9]), max(waits[n::9])
         bound = min(30.0, 0.5 * 2**n)
@@ -198,13 +198,13 @@ def test_waits_grow_with_jitter_and_are_bounded(monkeypatch: pytest.MonkeyPatch)
 def test_progress_and_the_servers_wish_count(monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
     monkeypatch.setattr(time, "sleep", waits.append)
-    series = patience.Patience(retries=1)
+    series = backoff.Backoff(retries=1)
     for _ in range(20):
-        series.again(UnreachableError("gone"), progressed=True)
+        series.wait_or_raise(UnreachableError("gone"), progressed=True)
     waits.clear()
-    series = patience.Patience(retries=1)
-    series.again(UnreachableError("busy", retry_after=7))
+    series = backoff.Backoff(retries=1)
+    series.wait_or_raise(UnreachableError("busy", retry_after=7))
     assert waits == [7]
     with pytest.raises(UnreachableError):
-        patience.Patience(retries=9).again(UnreachableError("busy", retry_after=3600))
+        backoff.Backoff(retries=9).wait_or_raise(UnreachableError("busy", retry_after=3600))
     assert waits == [7]
