@@ -19,9 +19,9 @@ from mdc_core.config.settings import (
     DataFacts,
     EvaluateConfig,
     NetworkConfig,
-    resnet_stem,
 )
-from mdc_core.delivery.cost import FLOAT_BYTES, Cost, convnet_cost
+from mdc_core.delivery.cost import FLOAT_BYTES, Cost, cost_of
+from mdc_core.geometry import Geometry, convnet, resnet_ap
 from mdc_core.memory import DATA_SHARE
 
 BASE_BYTES = 720_000_000
@@ -226,12 +226,17 @@ def evaluation_work(recipe: EvaluateConfig, config: CondenseConfig, facts: DataF
     return found * recipe.repeats
 
 
-def network_cost(network: NetworkConfig, facts: DataFacts) -> Cost:
-    """Cost of training the network on one image, by arithmetic; `networks.cost` counts the same."""
+def network_geometry(network: NetworkConfig, facts: DataFacts) -> Geometry:
+    """The shapes of the network for such images and classes."""
     shape = facts.channels, facts.image_size, len(facts.classes)
     if network.name == "convnet":
-        return convnet_cost(network.depth, network.width, *shape)
-    return _resnet_ap_cost(network.width, *shape)
+        return convnet(network.depth, network.width, *shape)
+    return resnet_ap(network.width, *shape)
+
+
+def network_cost(network: NetworkConfig, facts: DataFacts) -> Cost:
+    """Cost of training the network on one image, by arithmetic; `networks.cost` counts the same."""
+    return cost_of(network_geometry(network, facts))
 
 
 def what_to_lower(config: CondenseConfig, facts: DataFacts, recipe: EvaluateConfig | None, limit: int) -> str:
@@ -412,43 +417,5 @@ def _test_images(facts: DataFacts) -> float:
 
 def _forward(network: NetworkConfig, facts: DataFacts) -> tuple[float, int, int]:
     """Operations of a forward pass per image: of all layers, of the first convolution, and of the head."""
-    first, head = _ends(network, facts)
-    return (network_cost(network, facts).flops_per_image + first) / 3, first, head
-
-
-def _ends(network: NetworkConfig, facts: DataFacts) -> tuple[int, int]:
-    """Operations of the first convolution and of the head, forward, per image."""
-    side, classes, width = facts.image_size, len(facts.classes), network.width
-    if network.name == "convnet":
-        side = 32 if (side, facts.channels) == (28, 1) else side
-        return (
-            2 * 9 * facts.channels * width * side**2,
-            2 * width * (side >> network.depth) ** 2 * classes,
-        )
-    return 2 * resnet_stem(side)[0] ** 2 * facts.channels * width * side**2, 2 * 8 * width * classes
-
-
-def _resnet_ap_cost(width: int, channels: int, image_size: int, classes: int) -> Cost:
-    """ResNet10-AP: a stem and four blocks of two 3×3 convolutions beside a 1×1 shortcut; see `networks.resnet_ap`."""
-    kernel, pool = resnet_stem(image_size)
-    first = 2 * kernel**2 * channels * width * image_size**2
-    parameters, forward = kernel**2 * channels * width + 2 * width, first
-    side = image_size // pool
-    # What the norms and the convolutions take in, and the ReLUs give out; without a pool the latter are the same.
-    kept = 2 * width * image_size**2 + (width * side**2 if pool > 1 else 0)
-    before = width
-    for after, pool in ((width, 1), (2 * width, 2), (4 * width, 2), (8 * width, 2)):
-        small = side // pool
-        parameters += 9 * before * after + 9 * after**2 + 4 * after
-        forward += 2 * 9 * before * after * side**2 + 2 * 9 * after**2 * small**2
-        kept += 2 * after * side**2 + 2 * after * small**2
-        if pool > 1:
-            parameters += before * after + 2 * after
-            forward += 2 * before * after * small**2
-            kept += (before + 2 * after) * small**2
-        before, side = after, small
-    parameters += 8 * width * classes + classes
-    forward += 2 * 8 * width * classes
-    return Cost(
-        parameters=parameters, activation_bytes=FLOAT_BYTES * kept, flops_per_image=3 * forward - first
-    )
+    geometry = network_geometry(network, facts)
+    return float(geometry.flops), geometry.first_flops, geometry.head_flops

@@ -389,13 +389,6 @@ def check_augment(ops: tuple[AugmentOp, ...]) -> None:
             )
 
 
-def resnet_stem(image_size: int) -> tuple[int, int]:
-    """Side of the kernel and of the pool in ResNet10-AP's stem: small images keep their pixels (IDC's code)."""
-    if image_size <= 64:
-        return 3, 1
-    return (3, 2) if image_size <= 128 else (7, 4)
-
-
 def check_network(network: NetworkConfig, image_size: int) -> None:
     """Raise `ConfigError` when the image is too small for the network's halvings."""
     if network.name == "resnet_ap" and image_size < RESNET_LEAST_SIDE:

@@ -1,4 +1,4 @@
-"""What it costs to train a network on a set, and the analytic cost of a ConvNet. Knows no torch."""
+"""What it costs to train a network, counted from its shapes. Imports no torch."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 
 from mdc_core.errors import ConfigError, FormatError, shown
+from mdc_core.geometry import Geometry, convnet
 
 FLOAT_BYTES = 4
 LARGEST = 1e24
@@ -59,38 +60,27 @@ class Cost:
 _FIELDS = ", ".join(field.name for field in fields(Cost))
 
 
+def cost_of(network: Geometry, *, optimiser_states: int = 1) -> Cost:
+    """Cost of training a network, counted from its shapes.
+
+    Operations are the multiply-adds of convolutions and of the head, 2 each. The backward pass costs the forward pass
+    twice; only the first convolution has no gradient for its input, the image.
+    """
+    return Cost(
+        parameters=network.parameters,
+        activation_bytes=FLOAT_BYTES * network.activations,
+        flops_per_image=3 * network.flops - network.first_flops,
+        optimiser_states=optimiser_states,
+    )
+
+
 def convnet_cost(
     depth: int, width: int, channels: int, image_size: int, classes: int, *, optimiser_states: int = 1
 ) -> Cost:
-    """Cost of ConvNet-D(depth): [conv 3×3 → instance norm → ReLU → 2×2 average pool] × depth, linear head.
+    """Cost of ConvNet-D(depth) (`geometry.convnet`) on images of `image_size`² pixels.
 
-    Counted are the multiply-adds (as 2 operations) of convolutions and of the head. The backward pass costs
-    the forward pass twice, except that nothing is differentiated with respect to the image. Kept for it are
-    the output of every convolution, of every ReLU and of every pool; the image itself is data. Images have
-    `image_size`² pixels; a one-channel image of 28 pixels is padded to 32, as in the network.
+    Raises:
+        ConfigError: the image cannot be halved `depth` times.
     """
-    side = 32 if (image_size, channels) == (28, 1) else image_size
-    if side >> depth < 1:
-        raise ConfigError(
-            f"depth is {depth}, but images of {image_size} pixels can be halved {side.bit_length() - 1} times"
-        )
-    parameters, kept, forward, first = 0, 0, 0, 0
-    inputs = channels
-    for block in range(depth):
-        weights = 9 * inputs * width
-        parameters += weights + width + 2 * width  # convolution and its bias, scale and shift of the norm
-        forward += 2 * weights * side**2
-        first = forward if block == 0 else first
-        kept += 2 * width * side**2
-        side //= 2
-        kept += width * side**2
-        inputs = width
-    features = width * side**2
-    parameters += features * classes + classes
-    forward += 2 * features * classes
-    return Cost(
-        parameters=parameters,
-        activation_bytes=FLOAT_BYTES * kept,
-        flops_per_image=3 * forward - first,
-        optimiser_states=optimiser_states,
-    )
+    network = convnet(depth, width, channels, image_size, classes)
+    return cost_of(network, optimiser_states=optimiser_states)

@@ -23,6 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_weight
 
+from mdc_core.geometry import Convolution
+
 _LARGE_PART = 2e8
 """Operations of a part that is a convolution of its own on a GPU. Not measured yet."""
 
@@ -40,6 +42,13 @@ class Conv2d(nn.Conv2d):
     def __init__(self, *args: Any, normed: bool = False, **settings: Any) -> None:
         super().__init__(*args, **settings)
         self.normed = normed
+
+    @classmethod
+    def of(cls, shape: Convolution) -> Conv2d:
+        """The layer of such a shape."""
+        return cls(
+            shape.inputs, shape.outputs, shape.kernel, padding=shape.padding, bias=shape.bias, normed=True
+        )
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, in, H, W) to (B, out, H', W')."""

@@ -1,36 +1,34 @@
-"""ResNet10-AP: a four-block residual network with average pooling for strides (IDC, arXiv 2205.14959, section 5)."""
+"""ResNet10-AP: a residual network with average pools in place of strides (IDC, arXiv 2205.14959, section 5)."""
 
 from __future__ import annotations
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mdc_core.config.settings import resnet_stem
+from mdc_core import geometry
 from mdc_core.networks.base import Network
 from mdc_core.networks.convolution import Conv2d
 from mdc_core.networks.layers import AveragePool, InstanceNorm, Linear, NormReluPool
 
 
 class ResNetAP(Network):
-    """A stem, then four stages of one basic block; instance norm; all convolutions have stride 1, then a pool."""
+    """A stem, four residual blocks, the mean over the area, and one linear layer; all norms are instance norms."""
 
     def __init__(self, channels: int, image_size: int, classes: int, width: int) -> None:
         super().__init__()
-        kernel, pool = resnet_stem(image_size)
-        self.stem = nn.Sequential(
-            Conv2d(channels, width, kernel, padding=kernel // 2, bias=False),
-            NormReluPool(width, pool),
-        )
-        self.stages = nn.Sequential(
-            _Block(width, width, pool=1),
-            _Block(width, 2 * width, pool=2),
-            _Block(2 * width, 4 * width, pool=2),
-            _Block(4 * width, 8 * width, pool=2),
-        )
-        self.linear = Linear(8 * width, classes)
+        shape = geometry.resnet_ap(width, channels, image_size, classes)
+        layers: list[nn.Module] = [
+            nn.Sequential(Conv2d.of(block), NormReluPool(block.outputs, block.pool))
+            if isinstance(block, geometry.Convolution)
+            else _Block(block)
+            for block in shape.blocks
+        ]
+        self.stem, *stages = layers
+        self.stages = nn.Sequential(*stages)
+        self.linear = Linear(shape.features, classes)
 
     def block_outputs(self, images: Tensor) -> list[Tensor]:
-        """(B, width, h, w) of the stem, h being H / its pool (`resnet_stem`), then of every stage: 8·width at h / 8."""
+        """(B, width, h, w) of the stem, with h = H / its pool, then of every stage: the last is 8·width at h / 8."""
         outputs = [self.stem(images)]
         for stage in self.stages:
             outputs.append(stage(outputs[-1]))
@@ -43,23 +41,25 @@ class ResNetAP(Network):
 
 
 class _Block(nn.Module):
-    """Two 3x3 convolutions beside a shortcut; the body shrinks after its first ReLU."""
+    """Two 3×3 convolutions beside a shortcut; the body pools after its first ReLU."""
 
-    def __init__(self, before: int, after: int, pool: int) -> None:
+    def __init__(self, shape: geometry.Residual) -> None:
         super().__init__()
+        first, second = shape.body
         self.body = nn.Sequential(
-            Conv2d(before, after, 3, padding=1, bias=False),
-            NormReluPool(after, pool),
-            Conv2d(after, after, 3, padding=1, bias=False),
-            InstanceNorm(after),
+            Conv2d.of(first),
+            NormReluPool(first.outputs, first.pool),
+            Conv2d.of(second),
+            InstanceNorm(second.outputs),
         )
         self.shortcut: nn.Module = nn.Identity()
-        if pool > 1 or before != after:
-            # The published shortcut pools what its convolution gives out: the same, with fewer pixels to convolve.
+        if shape.shortcut is not None:
+            # The published shortcut pools the output of its 1×1 convolution. Both are linear, so their order does not
+            # matter; pooling first leaves fewer pixels to convolve.
             self.shortcut = nn.Sequential(
-                AveragePool(pool) if pool > 1 else nn.Identity(),
-                Conv2d(before, after, 1, bias=False),
-                InstanceNorm(after),
+                AveragePool(shape.pool),
+                Conv2d.of(shape.shortcut),
+                InstanceNorm(shape.shortcut.outputs),
             )
 
     def forward(self, x: Tensor) -> Tensor:

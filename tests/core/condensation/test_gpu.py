@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mdc_core.compute.cuda_graph import Recorder, _tell
+from mdc_core.compute.cuda_graph import Recorder, _warn_once
 from mdc_core.compute.streams import stream
 from mdc_core.condensation.condense import condense, result, start_state
 from mdc_core.condensation.iteration import TileUpdate
@@ -76,7 +76,7 @@ def test_a_recorded_run_equals_one_on_the_cpu(
     real: RealSet, changes: dict[str, object], caplog: pytest.LogCaptureFixture
 ) -> None:
     """Far enough that everything is replayed; rounding grows from loop to loop."""
-    _tell.cache_clear()
+    _warn_once.cache_clear()
     config = toy_config(**changes, outer_loops=2, inner_iterations=8)
     here, there = list(condense(config, real)), list(condense(config, real, "cuda"))
     assert not caplog.messages  # all was recorded
@@ -87,7 +87,7 @@ def test_a_recorded_run_equals_one_on_the_cpu(
 
 def test_an_evaluation_is_near_one_on_the_cpu(real: RealSet, caplog: pytest.LogCaptureFixture) -> None:
     """Trainings as one batch of models, some of which end before others, and all of them recorded."""
-    _tell.cache_clear()
+    _warn_once.cache_clear()
     *_, last = condense(toy_config(outer_loops=2), real)
     delivered = result(last.state, real).delivered()
     recipe = EvaluateConfig(epochs=20, repeats=2, network=TOY_NETWORK, batch_size=8)
