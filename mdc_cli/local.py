@@ -334,4 +334,5 @@ def _print_rows(rows: list[Row], recipe: EvaluateConfig, ipc: int) -> None:
         "1 network per size" if recipe.repeats == 1 else f"{recipe.repeats} networks per size, mean ± std"
     )
     title = f"{recipe.network.label()}, {recipe.epochs} epochs, {networks}"
-    accuracy_table(title, judged(accuracy_rows(rows, recipe), ipc), with_best=True)
+    best = [row.best for row in rows if row.source == "condensed"]
+    accuracy_table(title, judged(accuracy_rows(rows, recipe), ipc), best)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -134,27 +134,27 @@ def accuracy(mean: float | None, std: float | None) -> str:
     return f"{100 * mean:.2f} %" if std is None else f"{100 * mean:.2f} ± {100 * std:.2f} %"
 
 
-def accuracy_table(title: str, rows: list[dict[str, Any]], *, with_best: bool = False) -> None:
-    """A set's accuracy at every size from a manifest's rows with their verdicts, and what to do about bad ones.
+def accuracy_table(title: str, rows: list[dict[str, Any]], best: Sequence[float] | None = None) -> None:
+    """A set's accuracy at every size, from a manifest's rows with their verdicts, and advice on bad sizes.
 
-    `with_best` adds the best of the four tests of each training.
+    `best` adds a column: for each row, the mean over its trainings of the best of their four tests.
     """
     with_shrunk = any(row.get("shrunk_mean") is not None for row in rows)
     sources = {"mdc": "condensed", "random": "random real"} | (
         {"shrunk": "shrunk real"} if with_shrunk else {}
     )
-    best = ["condensed,\nbest of\n4 tests"] if with_best else []
+    best_column = [] if best is None else ["condensed,\nbest of\n4 tests"]
     lengths = ["epochs"] if len({row["epochs"] for row in rows}) > 1 else []
     cells = [
         [
             *(str(row[name]) for name in ("k", *lengths)),
             *(percent(row, source) for source in sources),
             _MARKS[row.get("verdict")],
-            *(f"{100 * row['mdc_best']:.2f} %" for _ in best),
+            *([] if best is None else [f"{100 * best[index]:.2f} %"]),
         ]
-        for row in rows
+        for index, row in enumerate(rows)
     ]
-    table(title, ["k", *lengths, *sources.values(), "worth it", *best], cells)
+    table(title, ["k", *lengths, *sources.values(), "worth it", *best_column], cells)
     if (told := advice(rows)) is not None:
         tables.print(told, soft_wrap=True)
 

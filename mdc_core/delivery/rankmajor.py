@@ -16,7 +16,7 @@ from functools import cached_property
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from mdc_core.errors import ConfigError, DataError, DigestError, FormatError, shown
+from mdc_core.errors import ConfigError, DataError, FormatError, shown
 
 FORMAT: Final = "rankmajor/1"
 HEADER_STEP: Final = 4096
@@ -231,30 +231,6 @@ def digests(obj: Buffer, info: SetInfo) -> Digests:
         headers=tuple(sha256(head) for head in headers),
         subsets=tuple(subsets),
     )
-
-
-def verify(subset_bytes: Buffer, k: int, info: SetInfo, expected: Digests) -> None:
-    """Raise `DigestError`, with the ranks to fetch again, unless these are the bytes of subset k."""
-    size = subset_size(info, k)
-    if len(subset_bytes) != size:
-        raise DigestError(
-            f"subset {k} has {size} bytes, but these are {len(subset_bytes)}: fetch it again",
-            missing_ranks(len(subset_bytes), k, info),
-        )
-    view = memoryview(subset_bytes)
-    bad = tuple(
-        r for r in range(1, k + 1) if sha256(view[slice(*rank_range(info, r))]) != expected.ranks[r - 1]
-    )
-    if bad:
-        raise DigestError(
-            f"the sha256 of rank {', '.join(map(str, bad))} of subset {k} is not the promised one: "
-            "fetch these ranks again",
-            bad,
-        )
-    if sha256(view[: header_size(info)]) != expected.headers[k - 1]:
-        raise DigestError(
-            f"the sha256 of the header of subset {k} is not the promised one: write header({k}) again"
-        )
 
 
 def missing_ranks(length: int, k: int, info: SetInfo) -> tuple[int, ...]:

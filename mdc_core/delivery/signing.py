@@ -76,14 +76,9 @@ class PrivateKey:
         """The 64 bytes that Ed25519 (RFC 8032) gives for `data`."""
         return Ed25519PrivateKey.from_private_bytes(self.seed).sign(data)
 
-    def to_jwk(self) -> str:
-        """The key as the text of a private JWK, which `from_jwk` reads. Keep it secret."""
-        return json.dumps({**self.public.to_jwk(), "d": _encode(self.seed)})
-
-    @classmethod
-    def from_jwk(cls, text: str) -> PrivateKey:
-        """The key of a private JWK; `FormatError`, which repeats nothing of it, when it is none."""
-        return cls._from_members(_object(text, "private JWK"))
+    def to_jwk(self) -> dict[str, str]:
+        """The key as a private JWK. Keep it secret."""
+        return {**self.public.to_jwk(), "d": _encode(self.seed)}
 
     @classmethod
     def _from_members(cls, members: object) -> PrivateKey:
@@ -105,14 +100,20 @@ def new_key() -> PrivateKey:
 
 def dump_private_keys(keys: Iterable[PrivateKey]) -> str:
     """Text of a private JWKS on one line, which `load_private_keys` reads. Keep it secret."""
-    return json.dumps({"keys": [json.loads(key.to_jwk()) for key in keys]}, separators=(",", ":"))
+    return json.dumps({"keys": [key.to_jwk() for key in keys]}, separators=(",", ":"))
 
 
 def load_private_keys(text: str) -> tuple[PrivateKey, ...]:
     """The keys of a private JWKS in its order, at least one; `FormatError`, which repeats nothing of them."""
-    members = _object(text, "private JWKS").get("keys")
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError):
+        raise FormatError("the private JWKS is not JSON: restore the key file") from None
+    members = document.get("keys") if isinstance(document, dict) else None
     if not isinstance(members, list) or not members:
-        raise FormatError('this is no private JWKS: it takes {"keys": [...]} with at least one key')
+        raise FormatError(
+            'the private JWKS is not {"keys": [...]} with at least one key: restore the key file'
+        )
     keys = tuple(PrivateKey._from_members(entry) for entry in members)
     if len({key.kid for key in keys}) != len(keys):
         raise FormatError("a key is twice in the private JWKS: take one of them out")
@@ -193,16 +194,6 @@ def _is_ed25519(members: Mapping[str, Any]) -> bool:
         and members.get("use", "sig") == "sig"
         and members.get("alg", ALGORITHM) in (ALGORITHM, "Ed25519")
     )
-
-
-def _object(text: str, what: str) -> dict[str, Any]:
-    try:
-        members = json.loads(text)
-    except (ValueError, RecursionError):
-        raise FormatError(f"this is no {what}: it is not JSON") from None
-    if not isinstance(members, dict):
-        raise FormatError(f"this is no {what}: it is not a JSON object")
-    return members
 
 
 def _check_length(key: bytes) -> None:

@@ -271,8 +271,8 @@ def test_a_table_wider_than_the_terminal_is_lines_of_which_none_is_cut(
         f"  set: {row[3]}",
     ]
     rows = [{"k": 1, "epochs": 9, "mdc_mean": 0.6, "mdc_std": 0.01, "random_mean": 0.5, "random_std": 0.02}]
-    rows[0] |= {"shrunk_mean": 0.5, "shrunk_std": 0.02, "mdc_best": 0.6, "repeats": 2}
-    mdc_cli.output.accuracy_table("", rows, with_best=True)
+    rows[0] |= {"shrunk_mean": 0.5, "shrunk_std": 0.02, "repeats": 2}
+    mdc_cli.output.accuracy_table("", rows, best=[0.6])
     assert "│" in capsys.readouterr().out
 
 

@@ -45,7 +45,7 @@ def header(**changes: Any) -> dict[str, Any]:
 
 
 def test_the_example_of_rfc_8037() -> None:
-    key = signing.PrivateKey.from_jwk(json.dumps(RFC_KEY))
+    key = signing.load_private_keys(json.dumps({"keys": [RFC_KEY]}))[0]
     assert key.kid == RFC_THUMBPRINT
     assert encode(key.signature(RFC_INPUT.encode())) == RFC_SIGNATURE
     assert key.public.to_jwk()["x"] == RFC_KEY["x"]
@@ -134,14 +134,14 @@ def test_private_keys_are_read_back_in_their_order() -> None:
     text = signing.dump_private_keys(keys)
     assert "\n" not in text
     assert signing.load_private_keys(text) == keys
-    assert signing.PrivateKey.from_jwk(keys[0].to_jwk()) == keys[0]
+    assert signing.load_private_keys(json.dumps({"keys": [keys[0].to_jwk()]})) == keys[:1]
 
 
 def test_nothing_secret_is_shown_or_published() -> None:
-    secret = json.loads(KEY.to_jwk())["d"]
+    secret = KEY.to_jwk()["d"]
     assert secret not in json.dumps(KEYSET)
     assert "seed" not in repr(KEY)
-    for broken in (KEY.to_jwk()[:-1], json.dumps({"keys": [{**RFC_KEY, "d": secret}]})):
+    for broken in (json.dumps(KEY.to_jwk())[:-1], json.dumps({"keys": [{**RFC_KEY, "d": secret}]})):
         with pytest.raises(FormatError) as caught:
             signing.load_private_keys(broken)
         assert secret not in str(caught.value)
