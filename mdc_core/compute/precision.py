@@ -1,4 +1,4 @@
-"""How exactly products are computed on a GPU: never less exactly than was asked for."""
+"""The precision of products on a GPU: never lower than requested."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from mdc_core.config.settings import Precision
 
 @contextmanager
 def products(precision: Precision) -> Iterator[None]:
-    """Convolutions and matrix products in full float32, or with factors rounded to TF32.
+    """Compute convolutions and matrix products in full float32, or with factors rounded to TF32.
 
-    Torch rounds convolutions by default; its setting is put back at the end.
+    By default torch rounds convolutions only. Its settings are restored at the end.
     """
-    places = torch.backends.cudnn.conv, torch.backends.cuda.matmul  # type: ignore[attr-defined]
-    before = [place.fp32_precision for place in places]
-    for place in places:
-        place.fp32_precision = "ieee" if precision == "float32" else "tf32"
+    backends = torch.backends.cudnn.conv, torch.backends.cuda.matmul  # type: ignore[attr-defined]
+    before = [backend.fp32_precision for backend in backends]
+    for backend in backends:
+        backend.fp32_precision = "ieee" if precision == "float32" else "tf32"
     try:
         yield
     finally:
-        for place, value in zip(places, before, strict=True):
-            place.fp32_precision = value
+        for backend, value in zip(backends, before, strict=True):
+            backend.fp32_precision = value

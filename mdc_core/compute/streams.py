@@ -1,4 +1,4 @@
-"""Randomness: every stream is a generator seeded from what it is for, so nothing reads or moves a global seed."""
+"""Randomness: every purpose has its own generator. Nothing reads or changes a global seed."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import torch
 
 
 def stream(seed: int, purpose: str, outer: int = 0, inner: int = 0) -> torch.Generator:
-    """A CPU generator for one purpose at one place of the loops.
+    """A CPU generator for one purpose in one iteration.
 
-    The same four values give the same numbers on every machine and for every device, so a checkpoint needs no
-    generator state and a resumed run is the same run.
+    The same four values give the same numbers on every machine and for every device. So a checkpoint needs no
+    generator state, and a resumed run draws what the uninterrupted run draws.
     """
     key = f"{seed}/{purpose}/{outer}/{inner}".encode()
     digest = hashlib.blake2b(key, digest_size=8).digest()

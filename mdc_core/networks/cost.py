@@ -1,4 +1,4 @@
-"""The cost of training any network, counted by running it on one image."""
+"""The cost of training any network, measured by running it on one image."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from mdc_core.networks.base import Network
 
 
 def measure_cost(net: Network, channels: int, image_size: int, optimiser_states: int = 1) -> Cost:
-    """Count a training step on one image (1, channels, image_size, image_size), on the CPU or wherever `net` is.
+    """Count a training step on one image (1, channels, image_size, image_size), on the device of `net`.
 
-    Operations are those of convolutions and matrix products, 2 per multiply-add: forward, once more for the
-    weights' gradient, and once more for the input's, which the first layer does not need. Bytes are those of the
-    distinct tensors that autograd saves, the parameters aside.
+    Operations are those of convolutions and matrix products, 2 per multiply-add. The weights' gradient and the input's
+    gradient each take as many as the forward pass; the first layer needs no input gradient. Bytes are those of the
+    distinct tensors that autograd saves, without the parameters.
     """
     device = next(net.parameters()).device
     forward: list[int] = []
@@ -23,7 +23,7 @@ def measure_cost(net: Network, channels: int, image_size: int, optimiser_states:
         for module in net.modules()
         if isinstance(module, nn.Conv2d | nn.Linear)
     ]
-    saved: dict[int, Tensor] = {}  # keeps the tensors alive, else their addresses would be used again
+    saved: dict[int, Tensor] = {}  # by address; holding the tensors keeps their addresses from being reused
 
     def remember(tensor: Tensor) -> Tensor:
         saved[tensor.data_ptr()] = tensor
@@ -43,7 +43,7 @@ def measure_cost(net: Network, channels: int, image_size: int, optimiser_states:
 
 
 def _flops(layer: nn.Module, output: Tensor) -> int:
-    """Operations of one layer's forward pass: every output value is a dot product with a row of the weight."""
+    """Operations of one layer's forward pass: every output value is a dot product with one row of the weight."""
     weight = layer.weight
     assert isinstance(weight, Tensor)
     return 2 * output.numel() * weight[0].numel()

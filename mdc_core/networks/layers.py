@@ -1,8 +1,8 @@
-"""Layers of the matched networks whose first and second derivatives are cheaper than those of torch's own.
+"""Layers with cheaper first and second derivatives than torch's own.
 
-On a CPU more than half of a training step is not convolution. Two layers stood out (docs/performance.md): average
-pooling, which becomes a matrix product, and the second derivative of instance norm, which torch composes of dozens
-of elementwise steps, and which here is written out. A GPU has one kernel each way for all of it (`networks.kernels`).
+On a CPU more than half of a training step is not convolution (docs/performance.md). Two layers stood out. Average
+pooling becomes a matrix product here. The second derivative of instance norm, for which torch runs dozens of
+elementwise steps, is written out. On a GPU one fused kernel per direction does both (`networks.kernels`).
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 _LARGEST_PLANE = 128**2
-"""Pixels of a channel that one program of a kernel holds."""
+"""Pixels of a channel that one kernel program can hold."""
 _WIDEST_PRODUCT = 64
-"""Rows of more pixels are pooled by torch: the product's cost per pixel grows with the row."""
+"""Pixels of a row up to which a matrix product pools it: its cost per pixel grows with the row. Torch pools others."""
 
 
 class AveragePool(nn.Module):
-    """Mean of every square of `factor`² pixels; what does not fill a square is left out."""
+    """Mean of every square of `factor`² pixels; pixels that do not fill a square are dropped."""
 
     def __init__(self, factor: int) -> None:
         super().__init__()
@@ -39,11 +39,11 @@ class AveragePool(nn.Module):
 
 
 class InstanceNorm(nn.GroupNorm):
-    """Every channel of every image brought to mean 0 and variance 1, then scaled and shifted by channel.
+    """Normalises every channel of every image to mean 0 and variance 1, then scales and shifts it by channel.
 
-    May be differentiated twice, the second time with respect to the input, not to scale and shift. Scales and shifts
-    (S, ch) belong to a batch of S equal parts, and may be differentiated once. Activations in bfloat16 are normalised,
-    and differentiated, in float32: sums over an image, and what is divided by them, need more than eight bits.
+    Differentiable twice, the second time with respect to the input only. Scales and shifts (S, ch) belong to a batch of
+    S equal parts, and are differentiable once. bfloat16 activations are normalised and differentiated in float32: sums
+    over an image need more than eight bits.
     """
 
     def __init__(self, channels: int) -> None:
@@ -52,19 +52,19 @@ class InstanceNorm(nn.GroupNorm):
     def forward(self, x: Tensor) -> Tensor:
         """(B, ch, H, W) to the same shape."""
         if self.weight.ndim == 1:
-            # The kernels, which are called directly, take memory as it lies.
+            # The native kernels are called directly, and assume contiguous memory.
             out: Tensor = _InstanceNorm.apply(x.contiguous(), self.weight, self.bias, self.eps)
             return out
         each = len(x) // len(self.weight)
         weight, bias = (p.repeat_interleave(each, dim=0)[:, :, None, None] for p in (self.weight, self.bias))
-        normal = F.group_norm(_exact(x), self.num_groups, eps=self.eps)
+        normal = F.group_norm(_at_least_float32(x), self.num_groups, eps=self.eps)
         return torch.addcmul(bias, normal, weight).to(x.dtype)
 
 
 class NormReluPool(InstanceNorm):
-    """Instance norm, ReLU, and the mean over squares of `pool`² pixels; one kernel each way on a GPU.
+    """Instance norm, ReLU, and the mean over squares of `pool`² pixels; one kernel per direction on a GPU.
 
-    Differentiated like `InstanceNorm`.
+    Differentiable like `InstanceNorm`.
     """
 
     def __init__(self, channels: int, pool: int = 1) -> None:
@@ -81,7 +81,7 @@ class NormReluPool(InstanceNorm):
         return y if self.pool.factor == 1 else self.pool(y)
 
     def _fits_a_program(self, x: Tensor) -> bool:
-        """Whether the kernels can hold a plane of x, in whole squares, and are as exact as it is."""
+        """Whether the kernels can hold a plane of x in whole squares, without losing precision."""
         p, (height, width) = self.pool.factor, x.shape[2:]
         if x.dtype == torch.float64:
             return False
@@ -89,7 +89,7 @@ class NormReluPool(InstanceNorm):
 
 
 class Linear(nn.Linear):
-    """Torch's layer, that takes weights (S, out, in) and biases (S, out) for a batch of S equal parts as well."""
+    """Torch's layer; also takes weights (S, out, in) and biases (S, out) for a batch of S equal parts."""
 
     def forward(self, input: Tensor) -> Tensor:
         """(S·B, in) to (S·B, out)."""
@@ -105,21 +105,23 @@ def _is_on_gpu(x: Tensor) -> bool:
 
 @cache
 def _kernels(device: torch.device) -> ModuleType | None:
-    """`networks.kernels`, after a trial; None, and the reason is logged, where Triton or its compiler is missing."""
+    """`networks.kernels` after a trial run; None where Triton or its compiler is missing, with the reason logged."""
     try:
-        from mdc_core.networks import kernels  # Triton comes with torch for GPUs alone
+        from mdc_core.networks import kernels  # imported here: only torch for GPUs brings Triton
 
         x = torch.zeros(1, 1, 2, 2, device=device)
         kernels.norm_relu_pool(x, x[0, 0, 0, :1], x[0, 0, 0, :1], 2, 1.0)
-    except Exception as error:  # whatever a compiler says
-        logging.getLogger(__name__).warning("Triton's kernels are left out, which costs time only: %s", error)
+    except Exception as error:  # a compiler may raise anything
+        logging.getLogger(__name__).warning(
+            "Triton's kernels do not run here; results are the same, but slower: %s", error
+        )
         return None
     return kernels
 
 
 @cache
 def _pooling(factor: int, width: int, dtype: torch.dtype) -> Tensor:
-    """The matrix (p · W, W/p) that averages p rows of W pixels, side by side."""
+    """The matrix (p · W, W/p) that averages p rows of W pixels, laid side by side."""
     with torch.inference_mode(False):
         column = torch.arange(width)
         matrix = torch.zeros(factor, width, width // factor, dtype=dtype)
@@ -127,20 +129,20 @@ def _pooling(factor: int, width: int, dtype: torch.dtype) -> Tensor:
         return matrix.flatten(0, 1)
 
 
-def _exact(x: Tensor) -> Tensor:
-    """In float32 where it was bfloat16."""
+def _at_least_float32(x: Tensor) -> Tensor:
+    """bfloat16 as float32; other types unchanged."""
     return x.float() if x.dtype == torch.bfloat16 else x
 
 
 class _Pool(torch.autograd.Function):
-    """Rows of W pixels to W/p: p neighbours are added up, then multiplied by a matrix."""
+    """Rows of W pixels to W/p: p neighbouring rows are summed, then multiplied by a matrix."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, factor: int) -> Tensor:
         ctx.factor = factor
         batch, channels, height, width = x.shape
         matrix = _pooling(factor, width, x.dtype)
-        # In bfloat16 products are cheaper than sums: the neighbours lie side by side in memory.
+        # In bfloat16 a product is cheaper than a sum: it takes all p rows, which are contiguous, at once.
         if x.dtype == torch.bfloat16:
             pooled = x.reshape(-1, factor * width) @ matrix
         else:
@@ -154,7 +156,7 @@ class _Pool(torch.autograd.Function):
 
 
 class _Spread(torch.autograd.Function):
-    """The adjoint of `_Pool`: rows of W/p pixels to p rows of W, side by side in memory."""
+    """The adjoint of `_Pool`: every row of W/p pixels becomes p contiguous rows of W."""
 
     @staticmethod
     def forward(ctx: Any, g: Tensor, factor: int) -> Tensor:
@@ -175,7 +177,7 @@ class _InstanceNorm(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
         batch, channels, height, width = x.shape
         y, mean, rstd = torch.native_group_norm(
-            _exact(x), weight, bias, batch, channels, height * width, channels, eps
+            _at_least_float32(x), weight, bias, batch, channels, height * width, channels, eps
         )
         ctx.save_for_backward(x, weight, mean, rstd)
         return y.to(x.dtype)
@@ -183,8 +185,8 @@ class _InstanceNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, rstd = ctx.saved_tensors
-        found = _InstanceNormBackward.apply(grads[0], x, weight, mean, rstd, ctx.needs_input_grad[1])
-        return (*found, None)
+        derivatives = _InstanceNormBackward.apply(grads[0], x, weight, mean, rstd, ctx.needs_input_grad[1])
+        return (*derivatives, None)
 
 
 class _InstanceNormBackward(torch.autograd.Function):
@@ -198,11 +200,17 @@ class _InstanceNormBackward(torch.autograd.Function):
         ctx.save_for_backward(g, x, weight, mean, rstd)
         ctx.set_materialize_grads(False)
         shape = batch, channels, height * width, channels
-        found: tuple[Tensor | None, ...] = torch.ops.aten.native_group_norm_backward(
-            _exact(g.contiguous()), _exact(x), mean, rstd, weight, *shape, [True, affine, affine]
+        derivatives: tuple[Tensor | None, ...] = torch.ops.aten.native_group_norm_backward(
+            _at_least_float32(g.contiguous()),
+            _at_least_float32(x),
+            mean,
+            rstd,
+            weight,
+            *shape,
+            [True, affine, affine],
         )
-        of_x, *of_affine = found
-        return (None if of_x is None else of_x.to(x.dtype), *of_affine)
+        grad_x, *grad_affine = derivatives
+        return (None if grad_x is None else grad_x.to(x.dtype), *grad_affine)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -220,13 +228,13 @@ class _InstanceNormBackward(torch.autograd.Function):
         batch, channels, height, width = x.shape
         shape = (batch, channels, 1)
         s, scale = rstd.view(shape), weight.view(1, channels, 1)
-        v, g, x = (t.reshape(batch, channels, -1) for t in (v, g, x))
+        v, g, x = (t.reshape(batch, channels, -1) for t in (v, g, x))  # (B, ch, H·W)
         h, products = (x - mean.view(shape)).mul_(s), torch.empty_like(v)
 
         def mean_of(a: Tensor, b: Tensor) -> Tensor:
             return torch.mul(a, b, out=products).mean(2, keepdim=True)
 
-        # In as few tensors as will do: each is as large as the activations, and no cache holds many of them.
+        # Few temporaries, reused in place: each is as large as the activations, and no cache holds many of those.
         v0, g0 = v.mean(2, keepdim=True), g.mean(2, keepdim=True)
         k, m = mean_of(v, h), mean_of(g, h) * scale
         both = (mean_of(v, g) - v0 * g0) * scale

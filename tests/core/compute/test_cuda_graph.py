@@ -122,7 +122,7 @@ def test_why_nothing_is_recorded_is_told_once(caplog: pytest.LogCaptureFixture) 
         assert refused._record(fails) is None
         assert refused.refusal  # without a GPU that there is none, else what `fails` says
     (told,) = caplog.messages
-    assert told == f"recording a CUDA graph failed, which costs time only: {refused.refusal}"
+    assert told == f"recording a CUDA graph failed; results are the same, but slower: {refused.refusal}"
 
 
 class FakeCuda:

@@ -93,7 +93,7 @@ def test_a_bias_that_a_norm_takes_off_may_be_left_out(models: int, monkeypatch: 
     names, parameters = zip(*net.named_parameters(), strict=True)
     found = []
     for left_out in (False, True):
-        monkeypatch.setattr(convolution, "_shifts_are_costly", lambda _, it=left_out: it)
+        monkeypatch.setattr(convolution, "_skips_bias", lambda _, it=left_out: it)
         logits = net(images)
         found.append((logits, torch.autograd.grad(logits.square().sum(), parameters)))
     (logits, grads), (fewer, fewer_grads) = found
