@@ -153,7 +153,7 @@ class TileUpdate:
                 ("match", chunk.classes, chunk.real_batch, chunk.rank_groups) for chunk in plan
             }
             shapes.add(("move", measured))
-            self._recorded[plan, measured] = self._recorder.recorded(self._one, shapes, plan, measured)
+            self._recorded[plan, measured] = self._recorder.recorded(self._iterate, shapes, plan, measured)
         return self._recorded[plan, measured]
 
     def _moved(self) -> bool:
@@ -166,7 +166,7 @@ class TileUpdate:
             return False
         return True
 
-    def _one(self, plan: Sequence[Chunk], measured: bool) -> None:
+    def _iterate(self, plan: Sequence[Chunk], measured: bool) -> None:
         assert self._static_inputs is not None
         real, config = self._real, self._config
         found = match_classes(

@@ -12,16 +12,16 @@ from mdc_core.networks import Network
 
 @torch.no_grad()
 def class_accuracy(net: Network, real: RealSet, batch: int = TEST_BATCH) -> Tensor:
-    """Share of each class that is recognised: (C,) float64 in [0, 1], NaN for a class without images."""
-    hits = torch.zeros(real.num_classes, dtype=torch.float64, device=real.labels.device)
+    """Accuracy per class, (C,) float64 in [0, 1]; NaN for a class without images."""
+    correct = torch.zeros(real.num_classes, dtype=torch.float64, device=real.labels.device)
     for positions in torch.split(torch.arange(len(real.labels), device=real.labels.device), batch):
         labels = real.labels[positions]
-        correct = net(real.normalise(real.floats(positions))).argmax(1) == labels
-        hits.index_add_(0, labels, correct.double())
-    return hits / torch.bincount(real.labels, minlength=real.num_classes)
+        is_correct = net(real.normalise(real.floats(positions))).argmax(1) == labels
+        correct.index_add_(0, labels, is_correct.double())
+    return correct / torch.bincount(real.labels, minlength=real.num_classes)
 
 
 def accuracy(net: Network, real: RealSet) -> float:
-    """Share of all images that is recognised, in [0, 1]."""
+    """Accuracy over all images, in [0, 1]."""
     counts = torch.bincount(real.labels, minlength=real.num_classes)
     return float((class_accuracy(net, real).nan_to_num() * counts).sum() / counts.sum())

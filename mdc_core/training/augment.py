@@ -1,7 +1,7 @@
-"""Augmentation in two steps: draw the parameters once, then apply them to as many batches as need them.
+"""Augmentation in two steps: draw parameters once, then apply them to any number of batches.
 
-Images are normalised, so zero is the mean colour. Siamese augmentation (DSA, arXiv 2102.08259) is one row of
-parameters applied to a whole batch, and to the real and the synthetic batch alike; otherwise one row per image.
+Images are normalised, so zero is the mean colour. Siamese augmentation (DSA, arXiv 2102.08259) applies one row of
+parameters to a whole batch, and the same row to the real and the synthetic batch. Otherwise every image has its row.
 """
 
 from __future__ import annotations
@@ -19,44 +19,46 @@ from mdc_core.data.normalisation import Normalisation
 
 _GEOMETRIC: tuple[AugmentOp, ...] = ("crop", "scale", "rotate")
 _LUMINANCE = (0.299, 0.587, 0.114)
-"""Of red, green and blue in a grey (ITU-R BT.601)."""
+"""Weights of red, green and blue in grey (ITU-R BT.601)."""
 _JITTER = 0.4
+"""Largest strength of brightness, contrast and saturation."""
 _CROP_TRIES = 10
+"""Tries per crop; each takes two uniform numbers."""
 
 
 @dataclass(frozen=True)
 class AugmentParams:
-    """Drawn parameters, each (R, …): R is 1 for siamese use, else the batch size. None: this op is not applied.
+    """Drawn parameters, each (R, …): R is 1 for siamese use, else the batch size. None: the op is not applied.
 
-    They are applied in the order in which they are named here.
-    Which of them are None follows from the list of ops alone, so that one recording serves every draw.
+    Ops are applied in the order of the fields. Which fields are None depends on the list of ops only, so one recorded
+    CUDA graph serves every draw.
     """
 
     resized_crop: Tensor | None = None
-    """(R, 4) int64: first row, first column, rows and columns of the part that is enlarged to the whole image."""
+    """(R, 4) int64: first row, first column, rows and columns of the crop that is enlarged to the whole image."""
     flip: Tensor | None = None
-    """(R,) bool: mirror left and right."""
+    """(R,) bool: mirror left to right."""
     color: Tensor | None = None
     """(R, 3): brightness offset, saturation factor, contrast factor."""
     jitter: Tensor | None = None
-    """(R, ch, 2·ch + 1): every channel as a sum of the pixel's channels, of the image's mean ones, and of 1."""
+    """(R, ch, 2·ch + 1): every output channel as a linear map of the pixel's channels, the image's means, and 1."""
     lighting: Tensor | None = None
     """(R, ch): offset per channel."""
     shift: Tensor | None = None
-    """(R, 2) int64: pixels down and right, zero filled."""
+    """(R, 2) int64: pixels down and right; filled with zero."""
     affine: Tensor | None = None
-    """(R, 2, 3): sampling grid of a scaling or a rotation."""
+    """(R, 2, 3): matrix of a scaling or a rotation, from output to input coordinates."""
     cutout: Tensor | None = None
-    """(R, 2) int64: first row and column of the square that is filled with zero; may lie partly outside."""
+    """(R, 2) int64: first row and column of the square that is set to zero; may lie partly outside the image."""
 
     def map(self, change: Callable[[Tensor], Tensor]) -> AugmentParams:
-        """Every parameter changed: another device, another shape, other rows."""
+        """The same parameters with `change` applied to each that is not None."""
         return AugmentParams(
             **{name: None if value is None else change(value) for name, value in vars(self).items()}
         )
 
     def rows(self, index: Tensor) -> AugmentParams:
-        """The parameters of rows `index` (B,), int64, in that order."""
+        """Rows `index` (B,), int64, of the parameters, in that order."""
         return self.map(lambda value: value[index])
 
 
@@ -69,10 +71,13 @@ def draw(
     generator: torch.Generator,
     batches: int = 1,
 ) -> AugmentParams:
-    """Parameters of `ops` for `rows` images in each of `batches` batches, one after the other, on the CPU.
+    """Parameters of `ops` on the CPU, R = `batches` · `rows`, batch after batch.
 
-    Of the listed crop, scale and rotate one is picked, uniformly, for all rows of a batch; the others are neutral.
-    A batch that is augmented as one, as siamese batches are, takes one row.
+    If `ops` lists several of crop, scale and rotate, one is picked uniformly for all rows of a batch, and the others
+    stay neutral (identity).
+
+    Args:
+        rows: images per batch; 1 for siamese augmentation, where a batch shares its parameters.
     """
     rows *= batches
 
@@ -100,7 +105,7 @@ def draw(
 
 
 def apply(params: AugmentParams, images: Tensor) -> Tensor:
-    """Images (B, ch, H, H) augmented; differentiable. R of the parameters is 1 or B; they are on the images' device."""
+    """Augmented images (B, ch, H, H); differentiable. Parameters have R = 1 or B, on the images' device."""
     if params.resized_crop is not None:
         images = _resized(images, params.resized_crop)
     if params.flip is not None:
@@ -122,32 +127,32 @@ def apply(params: AugmentParams, images: Tensor) -> Tensor:
 
 
 def cutmix_boxes(count: int, image_size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """CutMix boxes (count, 4): top, bottom, left, right; and the share of the image that each leaves, (count,).
+    """CutMix boxes (count, 4) (top, bottom, left, right), and λ (count,): the share of the image outside each box.
 
-    The ratio is Beta(1, 1), the centre uniform, the box clipped at the border (arXiv 1905.04899).
+    The ratio is Beta(1, 1), the centre uniform, and the box clipped at the border (arXiv 1905.04899).
     """
     ratio, *centre = torch.rand(3, count, generator=generator, dtype=torch.float64)
     half = (image_size * (1 - ratio).sqrt()).long() // 2
     sides = []
-    for at in centre:
-        middle = (at * image_size).long()
+    for relative in centre:
+        middle = (relative * image_size).long()
         sides += [(middle - half).clamp(min=0), (middle + half).clamp(max=image_size)]
     boxes = torch.stack(sides, dim=1)
-    kept = 1 - (boxes[:, 1] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 2]) / image_size**2
-    return boxes, kept
+    cutmix_lambda = 1 - (boxes[:, 1] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 2]) / image_size**2
+    return boxes, cutmix_lambda
 
 
 def mix(images: Tensor, partner: Tensor, boxes: Tensor) -> Tensor:
-    """Images (B, ch, H, H) with each box (B, 4) taken from the image at `partner` (B,)."""
+    """Images (B, ch, H, H) whose box (B, 4) is replaced by that of image `partner` (B,), int64."""
     line = torch.arange(images.shape[-1], device=images.device)
     top, bottom, left, right = boxes.T[:, :, None]  # each (B, 1)
     rows, columns = (line >= top) & (line < bottom), (line >= left) & (line < right)
-    inside = rows[:, None, :, None] & columns[:, None, None, :]
+    inside = rows[:, None, :, None] & columns[:, None, None, :]  # (B, 1, H, H)
     return torch.where(inside, images[partner], images)
 
 
 def _recolour(images: Tensor, color: Tensor) -> Tensor:
-    """Brightness, then saturation, then contrast."""
+    """Change brightness, then saturation, then contrast, by color (R, 3)."""
     brightness, saturation, contrast = color.T[:, :, None, None, None]
     images = images + brightness
     grey = images.mean(1, keepdim=True)
@@ -160,12 +165,12 @@ def _recolour(images: Tensor, color: Tensor) -> Tensor:
 def _geometry(
     ops: Sequence[AugmentOp], picked: Tensor, image_size: int, generator: torch.Generator
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Shifts (R, 2) and grids (R, 2, 3) of the op of `ops` that is `picked` (R,) for each row."""
+    """Shifts (R, 2) and matrices (R, 2, 3): op `picked` (R,) of `ops` for each row, identity for the other ops."""
     shift = affine = None
     for number, op in enumerate(ops):
         if op == "crop":
-            reach = (image_size + 4) // 8  # an eighth, halves rounded up
-            shift = torch.randint(-reach, reach + 1, (len(picked), 2), generator=generator)
+            most = (image_size + 4) // 8  # an eighth of the side, halves rounded up
+            shift = torch.randint(-most, most + 1, (len(picked), 2), generator=generator)
             shift *= (picked == number)[:, None]
             continue
         drawn = (
@@ -179,9 +184,9 @@ def _geometry(
 
 
 def _affine_grid(matrices: Tensor, side: int) -> Tensor:
-    """Where each pixel comes from, (R, H, H, 2) in [-1, 1], by matrices (R, 2, 3).
+    """Sampling grid (R, H, H, 2) in [-1, 1] of matrices (R, 2, 3).
 
-    Torch's own computes a matrix product, which TF32 rounds by a part of a pixel.
+    `F.affine_grid` computes a matrix product, which TF32 rounds by a fraction of a pixel.
     """
     line = torch.linspace(-1, 1, side, dtype=matrices.dtype, device=matrices.device)
     x, y, offset = matrices[:, None, None].unbind(4)  # each (R, 1, 1, 2)
@@ -190,12 +195,11 @@ def _affine_grid(matrices: Tensor, side: int) -> Tensor:
 
 
 def _shifted(images: Tensor, shift: Tensor) -> Tensor:
-    """Move each image by whole pixels."""
+    """Move each image by whole pixels: shift (R, 2), down and right."""
     batch, channels, side, _ = images.shape
     line = torch.arange(side, device=images.device)
     for axis in (2, 3):
-        # (B, H): the pixel that moves to each place
-        source = (line - shift[:, axis - 2, None]).expand(batch, -1)
+        source = (line - shift[:, axis - 2, None]).expand(batch, -1)  # (B, H): where each pixel comes from
         inside = (source >= 0) & (source < side)
         shape = (batch, 1, side, 1) if axis == 2 else (batch, 1, 1, side)
         index = source.clamp(0, side - 1).view(shape).expand(-1, channels, side, side)
@@ -204,18 +208,18 @@ def _shifted(images: Tensor, shift: Tensor) -> Tensor:
 
 
 def _cutout(rows: int, image_size: int, generator: torch.Generator) -> Tensor:
-    """Corners (R, 2) of squares whose centre is anywhere in the image, and of even ones, on its far border too."""
+    """Corners (R, 2) of squares with a uniform centre in the image; even squares may be centred on its far border."""
     size = _cutout_side(image_size)
     return torch.randint(image_size + 1 - size % 2, (rows, 2), generator=generator) - size // 2
 
 
 def _cutout_side(image_size: int) -> int:
-    """Half of the image's side, halves rounded up."""
+    """Half of the image's side, rounded up."""
     return (image_size + 1) // 2
 
 
 def _cutout_mask(corner: Tensor, side: int) -> Tensor:
-    """(R, 1, H, H): False inside the square of side H / 2."""
+    """Mask (R, 1, H, H), False inside the square of side H / 2 at `corner` (R, 2)."""
     line, size = torch.arange(side, device=corner.device), _cutout_side(side)
     rows = (line >= corner[:, :1]) & (line < corner[:, :1] + size)
     columns = (line >= corner[:, 1:]) & (line < corner[:, 1:] + size)
@@ -223,12 +227,12 @@ def _cutout_mask(corner: Tensor, side: int) -> Tensor:
 
 
 def _matrices(entries: Sequence[Sequence[Tensor]]) -> Tensor:
-    """Rows of (R,) tensors as matrices (R, 2, 3)."""
+    """Matrices (R, 2, 3) from rows of (R,) tensors."""
     return torch.stack([torch.stack(list(row), dim=1) for row in entries], dim=1)
 
 
 def _scaling(u: Tensor) -> Tensor:
-    """Factors per axis in [1/1.2, 1.2]."""
+    """Matrices (R, 2, 3) that scale by factors in [1/1.2, 1.2] per axis, from uniform u (R, 2)."""
     low = 1 / 1.2
     factors = low + u * (1.2 - low)
     zero = torch.zeros(len(u))
@@ -236,49 +240,50 @@ def _scaling(u: Tensor) -> Tensor:
 
 
 def _rotation(u: Tensor) -> Tensor:
-    """Angles in ±15°."""
+    """Matrices (R, 2, 3) that rotate by angles in ±15°, from uniform u (R,)."""
     angle = (u - 0.5) * 2 * math.radians(15)
     cos, sin, zero = angle.cos(), angle.sin(), torch.zeros(len(u))
     return _matrices([[cos, sin, zero], [-sin, cos, zero]])
 
 
 def _resized_crop(u: Tensor, side: int) -> Tensor:
-    """Parts (R, 4) of 0.5 to 1 of the area and 3/4 to 4/3 as wide as high, by uniform numbers (R, 22).
+    """Crops (R, 4) with 0.5 to 1 of the area and aspect ratio 3/4 to 4/3, from uniform u (R, 22).
 
-    The first of ten tries that lies within the image counts, or the whole image (Inception's crop, arXiv 1409.4842).
+    The first of ten tries that fits into the image counts, else the whole image (Inception's crop, arXiv 1409.4842).
     """
-    tries, place = u[:, :-2].double().view(len(u), _CROP_TRIES, 2), u[:, -2:].double()
+    tries, position = u[:, :-2].double().view(len(u), _CROP_TRIES, 2), u[:, -2:].double()
     area, aspect = side**2 * (1 + tries[..., 0]) / 2, (4 / 3) ** (2 * tries[..., 1] - 1)
     sides = torch.stack((area / aspect, area * aspect), dim=2).sqrt().round()  # (R, tries, 2): rows, columns
     fits = (sides <= side).all(2)
     first = sides[torch.arange(len(u)), fits.byte().argmax(1)]
     chosen = torch.where(fits.any(1, keepdim=True), first, float(side))
-    corner = (place * (side - chosen + 1)).floor()
+    corner = (position * (side - chosen + 1)).floor()
     return torch.cat((corner, chosen), dim=1).long()
 
 
 def _resized(images: Tensor, part: Tensor) -> Tensor:
-    """Enlarge a part (R, 4) of every image to the whole, bilinearly, as if nothing lay around it."""
+    """Enlarge the crop (R, 4) of every image to the whole image, bilinearly, without looking beyond the crop."""
     side = images.shape[-1]
     first, extent = part[:, :, None].to(images).split(2, dim=1)  # (R, 2, 1): of rows and of columns
     line = torch.arange(side, dtype=images.dtype, device=images.device)
-    seen = ((line + 0.5) * extent / side - 0.5).clamp(min=0)
-    seen = torch.minimum(seen, extent - 1) + first
-    # (B, H) each: where a row and a column of the outcome lie in the image, which reaches from -1 to 1
-    rows, columns = (2 * seen / (side - 1) - 1).expand(len(images), -1, -1).unbind(1)
+    source = ((line + 0.5) * extent / side - 0.5).clamp(min=0)
+    source = torch.minimum(source, extent - 1) + first
+    # (B, H) each: the rows and columns to sample, in [-1, 1]
+    rows, columns = (2 * source / (side - 1) - 1).expand(len(images), -1, -1).unbind(1)
     grid = torch.stack((columns[:, None].expand(-1, side, -1), rows[:, :, None].expand(-1, -1, side)), dim=3)
     enlarged: Tensor = F.grid_sample(images, grid, align_corners=True)
     return enlarged
 
 
 def _jitter(strengths: Tensor, order: Tensor, normalisation: Normalisation) -> Tensor:
-    """Brightness, contrast and saturation, in any order, as one linear map (R, ch, 2·ch + 1) of normalised images.
+    """Brightness, contrast and saturation in any order, as one linear map (R, ch, 2·ch + 1) of normalised images.
 
-    Each goes a part of the way from the pixel to something else: brightness to black, contrast to the mean grey of
-    the image, saturation to the grey of the pixel. Pixels are meant that are not normalised.
+    Each moves a pixel, before normalisation, some of the way to a target: brightness to black, contrast to the image's
+    mean grey, saturation to the pixel's own grey. All three are linear in the pixel and the image's mean colour, so
+    their composition is too.
 
     Args:
-        strengths: (R, 3), the parts for brightness, contrast and saturation; a negative one goes the other way.
+        strengths: (R, 3), how far brightness, contrast and saturation move; negative: away from the target.
         order: (R, 3), int64, which of them (0, 1, 2) comes first, second and third.
     """
     channels = normalisation.channels
@@ -289,7 +294,7 @@ def _jitter(strengths: Tensor, order: Tensor, normalisation: Normalisation) -> T
     own, average = (
         unit,
         torch.zeros_like(unit),
-    )  # what the pixel and the image's mean have to do with the outcome
+    )  # (R, ch, ch) each: coefficients of the pixel and of the image's mean
     for kind in order.T:
         part = strengths.gather(1, kind[:, None])[:, :, None]
         contrast, saturation = (part * (kind == number)[:, None, None] for number in (1, 2))
@@ -298,25 +303,27 @@ def _jitter(strengths: Tensor, order: Tensor, normalisation: Normalisation) -> T
             (1 - part) * average + saturation * grey @ average + contrast * grey @ (own + average),
         )
     offset = (own + average - unit) @ mean[:, None]
-    # From normalised pixels to pixels, and back.
+    # From normalised pixels to pixels, then back.
     return torch.cat((own * std, average * std, offset), dim=2) / std[:, None]
 
 
 def _jittered(images: Tensor, maps: Tensor) -> Tensor:
-    """The maps of `_jitter` applied."""
+    """Images (B, ch, H, H) under the linear maps of `_jitter` (R, ch, 2·ch + 1)."""
     channels = images.shape[1]
     own, average, offset = maps[..., None, None].split([channels, channels, 1], dim=2)
     mean = images.mean((2, 3), keepdim=True)
-    found: Tensor = (average * mean[:, None]).sum(2) + offset.squeeze(2)  # (B, ch, 1, 1)
-    for channel in range(channels):  # no matrix product, which a GPU may round (`mdc_core.compute.precision`)
-        found = torch.addcmul(found, own[:, :, channel], images[:, channel, None])
-    return found
+    jittered: Tensor = (average * mean[:, None]).sum(2) + offset.squeeze(2)  # (B, ch, 1, 1)
+    for channel in range(
+        channels
+    ):  # not a matrix product, which a GPU may round (`mdc_core.compute.precision`)
+        jittered = torch.addcmul(jittered, own[:, :, channel], images[:, channel, None])
+    return jittered
 
 
 def _lighting(normal: Tensor, normalisation: Normalisation) -> Tensor:
-    """Offsets (R, ch) along the principal colour axes of natural images, strength 0.1; none without three channels.
+    """Offsets (R, ch) along the principal colour axes of natural images, strength 0.1; zero unless ch is 3.
 
-    The method is Krizhevsky et al. 2012, section 4.1; eigenvalues and axes are those of ImageNet's RGB covariance.
+    Method: Krizhevsky et al. 2012, section 4.1, with eigenvalues and axes of ImageNet's RGB covariance.
     """
     if normalisation.channels != 3:
         return torch.zeros(len(normal), normalisation.channels)

@@ -1,4 +1,7 @@
-"""Trainings by an evaluation's recipe, many of them as one batch of models, each with the numbers it has by itself."""
+"""Batched training: many trainings by an evaluation's recipe, as one batch of models.
+
+Every training keeps its own images, draws and pace, so its result does not depend on what trains alongside.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +22,13 @@ from mdc_core.training.steps import STEPS_AHEAD, Steps, Trainer, draw_epoch, joi
 
 
 class Training:
-    """One training: its network, its images, and its own draws, which no other training changes.
+    """One training: its network, its images, and draws of its own.
 
     Args:
-        net: trained in place; its weights are those of `epoch` whenever the training stops.
-        images: (Q, ch, H, H), where the network is, normalised as `normalisation` says.
+        net: trained in place; up to date whenever the training stops.
+        images: (Q, ch, H, H), on the network's device, normalised as `normalisation` says.
         labels: (Q,), int64.
-        stops: the epochs, 1-based and ascending, after which it stops for others to look; the last one is its end.
+        stops: epochs, 1-based and ascending, after which it stops for a test; the last one is its end.
     """
 
     def __init__(
@@ -40,7 +43,7 @@ class Training:
     ) -> None:
         self.net, self.images, self.labels = net, images, labels
         self.velocity: list[Tensor] | None = None
-        """Of its optimiser, where it goes from one batch of models to another."""
+        """The optimiser's, saved when the training moves from one batch of models to another."""
         count, side = len(images), images.shape[-1]
         self._per_epoch = -(-count // config.batch_size)
         self._stops = [epoch * self._per_epoch for epoch in stops]
@@ -59,35 +62,40 @@ class Training:
 
     @property
     def stopped(self) -> bool:
-        """Whether it has reached one of its stops, and not gone on."""
+        """Whether it is at one of its stops."""
         return self._done in self._stops
 
     @property
     def finished(self) -> bool:
-        """Whether it has reached the last one."""
+        """Whether it is at its last stop."""
         return self._done == self._stops[-1]
 
-    def left(self) -> int:
+    def steps_left(self) -> int:
         """Steps to the next stop."""
         return next(stop for stop in self._stops if stop > self._done) - self._done
 
-    def take(self, count: int) -> Steps:
-        """The next steps, at most those that are left."""
+    def next_steps(self, count: int) -> Steps:
+        """The next `count` steps, at most as many as are left."""
         self._done += count
         taken: list[Steps] = []
+        # Draws come in blocks of up to STEPS_AHEAD steps. What a call leaves of a block is kept for the next call, so
+        # that the draws do not depend on `count`.
         while count:
-            block = self._drawn()
+            block = self._next_block()
             taken.append(block[:count])
             self._rest = block[count:] if len(block) > count else None
             count -= len(taken[-1])
         return joined(taken, 0)
 
-    def idle(self, count: int) -> Steps:
-        """Steps like its next ones, which change no weight; only while it is not finished."""
-        self._rest = self._drawn()
+    def no_op_steps(self, count: int) -> Steps:
+        """Steps shaped like the next ones that change no weight: loss weights and step sizes are 0.
+
+        Call it only while the training is not finished.
+        """
+        self._rest = self._next_block()
         return self._rest.map(lambda t: t.new_zeros((count, *t.shape[1:])))
 
-    def _drawn(self) -> Steps:
+    def _next_block(self) -> Steps:
         return next(self._blocks) if self._rest is None else self._rest
 
 
@@ -95,41 +103,47 @@ T = TypeVar("T", bound=Training)
 
 
 def train_batched(
-    trainings: Iterable[T], models_per_batch: int, recorder: Recorder, *, most_images: int, bf16: bool = False
+    trainings: Iterable[T],
+    models_per_batch: int,
+    recorder: Recorder,
+    *,
+    most_images: int,
+    bf16: bool = False,
 ) -> Iterator[T]:
-    """Train all of them in batches of `models_per_batch`; yields each at every stop, with its network as it is then.
+    """Run all trainings, `models_per_batch` at a time; yields a training at each of its stops, its network up to date.
 
-    Every training takes its own steps at its own pace, and the place of one that is finished is given to the next. What
-    it learns is the same in any company, up to rounding.
+    A slot in the batch is refilled as soon as its training is finished. Results are independent of what trains
+    alongside, up to rounding.
 
     Args:
-        trainings: of one kind of network and image, and with as many images in a step.
+        trainings: with one kind of network, one image size, and equally many images per step.
         most_images: Q of the largest.
         bf16: multiply in bfloat16.
 
     Raises:
-        torch.OutOfMemoryError: not even one fits.
+        torch.OutOfMemoryError: not even one training fits.
     """
     waiting = iter(trainings)
     if models_per_batch == 1:
         for training in waiting:
-            yield from _alone(training, recorder, bf16)
+            yield from _train_alone(training, recorder, bf16)
     present = list(islice(waiting, models_per_batch))
     while present:
         try:
             stack = _Stack(present, most_images, recorder, bf16)
         except torch.OutOfMemoryError:
+            # The stack has taken no step, so half as many can start instead; the others go first in the queue.
             if len(present) == 1:
                 raise
-            gc.collect()  # the stack that did not fit
+            gc.collect()  # frees the stack that did not fit
             models_per_batch = -(-len(present) // 2)
             waiting = chain(present[models_per_batch:], waiting)
             present = present[:models_per_batch]
             continue
-        while stack.is_used():
+        while stack.is_worthwhile():
             yield from stack.advance()
             stack.refill(waiting)
-        present = stack.save()
+        present = stack.unload()
 
 
 def fit(
@@ -143,26 +157,28 @@ def fit(
 ) -> Iterator[int]:
     """Train one network by an evaluation's recipe on normalised images (Q, ch, H, H); yields every epoch, 1-based.
 
-    `recorder`: that of several trainings on a GPU, which then warm up once.
+    Args:
+        recorder: share one among trainings on a GPU, so that they warm up once.
     """
     training = Training(net, images, labels, normalisation, config, generator, range(1, config.epochs + 1))
-    for stopped in _alone(training, recorder or Recorder(labels.device), config.precision == "bf16"):
+    for stopped in _train_alone(training, recorder or Recorder(labels.device), config.precision == "bf16"):
         yield stopped.epoch
 
 
-def _alone(training: T, recorder: Recorder, bf16: bool) -> Iterator[T]:
-    """Train it without a stack, whose layers are slower."""
+def _train_alone(training: T, recorder: Recorder, bf16: bool) -> Iterator[T]:
+    """Train without a stack, whose layers are slower."""
     trainer = Trainer(training.net, training.images, training.labels, recorder, bf16=bf16)
     while not training.finished:
-        trainer.run(training.take(min(STEPS_AHEAD, training.left())))
+        trainer.run(training.next_steps(min(STEPS_AHEAD, training.steps_left())))
         if training.stopped:
             yield training
 
 
 class _Stack(Generic[T]):
-    """Trainings as one batch of models, side by side in every step.
+    """Trainings as one batch of models.
 
-    Each has a slot, with room for its images, so that another training can follow it there and a recording stays valid.
+    Each has a slot with room for `room` images. Another training can take over a slot without changing any shape or
+    address, so a recorded step stays valid.
     """
 
     def __init__(self, trainings: Sequence[T], room: int, recorder: Recorder, bf16: bool) -> None:
@@ -173,32 +189,31 @@ class _Stack(Generic[T]):
         images = first.images.new_zeros((len(trainings) * room, *first.images.shape[1:]))
         labels = first.labels.new_zeros(len(images))
         self._trainer = Trainer(self._net, images, labels, recorder, bf16=bf16)
-        if (
-            self._static_shapes
-        ):  # what does not fit into the memory shows before any training has taken a step
-            self._trainer.run(_side_by_side([first.idle(1)] * len(trainings), room))
+        if self._static_shapes:  # a no-op step, to run out of memory before any training has advanced
+            self._trainer.run(_side_by_side([first.no_op_steps(1)] * len(trainings), room))
         for slot, training in enumerate(trainings):
             self._load(slot, training)
 
-    def is_used(self) -> bool:
-        """Whether it is worth its place: slots that are empty compute too, but a smaller stack is recorded anew."""
+    def is_worthwhile(self) -> bool:
+        """Whether the stack should go on. Empty slots compute too, but a smaller stack must be recorded anew."""
         used = sum(training is not None for training in self._slots)
         return 2 * used > len(self._slots) if self._static_shapes else used == len(self._slots)
 
     def advance(self) -> Iterator[T]:
-        """Train until some trainings stop, or for as many steps as are drawn at once; yields those that stop."""
+        """Train to the nearest stop of any training, at most `STEPS_AHEAD` steps; yields those that stop."""
         present = [training for training in self._slots if training is not None]
-        count = min(STEPS_AHEAD, *(training.left() for training in present))
-        idle = present[0].idle(count)
-        steps = [idle if training is None else training.take(count) for training in self._slots]
+        count = min(STEPS_AHEAD, *(training.steps_left() for training in present))
+        # Before `next_steps`: a training that finishes has no further block to take the shape from.
+        no_op = present[0].no_op_steps(count)
+        steps = [no_op if training is None else training.next_steps(count) for training in self._slots]
         self._trainer.run(_side_by_side(steps, self._room))
         for slot, training in enumerate(self._slots):
             if training is not None and training.stopped:
-                self._give_back(slot, training)
+                self._copy_weights_back(slot, training)
                 yield training
 
     def refill(self, waiting: Iterator[T]) -> None:
-        """Give the slots of trainings that are finished to those that wait, as far as there are any."""
+        """Give the slots of finished trainings to waiting ones, as far as there are any."""
         for slot, training in enumerate(self._slots):
             if training is not None and training.finished:
                 following = next(waiting, None)
@@ -206,34 +221,37 @@ class _Stack(Generic[T]):
                 if following is not None:
                     self._load(slot, following)
 
-    def save(self) -> list[T]:
-        """The trainings that are not finished, each with its weights and its velocity."""
+    def unload(self) -> list[T]:
+        """The unfinished trainings, each with its weights and its velocity."""
         for slot, training in enumerate(self._slots):
             if training is not None:
-                self._give_back(slot, training)
+                self._copy_weights_back(slot, training)
                 training.velocity = [velocity[slot].clone() for velocity in self._trainer.optimiser.velocity]
         return [training for training in self._slots if training is not None]
 
     @torch.no_grad()
     def _load(self, slot: int, training: T) -> None:
-        place = slice(slot * self._room, slot * self._room + len(training.images))
-        self._trainer.images[place].copy_(training.images)
-        self._trainer.labels[place].copy_(training.labels)
+        rows = slice(slot * self._room, slot * self._room + len(training.images))
+        self._trainer.images[rows].copy_(training.images)
+        self._trainer.labels[rows].copy_(training.labels)
         for weights, own in zip(self._net.parameters(), training.net.parameters(), strict=True):
             weights[slot].copy_(own)
         for position, velocity in enumerate(self._trainer.optimiser.velocity):
             velocity[slot].copy_(training.velocity[position] if training.velocity else velocity.new_zeros(()))
 
     @torch.no_grad()
-    def _give_back(self, slot: int, training: T) -> None:
+    def _copy_weights_back(self, slot: int, training: T) -> None:
         for own, weights in zip(training.net.parameters(), self._net.parameters(), strict=True):
             own.copy_(weights[slot])
 
 
 def _side_by_side(steps: Sequence[Steps], room: int) -> Steps:
-    """Steps of M models on their images, which have `room` each, one after the other."""
-    moved = []
+    """Steps of M models as steps of one batch: (S, R, …) each becomes (S, M·R, …).
+
+    Model m has its images at m · room in the stack, and its rows at m · R in the batch.
+    """
+    shifted = []
     for slot, own in enumerate(steps):
         rows = own.positions.shape[1]
-        moved.append(replace(own, positions=own.positions + slot * room, partner=own.partner + slot * rows))
-    return joined(moved, 1)
+        shifted.append(replace(own, positions=own.positions + slot * room, partner=own.partner + slot * rows))
+    return joined(shifted, 1)

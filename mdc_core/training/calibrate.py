@@ -1,4 +1,4 @@
-"""How fast this machine is, by computing for a moment what a condensation computes for hours."""
+"""How fast this machine is, by a short benchmark of what a condensation computes."""
 
 from __future__ import annotations
 
@@ -18,41 +18,46 @@ from mdc_core.networks import build_network
 from mdc_core.training.steps import Trainer, draw_steps
 
 _TRIES, _GPU_STEPS = 5, 2
-"""Enough for a GPU to record the step and to repeat it; a CPU has nothing to record, and takes one step a try."""
+"""Tries, and steps per try on a GPU: enough to warm up, record and replay the step. A CPU takes one step per try."""
 _GPU_PRODUCTS = 50
-"""Convolutions that a GPU is given before anyone waits for it."""
+"""Convolutions queued on a GPU per try."""
 _FEW, _LEAST = 2, 4
-"""Images of the small step, and of the large one at least. A single image takes other, slower convolutions on a CPU."""
+"""Images of the small step, and at least of the large one. For a single image a CPU chooses slower convolutions."""
 _CPU_SECONDS = 0.6
-"""On a CPU no measurement is repeated when so much time is gone."""
+"""Seconds after which a measurement on a CPU is not repeated."""
 _CPU_BYTES, _CPU_SIDE = 160 * 2**20, 128
-"""On a CPU, what a batch's activations and their gradients may take, and the largest images that are computed with."""
+"""Limits on a CPU: bytes of a batch's activations with their gradients, and the side of its images."""
 
 
 def calibrate(config: CondenseConfig, facts: DataFacts, device: torch.device | str) -> Speed:
     """The speed of `device` for the network of `config` on such data, from a few steps on random images.
 
-    A convolution as wide as the network's tells the operations per second, steps on few images and on a batch what an
-    image takes and what starting does; what an image takes beyond its operations is put down to memory. The best of a
-    few tries counts, after a first one to warm up. On a CPU, which large images would keep busy for minutes, images and
-    batch are as small, and the tries are as few, as it takes to be done in 3 s.
+    Three measurements give three numbers:
+
+    - a convolution as wide as the network's: operations per second;
+    - a step on few images against a step on a batch: seconds per image, and seconds to start a step;
+    - seconds per image beyond its operations: memory bandwidth.
+
+    The best of a few tries counts, after one warm-up. On a CPU large images would take minutes, so images, batch and
+    number of tries are limited to finish in 3 s.
     """
     device = torch.device(device)
     batch = config.batch_network
     if device.type == "cpu":
-        deep = 1 << config.network.depth  # what a ConvNet needs at least
-        facts = facts.model_copy(update={"image_size": min(facts.image_size, max(_CPU_SIDE, deep))})
+        least = 1 << config.network.depth  # the smallest image that a ConvNet can halve as often
+        facts = facts.model_copy(update={"image_size": min(facts.image_size, max(_CPU_SIDE, least))})
         batch = min(batch, int(_CPU_BYTES / (2 * network_cost(config.network, facts).activation_bytes)))
     batch = max(batch, _LEAST)
     cost = network_cost(config.network, facts)
     steps = 1 if device.type == "cpu" else _GPU_STEPS
     with products(config.precision):
         flops = _convolution(config.network.width, max(4, facts.image_size // 2), batch, device)
-        few, taken = (
+        few, many = (
             _best(_training(config, facts, device, images, steps), device) / steps for images in (_FEW, batch)
         )
-    start = max(few - _FEW * max(0.0, taken - few) / (batch - _FEW), 0.1 * few)
-    rest = max(taken - start - cost.flops_per_image * batch / flops, 0.1 * taken)
+    # A step takes start + images · per_image seconds. The floors keep measurement noise from giving 0 or less.
+    start = max(few - _FEW * max(0.0, many - few) / (batch - _FEW), 0.1 * few)
+    rest = max(many - start - cost.flops_per_image * batch / flops, 0.1 * many)
     return Speed(flops, cost.activation_bytes * batch / rest, start)
 
 
@@ -61,7 +66,7 @@ def _convolution(width: int, side: int, batch: int, device: torch.device) -> flo
     draws = stream(0, "calibrate")
     inputs = torch.randn(batch, width, side, side, generator=draws).to(device)
     weight = torch.randn(width, width, 3, 3, generator=draws).to(device)
-    # A GPU is done with one sooner than it is told to begin.
+    # A GPU finishes one convolution in less time than its launch takes.
     times = 1 if device.type == "cpu" else _GPU_PRODUCTS
 
     def run() -> None:
@@ -74,7 +79,7 @@ def _convolution(width: int, side: int, batch: int, device: torch.device) -> flo
 def _training(
     config: CondenseConfig, facts: DataFacts, device: torch.device, images: int, count: int
 ) -> Callable[[], None]:
-    """So many training steps on so many random images."""
+    """A call that takes `count` training steps on `images` random images."""
     draws, channels, side = stream(0, "calibrate"), facts.channels, facts.image_size
     net = build_network(
         config.network, channels=channels, image_size=side, classes=len(facts.classes), generator=draws
@@ -96,7 +101,7 @@ def _training(
 
 
 def _best(run: Callable[[], object], device: torch.device) -> float:
-    """Least wall seconds of one call, the device's queue included."""
+    """Shortest wall time of one call in seconds, including the device's queue."""
     seconds: list[float] = []
     while len(seconds) <= _TRIES:
         begun = time.perf_counter()

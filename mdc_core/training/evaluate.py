@@ -1,4 +1,4 @@
-"""How good a set is at every size: networks trained on its first k images per class, tested on real test images."""
+"""How good a set is at every size: train networks on its first k images per class, test them on real images."""
 
 from __future__ import annotations
 
@@ -30,27 +30,27 @@ class Trial:
 
     k: int
     source: Source
-    """Trained on the condensed set, on k random real images per class, or on k·f² shrunk ones."""
+    """What it trained on: the condensed set, k random real images per class, or k·f² shrunk ones."""
     repeat: int
     """0-based."""
     accuracy: float
     """Test accuracy in [0, 1] after the last epoch."""
     best: float
-    """The best of four tests, after 25, 50, 75 and 100 % of the epochs: for comparison with tables that report it."""
+    """Best of four tests, after 25, 50, 75 and 100 % of the epochs, to compare with tables that report it."""
     epochs: int = 0
-    """Of the training; 0: the recipe's, as earlier releases had it."""
+    """Epochs of the training; 0: the recipe's, as earlier releases wrote."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """All trainings of one k, source and length."""
+    """Mean and spread of all trainings with the same k, source and epochs."""
 
     k: int
     source: Source
     mean: float
     """Mean test accuracy in [0, 1]."""
     std: float
-    """Sample standard deviation over the repeats; 0 for a single one."""
+    """Sample standard deviation over the repeats; 0 for one repeat."""
     best: float
     """Mean of the best of four tests."""
     repeats: int
@@ -66,17 +66,21 @@ def evaluate(
     *,
     models_per_batch: int | None = None,
 ) -> Iterator[Trial]:
-    """Train and test on every k, as often as asked for; yields each training when it is done, small ones first.
+    """Train and test on every k; yields each training when it is done, small ones first.
 
-    `synthetic` is judged as it is given: pass `delivered()` to judge what devices receive. All sources use the same
-    initial weights at the same k and repeat. Trainings in `done`, of an evaluation that was cut off, are passed over.
-    Those with as many images in a step are one batch of up to `models_per_batch` models (default: as far as it pays).
+    All sources start from the same initial weights at the same k and repeat. Trainings with equally many images per
+    step run as one batch of models.
+
+    Args:
+        synthetic: judged as it is; pass `delivered()` to judge what devices receive.
+        done: trainings of an interrupted evaluation, which are skipped.
+        models_per_batch: most models in one batch; None: as many as the device trains efficiently.
 
     Raises:
         ConfigError: a k is not in 1..N.
     """
     train, test = data.train.to(torch.device(device)), data.test.to(torch.device(device))
-    passed = {(trial.k, trial.source, trial.epochs or config.epochs, trial.repeat) for trial in done}
+    skipped = {(trial.k, trial.source, trial.epochs or config.epochs, trial.repeat) for trial in done}
     sources = config.sources_of(synthetic.factor)
     sizes = config.sizes_of(len(synthetic.tiles))
     images = {(k, source): _images(synthetic, train, k, source) for k, source in product(sizes, sources)}
@@ -90,7 +94,7 @@ def evaluate(
             )
             for k, source in alike
             for epochs, repeat in product(config.epochs_of(source), range(config.repeats))
-            if (k, source, epochs, repeat) not in passed
+            if (k, source, epochs, repeat) not in skipped
         )
         largest = images[alike[-1]]
         most = models_per_batch or items_per_batch(
@@ -101,7 +105,7 @@ def evaluate(
 
 
 def random_images(real: RealSet, k: int, seed: int, repeat: int) -> tuple[Tensor, Tensor]:
-    """k random real images per class (fewer where a class has fewer), (M, ch, H, H) in [0, 1], and labels (M,)."""
+    """k random real images per class (or all of a smaller class), (M, ch, H, H) in [0, 1], and labels (M,)."""
     chosen = []
     for label, positions in enumerate(real.class_index()):
         order = torch.randperm(len(positions), generator=stream(seed, "random", repeat, label))
@@ -111,16 +115,16 @@ def random_images(real: RealSet, k: int, seed: int, repeat: int) -> tuple[Tensor
 
 
 def shrunk_images(real: RealSet, tiles: int, side: int, seed: int, repeat: int) -> tuple[Tensor, Tensor]:
-    """As `random_images`, so many per class, shrunk to tiles (M, ch, s, s) as those of a new set, and decoded again.
+    """`random_images`, `tiles` per class, shrunk to tiles (M, ch, s, s) and decoded again, and labels (M,).
 
-    With k·f² tiles of a set's side they take the bytes of subset k: what these bring without condensing.
+    k·f² tiles take as many bytes as subset k of a condensed set. So this baseline shows what condensing adds.
     """
     images, labels = random_images(real, tiles, seed, repeat)
     return decode(shrink(images, side), real.image_size), labels
 
 
 def summarise(trials: Iterable[Trial]) -> list[Row]:
-    """Mean and spread per length, k and source: the longest first, in order of k, then of the name of the source."""
+    """A row per epochs, k and source: most epochs first, then by k, then by the name of the source."""
     groups: dict[tuple[int, int, Source], list[Trial]] = {}
     for trial in trials:
         groups.setdefault((-trial.epochs, trial.k, trial.source), []).append(trial)
@@ -132,18 +136,18 @@ def summarise(trials: Iterable[Trial]) -> list[Row]:
             std=statistics.stdev(t.accuracy for t in group) if len(group) > 1 else 0.0,
             best=statistics.fmean(t.best for t in group),
             repeats=len(group),
-            epochs=-shorter,
+            epochs=-negative_epochs,
         )
-        for (shorter, k, source), group in sorted(groups.items())
+        for (negative_epochs, k, source), group in sorted(groups.items())
     ]
 
 
 def accuracy_rows(rows: Iterable[Row], recipe: EvaluateConfig) -> list[dict[str, Any]]:
-    """The accuracy table of a manifest: a row per length and k, beside it the baselines that have as many repeats."""
-    found = {(row.epochs, row.k, row.source): row for row in rows}
+    """The accuracy table of a manifest: a row per epochs and k, with the baselines that have as many repeats."""
+    table = {(row.epochs, row.k, row.source): row for row in rows}
 
     def figures(ours: Row, source: Source) -> dict[str, float | None]:
-        row = found.get((ours.epochs, ours.k, source))
+        row = table.get((ours.epochs, ours.k, source))
         mean, std = (None, None) if row is None or row.repeats != ours.repeats else (row.mean, row.std)
         return {f"{source}_mean": mean, f"{source}_std": std}
 
@@ -158,13 +162,13 @@ def accuracy_rows(rows: Iterable[Row], recipe: EvaluateConfig) -> list[dict[str,
             **figures(row, "shrunk"),
             "repeats": row.repeats,
         }
-        for row in found.values()
+        for row in table.values()
         if row.source == "condensed"
     ]
 
 
 def _images(synthetic: SyntheticSet, train: RealSet, k: int, source: Source) -> int:
-    """How many a training sees."""
+    """How many images a training has."""
     if source == "condensed":
         return len(synthetic.subset(k).labels())
     wanted = k if source == "random" else k * synthetic.factor**2
@@ -172,7 +176,7 @@ def _images(synthetic: SyntheticSet, train: RealSet, k: int, source: Source) -> 
 
 
 class _TrialTraining(Training):
-    """A training of an evaluation, and what its tests have found so far."""
+    """A training of an evaluation, and the accuracies of its tests so far."""
 
     def __init__(
         self,
@@ -207,9 +211,9 @@ class _TrialTraining(Training):
 
 
 def _tested(trainings: Iterator[_TrialTraining], test: RealSet, precision: Precision) -> Iterator[Trial]:
-    """Go on with trainings that stop for their tests; yields those that are done."""
+    """Test every training that stops, and yield those that are done."""
     while True:
-        with products(precision):  # and not while the caller has its turn
+        with products(precision):  # not around the `yield`: the caller keeps its own precision
             training = next(trainings, None)
             if training is None:
                 return

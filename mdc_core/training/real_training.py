@@ -1,4 +1,4 @@
-"""Training of a network on real data, as condensation does it: between tile updates, and ahead for a pool."""
+"""Training on real images as condensation does it: between tile updates, and ahead for a pool of networks."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ from mdc_core.training.steps import STEPS_AHEAD, Trainer, draw_steps, shuffled
 
 
 class RealTraining:
-    """Trains `net` in its place, in shuffled epochs that go on from call to call."""
+    """Trains `net` in place, in shuffled epochs that continue from call to call."""
 
     def __init__(self, config: CondenseConfig, real: RealSet, net: Network, recorder: Recorder) -> None:
         self._config, self._real = config, real
         self.net = net
         self._rows = min(config.batch_network, len(real.labels))
-        store = torch.empty(
+        # Only the images of the next steps are on the device; all of them may not fit there.
+        images = torch.empty(
             (STEPS_AHEAD * self._rows, *real.images.shape[1:]), dtype=torch.uint8, device=real.device
         )
         self._trainer = Trainer(
             net,
-            store,
-            torch.zeros(len(store), dtype=torch.int64, device=real.device),
+            images,
+            torch.zeros(len(images), dtype=torch.int64, device=real.device),
             recorder,
             prepare=real.prepare,
             bf16=config.precision == "bf16",
@@ -35,7 +36,7 @@ class RealTraining:
         self._batches: Iterator[Tensor] = iter(())
 
     def begin(self, order: torch.Generator) -> None:
-        """Forget the optimiser's velocity, and take the images in a new order."""
+        """Reset the optimiser, and shuffle the images by `order`."""
         self._trainer.optimiser.reset()
         self._batches = shuffled(len(self._real.labels), self._rows, order)
 

@@ -1,7 +1,7 @@
-"""Training a network: the steps that condensation and evaluation share, and how accuracy is measured.
+"""The training steps that condensation and evaluation share.
 
-What is random about a step is drawn ahead, for many steps at once and on the CPU; the step itself is arithmetic. It
-works on tensors in fixed places and of fixed shapes where a GPU may record it.
+All randomness of a step is drawn ahead on the CPU, for many steps at once. The step itself is arithmetic on tensors of
+fixed address and shape, so that a GPU can record it as a CUDA graph.
 """
 
 from __future__ import annotations
@@ -19,28 +19,29 @@ from mdc_core.data.normalisation import Normalisation
 from mdc_core.networks import Network
 from mdc_core.training import augment
 from mdc_core.training.augment import AugmentParams
+from mdc_core.training.sgd import Sgd
 
 STEPS_AHEAD = 64
-"""Most steps that are drawn at once."""
+"""Most steps that are drawn and run at once."""
 
 
 @dataclass(frozen=True)
 class Steps:
-    """S training steps of R rows each, drawn ahead; every tensor is (S, R, …) but `lr`."""
+    """S training steps of R rows each, drawn ahead; every tensor is (S, R, …), except `lr`."""
 
     positions: Tensor
-    """int64: the images of a step; padded with the first one of the step."""
+    """int64: the images of a step; padded with the step's first image."""
     weight: Tensor
-    """float32: 1 / images of the step, and 0 for padding."""
+    """float32: 1 / images of the step; 0 for padding."""
     params: AugmentParams
     partner: Tensor
-    """int64: for CutMix, the row that an image's box is taken from."""
+    """int64: the row that an image's CutMix box is taken from."""
     boxes: Tensor
-    """(S, R, 4) int64: its box, empty where CutMix is not applied."""
+    """(S, R, 4) int64: the CutMix box; empty where CutMix is not applied."""
     cutmix_lambda: Tensor
-    """float32: the share of the image that its box leaves."""
+    """float32: λ of CutMix, the share of the image outside its box."""
     lr: Tensor
-    """(S, M) float32: step size of every one of M models, R / M rows each."""
+    """(S, M) float32: step size of each of M models, which have R / M rows each."""
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -50,18 +51,18 @@ class Steps:
         return self.map(lambda value: value[part])
 
     def unpadded(self, position: int) -> Steps:
-        """One step of one model, with the rows alone that are images of it; its tensors are (rows, …)."""
+        """One step of one model without its padding; tensors are (rows, …)."""
         rows = int(self.weight[position].count_nonzero())
         return self.map(lambda value: value[position, :rows])
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Steps:
-        """Every tensor changed."""
+        """The same steps with `change` applied to every tensor."""
         changed = {name: change(value) for name, value in vars(self).items() if name != "params"}
         return Steps(**changed, params=self.params.map(change))
 
 
 def joined(blocks: Sequence[Steps], dim: int) -> Steps:
-    """Steps one after the other (0), or those of several models side by side (1)."""
+    """Blocks of steps one after the other (`dim` 0), or steps of several models side by side (`dim` 1)."""
     if len(blocks) == 1:
         return blocks[0]
     first = blocks[0]
@@ -88,11 +89,12 @@ def draw_steps(
     lr: Tensor,
     generator: torch.Generator,
 ) -> Steps:
-    """Steps of one model on the CPU: augmentation image by image, and CutMix at that probability.
+    """Steps of one model, on the CPU: every image has its own augmentation.
 
     Args:
-        batches: the positions (≤ rows,), int64, of every step.
+        batches: (≤ rows,) int64 per step: the positions of its images.
         rows: R.
+        cutmix: probability in [0, 1] that a step applies CutMix.
         lr: (S,) float32, step size of every step.
     """
     steps = len(batches)
@@ -104,12 +106,12 @@ def draw_steps(
     )
     mixed = torch.rand(steps, generator=generator) < cutmix
     boxes, cutmix_lambda = augment.cutmix_boxes(steps, image_size, generator)
-    # Sorting random keys shuffles; those above 1 keep the padding behind the images.
+    # Sorting random keys in [0, 1) shuffles. Padding gets keys from 2 on, so that it stays behind the images.
     keys = torch.rand(steps, rows, generator=generator) + 2 * ~used
     return Steps(
         positions=positions,
         weight=(used / sizes[:, None]).float(),
-        params=params.map(lambda value: value.view(steps, rows, *value.shape[1:])),
+        params=params.map(lambda value: value.view(steps, rows, *value.shape[1:])),  # (S·R, …) to (S, R, …)
         partner=keys.argsort(1),
         boxes=(boxes * mixed[:, None])[:, None].expand(-1, rows, -1),
         cutmix_lambda=torch.where(mixed, cutmix_lambda, 1.0).float()[:, None].expand(-1, rows),
@@ -117,39 +119,13 @@ def draw_steps(
     )
 
 
-class Sgd:
-    """The optimiser of every training here: momentum 0.9, weight decay 5e-4.
-
-    The same numbers as torch's, up to rounding; that loads a compiler first: some 150 MB and seconds in every process.
-    """
-
-    def __init__(self, net: Network) -> None:
-        self._parameters: list[Tensor] = list(net.parameters())
-        self.velocity = [torch.zeros_like(parameter) for parameter in self._parameters]
-
-    def reset(self) -> None:
-        """Forget the velocity."""
-        torch._foreach_zero_(self.velocity)
-
-    def step(self, loss: Tensor, lr: Tensor) -> None:
-        """Descend on `loss`, a scalar, by step sizes (M,): one, or one for each of M stacked models."""
-        grads = torch.autograd.grad(loss, self._parameters)
-        with torch.no_grad():
-            grads = torch._foreach_add(grads, self._parameters, alpha=5e-4)
-            torch._foreach_mul_(self.velocity, 0.9)
-            torch._foreach_add_(self.velocity, grads)
-            for parameter, velocity in zip(self._parameters, self.velocity, strict=True):
-                factor = lr.to(parameter.dtype).view(-1, *[1] * (parameter.ndim - 1))
-                parameter.addcmul_(velocity, factor, value=-1)
-
-
 class Trainer:
-    """Trains a network, or M stacked ones (`networks.stacked`), on images in fixed places.
+    """Trains a network, or M stacked ones (`networks.stacked`), on images at fixed addresses.
 
     Args:
         images: (Q, ch, H, H), what the positions of steps refer to; may be refilled between calls.
         labels: (Q,), int64.
-        prepare: what makes normalised floats of some of `images`.
+        prepare: makes normalised floats from rows of `images`.
         bf16: multiply in bfloat16; weights and sums stay as they are.
     """
 
@@ -167,13 +143,13 @@ class Trainer:
         self._prepare, self._bf16, self._recorder = prepare, bf16, recorder
         self.optimiser = Sgd(net)
         self._static_inputs: Steps | None = None
-        self._at = torch.zeros((1,), dtype=torch.int64, device=labels.device)
+        self._position = torch.zeros((1,), dtype=torch.int64, device=labels.device)
         self._step: Callable[[], None]
 
     def run(self, steps: Steps) -> None:
-        """Do all of them, at most `STEPS_AHEAD`; they have R and M in common with all other steps.
+        """Run all of them, at most `STEPS_AHEAD`. Every call has the same R and M.
 
-        Padding is left out where shapes need not stay; side by side, models may differ in what they pad.
+        One model on a CPU computes no padding. Stacked models must: each may have another number of padded rows.
         """
         if not self._recorder.static_shapes and steps.lr.shape[1] == 1:
             for position in range(len(steps)):
@@ -183,25 +159,35 @@ class Trainer:
             self._static_inputs = steps.map(
                 lambda t: torch.empty((STEPS_AHEAD, *t.shape[1:]), dtype=t.dtype, device=self.labels.device)
             )
-            self._step = self._recorder.recorded(self._one, [self._shapes(steps)])
+            self._step = self._recorder.recorded(self._next_step, [self._shapes(steps)])
         fill(self._static_inputs, steps)
-        self._at.zero_()
+        self._position.zero_()
         for _ in range(len(steps)):
             self._step()
 
     def _shapes(self, steps: Steps) -> Hashable:
-        """What the kernels of a step are chosen by."""
+        """The key by which kernels are chosen: everything that determines the shapes of a step."""
         weights = tuple(parameter.shape for parameter in self.net.parameters())
         return "train", weights, self.images.shape[1:], steps.positions.shape[1], self._bf16
 
-    def _one(self) -> None:
+    def _next_step(self) -> None:
+        """The step at `_position`.
+
+        The position is a tensor on the device, and the step advances it. A recorded step is thus the same sequence of
+        kernels every time, and all steps of a block run without copying anything from the host.
+        """
         assert self._static_inputs is not None
-        now = self._static_inputs.map(lambda t: t.index_select(0, self._at).squeeze(0))
-        self._at += 1
+        now = self._static_inputs.map(lambda t: t.index_select(0, self._position).squeeze(0))  # (R, …)
+        self._position += 1
         self._train(now)
 
     def _train(self, now: Steps) -> None:
-        images = augment.apply(now.params, self._prepare(self.images[now.positions]))
+        """One step: augment, mix, forward, loss, descend.
+
+        Every row has its weight, 1 / images of its model or 0. So the weighted sum is the mean loss of a model without
+        its padding, and for stacked models the sum of their means: none changes the gradient of another.
+        """
+        images = augment.apply(now.params, self._prepare(self.images[now.positions]))  # (R, ch, H, H)
         images = augment.mix(images, now.partner, now.boxes)
         labels = self.labels[now.positions]
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self._bf16):
@@ -215,7 +201,7 @@ class Trainer:
 
 
 def shuffled(count: int, batch: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Endless positions (≤ batch,) of 0..count-1: epoch after epoch, each in a new order, its last batch cut short."""
+    """Endless batches (≤ batch,) of positions 0..count-1: every epoch in a new order, its last batch cut short."""
     while True:
         yield from torch.split(torch.randperm(count, generator=generator), batch)
 
@@ -228,7 +214,7 @@ def draw_epoch(
     image_size: int,
     generator: torch.Generator,
 ) -> Iterator[Steps]:
-    """The steps of one epoch, 1-based, of an evaluation's recipe on `count` images."""
+    """The steps of one epoch (1-based) of an evaluation's recipe on `count` images."""
     lr = config.lr * 0.2 ** sum(epoch > milestone for milestone in config.milestones())
     batches = torch.split(torch.randperm(count, generator=generator), config.batch_size)
     for first in range(0, len(batches), STEPS_AHEAD):

@@ -72,7 +72,7 @@ def test_an_iteration_stays_on_its_device(
     update.begin(start.tiles.to(THERE), start.momentum.to(THERE), state, measured)
     update._static_inputs = draw_iteration(config, real, 1, 1).to(THERE)
     with OneDevice():
-        update._one(chunks(config, real, state, measured, 2), measured)
+        update._iterate(chunks(config, real, state, measured, 2), measured)
 
 
 def drawn(config: CondenseConfig, real: RealSet, models: int) -> Steps:
@@ -105,7 +105,7 @@ def test_a_training_step_stays_on_its_device(
     trainer = Trainer(net, images.images, images.labels, Eager(THERE), prepare=images.prepare)
     trainer._static_inputs = drawn(config, real, models).map(lambda t: t.to(THERE))
     with OneDevice():
-        trainer._one()
+        trainer._next_step()
 
 
 def test_the_check_sees_what_is_elsewhere() -> None:

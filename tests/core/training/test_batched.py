@@ -115,9 +115,9 @@ def test_fewer_train_at_once_where_memory_runs_out(
 def test_a_training_takes_its_steps_in_pieces_of_any_size() -> None:
     recipe = RECIPE.model_copy(update={"batch_size": 1, "epochs": 10})
     pieces, whole = trainings(recipe, (10,), torch.float32)[3], trainings(recipe, (10,), torch.float32)[3]
-    taken = [pieces.take(count) for count in (1, 60, 11, 2, 36)]
+    taken = [pieces.next_steps(count) for count in (1, 60, 11, 2, 36)]
     assert pieces.finished
-    expected = whole.take(110)
+    expected = whole.next_steps(110)
     assert torch.equal(torch.cat([steps.positions for steps in taken]), expected.positions)
     colours = [steps.params.color for steps in taken]
     assert torch.equal(torch.cat([c for c in colours if c is not None]), expected.params.color)

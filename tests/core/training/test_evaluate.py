@@ -28,7 +28,8 @@ from mdc_core.training.evaluate import (
     shrunk_images,
     summarise,
 )
-from mdc_core.training.steps import Sgd, shuffled
+from mdc_core.training.sgd import Sgd
+from mdc_core.training.steps import shuffled
 from tests.core.toys import TOY_NETWORK, TOY_NORMALISATION, toy_config, toy_real
 
 RECIPE = EvaluateConfig(
