@@ -175,11 +175,14 @@ def tell(
         seconds_evaluation=None,
         memory_bytes=expected.memory_bytes,
         chosen=sentences(planned.choice.lowered, None if timed is None else timed.chosen),
+        warning=None if timed is None else timed.warning,
     )
     if as_json:
         print_json(summary.to_dict())
     else:
         say(summary.text())
+        if summary.warning is not None:
+            say(f"Warning: {summary.warning}.", "yellow")
     if summary.is_long and timed is None:
         less = Run(planned.preset, config, facts, None, here.speed).shorter(HOUR)
         ask(warning(summary, _options(less), less.seconds), go_on)

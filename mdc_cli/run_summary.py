@@ -38,6 +38,8 @@ class RunSummary:
     """Expected peak memory."""
     chosen: str | None
     """What was chosen automatically, and why."""
+    warning: str | None = None
+    """What the time is too short for, and what to ask for instead."""
 
     def text(self) -> str:
         """The data set, the settings and the cost, on one line."""
@@ -66,6 +68,7 @@ class RunSummary:
             "method": _method(self.condense),
             "preset": self.preset,
             "chosen": self.chosen,
+            "warning": self.warning,
             "network": self.condense.network.label(),
             "outer_loops": self.loops,
             "seconds": self.seconds,

@@ -38,8 +38,8 @@ DEFAULT_MINUTES = 10.0
 """Of own data, where no schedule is given."""
 MAX_MINUTES = 525_600.0
 """A year."""
-WIDTHS: Mapping[str, tuple[int, ...]] = {"convnet": (128, 64, 32), "resnet_ap": (64, 32, 16)}
-"""By the network's name, widths that a given time decides between, the widest first."""
+WIDTHS: Mapping[str, tuple[int, ...]] = {"convnet": (128, 64, 32, 16), "resnet_ap": (64, 32, 16, 8)}
+"""By the network's name, widths that a given time decides between, the widest first; the last one is a last resort."""
 _SMALL_SIDE = 16
 """Up to it a quarter of an image shows nothing any more, so that an image is one tile."""
 _LAST_MAP = 4

@@ -3,8 +3,9 @@
 Seven tenths of the time train the pool, a quarter matches, up to as many updates as bring anything; what is left over
 goes to the pool, up to as many samples as the widest network there is makes use of. Few networks that know the classes
 are worth more than many that do not, so that a second network comes when each has seen enough, and a wider one when the
-time is enough for both parts. An evaluation, where there is one, comes first out of the time. All of it is arithmetic
-over `mdc_core.config.estimate`. Knows no torch.
+time is enough for both parts. The narrowest one is for runs that would have too few updates otherwise; one that has too
+few even so gets a warning, which says how much time or which image side is enough. An evaluation, where there is one,
+comes first out of the time. All of it is arithmetic over `mdc_core.config.estimate`. Knows no torch.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import TypeGuard
 
-from mdc_core.config.defaults import MAX_MINUTES
+from mdc_core.config.defaults import MAX_MINUTES, depth_for
 from mdc_core.config.estimate import Estimate, Speed, estimate, train_images
 from mdc_core.config.settings import CondenseConfig, DataFacts, EvaluateConfig
 from mdc_core.config.shorten import duration, with_changes
@@ -21,8 +23,9 @@ from mdc_core.errors import ConfigError
 
 _POOL_SHARE, _MATCHING_SHARE = 0.7, 0.25
 """Of the time; the rest is for what no estimate knows."""
-_MOST_UPDATES, _ENOUGH_UPDATES, _FEWEST_UPDATES = 300, 100, 10
-"""Of the tiles. Beyond the first nothing is gained, from the second on little."""
+_MOST_UPDATES, _ENOUGH_UPDATES, _WORTHWHILE_UPDATES, _FEWEST_UPDATES = 300, 100, 50, 10
+"""Of the tiles. Beyond the first nothing is gained, from the second on little. With fewer than the third a set is no
+better than the shrunk real images that it starts from; with fewer than the last there is no run."""
 _INNER = 10
 """Updates between two possible checkpoints, where there are enough of them."""
 _WORTH_ANOTHER, _TRAINED_WELL, _FEWEST_SAMPLES = (20, 20_000), (100, 100_000), (5, 2_000)
@@ -41,6 +44,10 @@ _MANY_EPOCHS = 1000
 """So many that shares of them are whole numbers."""
 _LADDER = (1, 2, 3, 5, 10, 20, 30, 50, 100, 200, 300, 500)
 """Sizes that are evaluated beside the whole set where there is no time for every one."""
+_SIDES = (512, 384, 256, 192, 128, 96, 64, 48, 32)
+"""Image sides that are proposed where the time is too short for the one that is asked for, the largest first."""
+_BESIDE = 1.2
+"""Time to ask for, in the time that the run itself needs: for what comes before it, and for an estimate that is off."""
 _PRECISE = 1.1
 """To this factor the least time is looked for."""
 
@@ -99,6 +106,8 @@ class Timed:
     seconds_evaluation: float
     chosen: str
     """What was chosen and why, in a sentence without its full stop."""
+    warning: str | None = None
+    """Why the set may be no better than shrunk real images, and what to ask for, likewise; None: nothing is wrong."""
 
     @property
     def seconds(self) -> float:
@@ -130,7 +139,7 @@ def in_time(
     *,
     or_longer: bool = False,
 ) -> Timed:
-    """The best run of at most so many seconds by the rule of this module.
+    """The best run of at most so many seconds by the rule of this module; it warns where that has too few updates.
 
     Args:
         wanted: what is to be condensed, and judged.
@@ -144,10 +153,10 @@ def in_time(
     """
     found = _widest(wanted, seconds, machine, measured)
     if found is not None:
-        return found
-    least, found = _shortest(wanted, seconds, machine, measured)
+        return _warned(found, wanted, seconds, machine, measured)
+    least, found = _shortest(wanted, seconds, machine, measured, _exists)
     if or_longer:
-        return found
+        return _warned(found, wanted, least, machine, measured)
     raise ConfigError(
         f"{duration(max(0.0, seconds))} are left for the run, but it takes at least {duration(least)}: "
         f"ask for more minutes, or for a smaller ipc or image_size"
@@ -155,11 +164,15 @@ def in_time(
 
 
 def _shortest(
-    wanted: Wanted, seconds: float, machine: Machine, measured: Callable[[Pace], Pace]
+    wanted: Wanted,
+    seconds: float,
+    machine: Machine,
+    measured: Callable[[Pace], Pace],
+    is_enough: Callable[[Timed | None], TypeGuard[Timed]],
 ) -> tuple[float, Timed]:
-    """The least time that is enough, to a tenth, and the run that takes it; `seconds` are too short."""
+    """The least time whose run is enough, to a tenth, and that run; `seconds` are too short."""
     short = max(1.0, seconds)
-    while (found := _widest(wanted, enough := 2 * short, machine, measured)) is None:
+    while not is_enough(found := _widest(wanted, enough := 2 * short, machine, measured)):
         short = enough
         if short > 60 * MAX_MINUTES:
             raise ConfigError(
@@ -168,11 +181,64 @@ def _shortest(
     while enough > _PRECISE * short:
         middle = (short * enough) ** 0.5
         better = _widest(wanted, middle, machine, measured)
-        if better is None:
-            short = middle
-        else:
+        if is_enough(better):
             enough, found = middle, better
+        else:
+            short = middle
     return enough, found
+
+
+def _exists(found: Timed | None) -> TypeGuard[Timed]:
+    return found is not None
+
+
+def _is_worthwhile(found: Timed | None) -> TypeGuard[Timed]:
+    """Whether the tiles are updated often enough to be better than the shrunk images that they start from."""
+    return found is not None and _updates(found.condense) >= _WORTHWHILE_UPDATES
+
+
+def _updates(config: CondenseConfig) -> int:
+    return config.outer_loops * config.inner_iterations
+
+
+def _warned(
+    found: Timed, wanted: Wanted, seconds: float, machine: Machine, measured: Callable[[Pace], Pace]
+) -> Timed:
+    """The run, with a warning where it has too few updates."""
+    if _is_worthwhile(found):
+        return found
+    facts = wanted.facts
+    enough, _ = _shortest(wanted, seconds, machine, measured, _is_worthwhile)
+    remedies = [_count(math.ceil(_BESIDE * enough / 60), "minute")]
+    side = _affordable_side(wanted, seconds, machine, measured)
+    if side is not None:
+        remedies.append(f"images of {side} pixels (image_size)")
+    remedies.append("a smaller ipc")
+    start = "shrunk real images" if wanted.condense.factor > 1 else "real images"
+    warning = (
+        f"{_updates(found.condense)} updates are too few for images of {facts.image_size} pixels: the set may be no "
+        f"better than {start}. Ask for {', '.join(remedies[:-1])}, or {remedies[-1]}"
+    )
+    return replace(found, warning=warning)
+
+
+def _affordable_side(
+    wanted: Wanted, seconds: float, machine: Machine, measured: Callable[[Pace], Pace]
+) -> int | None:
+    """The largest smaller side with which so many seconds give enough updates; None: images are not resized."""
+    facts, config = wanted.facts, wanted.condense
+    for side in _SIDES:
+        if facts.own_side is None or side >= facts.image_size:
+            continue
+        depth = min(config.network.depth, depth_for(side))
+        smaller = replace(
+            wanted,
+            facts=facts.model_copy(update={"image_size": side}),
+            condense=with_changes(config, {"network": {"depth": depth}}),
+        )
+        if _is_worthwhile(_widest(smaller, seconds, machine, measured)):
+            return side
+    return None
 
 
 def pace_of(config: CondenseConfig, facts: DataFacts, machine: Machine) -> Pace:
@@ -244,8 +310,9 @@ def _widest(
     for width in wider:
         tried = wanted.widest is None or width <= wanted.widest
         found = _at_width(wanted, width, seconds, machine, measured) if tried else None
-        if found is None or not _is_enough(found.condense, images):
-            why = f"; networks of width {width} would be trained too little"
+        is_last = width == wider[-1]  # only too few updates make the narrowest one worth it
+        if found is None or not (_is_worthwhile(found) if is_last else _is_enough(found.condense, images)):
+            why = f"; networks of width {width} would {_too_little(found if is_last else None)}"
         elif not _fits(found, wanted, machine):
             why = f"; networks of width {width} would take too much memory"
         else:
@@ -254,10 +321,15 @@ def _widest(
     return found and replace(found, chosen=found.chosen + why)
 
 
+def _too_little(found: Timed | None) -> str:
+    """What there would be too little of."""
+    return "be trained too little" if found is None else f"leave {_updates(found.condense)} updates"
+
+
 def _is_enough(config: CondenseConfig, images: int) -> bool:
     """Whether networks are trained well and tiles updated often, so that a wider network takes nothing away."""
     trained = config.pool * config.pool_samples >= 0.99 * _FEW_NETWORKS * _fewer(_TRAINED_WELL, images)
-    return trained and config.outer_loops * config.inner_iterations >= _ENOUGH_UPDATES
+    return trained and _updates(config) >= _ENOUGH_UPDATES
 
 
 def _fits(found: Timed, wanted: Wanted, machine: Machine) -> bool:

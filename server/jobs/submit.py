@@ -254,7 +254,7 @@ def _in_time(
         condense=timed.condense,
         evaluate=timed.evaluate,
         minutes=seconds / 60,
-        chosen=sentences(choice.lowered, unknown, timed.chosen),
+        chosen=sentences(choice.lowered, unknown, timed.chosen, timed.warning),
     )
 
 

@@ -10,7 +10,7 @@ import pytest
 
 import mdc_core.condensation.pilot
 import mdc_core.training.calibrate
-from mdc_cli.condensing import plan
+from mdc_cli.condensing import plan, tell
 from mdc_cli.timing import measured
 from mdc_core.config.estimate import Speed
 from mdc_core.config.minutes import Pace, pace_of
@@ -89,3 +89,22 @@ def test_a_width_that_was_found_too_slow_is_not_tried_again(monkeypatch: pytest.
         f"; networks of width {2 * found.config.network.width} would be trained too little"
         in found.timed.chosen
     )
+
+
+def test_too_few_updates_are_a_warning_before_the_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With what to ask for; and a field of the JSON."""
+    monkeypatch.setattr(mdc_core.training.calibrate, "calibrate", lambda *_: Speed(2e9, 1e8, 1e-2))
+    planned, here = measured(plan("digits", None, None, {}, 0.3), "cpu", None, time.monotonic())
+    assert planned.config.network.width == 16
+    summary = tell(planned, here, None, True, False)
+    updates = planned.config.outer_loops * planned.config.inner_iterations
+    assert updates < 50
+    told = " ".join(capsys.readouterr().err.split())
+    assert f"Warning: {updates} updates are too few for images of 8 pixels" in told
+    assert "Ask for 1 minute, or a smaller ipc." in told
+    assert summary.to_dict()["warning"] == summary.warning
+    enough, here = measured(plan("digits", None, None, {}, 1), "cpu", None, time.monotonic())
+    assert tell(enough, here, None, True, False).warning is None
+    assert "Warning" not in capsys.readouterr().err

@@ -287,6 +287,18 @@ def test_without_a_worker_a_time_is_planned_for_a_slow_one(api: Api) -> None:
     assert "No worker is there to go by, so this is planned for one slow core" in plan["chosen"]
 
 
+def test_a_time_too_short_for_the_worker_is_told_with_what_is_enough(api: Api) -> None:
+    slow = {"flops": 1e8, "bandwidth": 1e7, "start": 1e-2}
+    with api.services.db.begin() as session:
+        workers.register(session, "one", memory_bytes=2**40, seconds=60, **{**MACHINE, **slow})  # type: ignore[arg-type]
+    plan = planned(api, dataset=uploaded(api), condense={})
+    assert " updates are too few for images of " in plan["chosen"]
+    enough = int(plan["chosen"].split("Ask for ")[1].split(" minutes")[0])
+    assert enough > 10
+    longer = planned(api, dataset=uploaded(api), condense={}, minutes=enough)
+    assert "too few" not in longer["chosen"]
+
+
 def test_what_has_a_schedule_has_no_time(api: Api) -> None:
     dataset = uploaded(api)
     small = {"ipc": 1, "factor": 1}

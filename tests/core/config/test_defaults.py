@@ -170,9 +170,9 @@ def test_a_time_beside_a_schedule_is_refused(
 
 
 def test_a_width_that_is_named_is_kept() -> None:
-    assert choose(own(), None, {}, is_own=True).widths == (128, 64, 32)
+    assert choose(own(), None, {}, is_own=True).widths == (128, 64, 32, 16)
     assert choose(own(), None, {"network": {"width": 20}}, is_own=True).widths == (20,)
-    assert choose(own(), None, {"network": {"name": "resnet_ap"}}, is_own=True).widths == (64, 32, 16)
+    assert choose(own(), None, {"network": {"name": "resnet_ap"}}, is_own=True).widths == (64, 32, 16, 8)
 
 
 def test_sentences_are_put_together() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import replace
 from itertools import pairwise
@@ -20,7 +21,7 @@ CORE = Machine(Speed(2e11, 2.5e9, 1e-3), 16 * 10**9)
 TIMES = [60 * minutes for minutes in (3, 5, 10, 20, 60, 300, 3000)]
 
 
-def pictures(side: int = 64, each: int = 100) -> DataFacts:
+def pictures(side: int = 64, each: int = 100, own_side: int | None = None) -> DataFacts:
     return DataFacts(
         name="x",
         channels=3,
@@ -29,6 +30,7 @@ def pictures(side: int = 64, each: int = 100) -> DataFacts:
         smallest_class=each,
         images=10 * each,
         test_images=2 * each,
+        own_side=own_side,
     )
 
 
@@ -143,6 +145,65 @@ def test_a_network_is_as_wide_as_the_time_is_enough_for() -> None:
             )
             assert f"networks of width {2 * width} would be trained too little" in found.chosen
     assert in_time(wanted(facts, width=48), 600, CORE).condense.network.width == 48
+
+
+def updates(config: CondenseConfig) -> int:
+    return config.outer_loops * config.inner_iterations
+
+
+SLOW = Machine(Speed(8e10, 1e9, 2e-3), 16 * 10**9)
+"""A core that others use too."""
+
+
+@pytest.mark.parametrize("side", [64, 96, 128])
+@pytest.mark.parametrize("machine", [CORE, SLOW])
+def test_the_narrowest_network_is_for_runs_of_few_updates(side: int, machine: Machine) -> None:
+    for seconds in TIMES:
+        found = in_time(wanted(pictures(side)), seconds, machine, or_longer=True)
+        usual = in_time(wanted(pictures(side), width=32), seconds, machine, or_longer=True)
+        if found.condense.network.width == 16:
+            assert updates(usual.condense) < 50 or usual.seconds > seconds
+        else:
+            assert updates(found.condense) >= 50
+            assert found.warning is None
+    narrow = in_time(wanted(pictures(128)), 600, CORE)
+    wide = in_time(wanted(pictures(128), width=32), 600, CORE)
+    assert narrow.condense.network.width == 16
+    assert updates(narrow.condense) >= 50 > updates(wide.condense)
+    assert narrow.condense.pool_samples > 1.5 * wide.condense.pool_samples
+    assert narrow.warning is None
+    assert f"networks of width 32 would leave {updates(wide.condense)} updates" in narrow.chosen
+
+
+def test_too_few_updates_are_told_with_a_time_and_a_side_that_are_enough() -> None:
+    few = in_time(wanted(pictures(128, own_side=400)), 600, SLOW)
+    assert few.condense.network.width == 16
+    assert updates(few.condense) < 50
+    assert few.warning is not None
+    told = re.fullmatch(
+        r"(\d+) updates are too few for images of 128 pixels: the set may be no better than shrunk real images\. "
+        r"Ask for (\d+) minutes, images of (\d+) pixels \(image_size\), or a smaller ipc",
+        few.warning,
+    )
+    assert told is not None
+    count, minutes, side = map(int, told.groups())
+    assert count == updates(few.condense)
+    assert minutes > 10
+    assert in_time(wanted(pictures(128, own_side=400)), 60 * minutes, SLOW).warning is None
+    assert side < 128
+    smaller = in_time(wanted(pictures(side, own_side=400)), 600, SLOW)
+    assert updates(smaller.condense) >= 50
+    assert smaller.warning is None
+
+
+def test_a_side_is_proposed_only_for_images_that_are_resized() -> None:
+    fixed = in_time(wanted(pictures(128)), 600, SLOW)
+    assert fixed.warning is not None
+    assert "pixels (image_size)" not in fixed.warning
+    least = in_time(wanted(pictures(8, 10)), 1, Machine(Speed(1e8, 1e7, 1e-2)), or_longer=True)
+    assert least.condense.factor == 1
+    assert least.warning is not None
+    assert "no better than real images" in least.warning
 
 
 def test_a_width_that_does_not_fit_is_not_chosen() -> None:
