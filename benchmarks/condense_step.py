@@ -73,7 +73,7 @@ def main() -> None:
     recorder = Recorder(device)
     phase = NetworkPhase(config, real, recorder)
     update = TileUpdate(config, real, phase.net, recorder)
-    phase.fresh(1)
+    phase.reset(1)
     weights = {name: value.clone() for name, value in phase.net.state_dict().items()}
     plain = literal_network(phase.net)
     per_batch = classes_per_batch(config, real)
@@ -225,7 +225,7 @@ def operators(
     recorder = Unrecorded(real.device)
     phase = NetworkPhase(config, real, recorder)
     update = TileUpdate(config, real, phase.net, recorder)
-    phase.fresh(1)
+    phase.reset(1)
     update.begin(start.tiles, start.momentum, state, measured=False)
     calls: dict[str, Callable[[int], None]] = {
         "matching": lambda inner: update.run(1, inner),

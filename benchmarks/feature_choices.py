@@ -36,7 +36,7 @@ from mdc_core.condensation.condense import CondenseState, condense, prepare, res
 from mdc_core.condensation.gradient_matching import Match, RankGroups, constants
 from mdc_core.condensation.interpolation import Interpolation
 from mdc_core.condensation.methods import METHODS, Method
-from mdc_core.condensation.network_phase import fresh_network
+from mdc_core.condensation.network_phase import initial_network
 from mdc_core.condensation.pool import PoolStore, from_bytes, member_key
 from mdc_core.config.presets import condense_config, evaluate_config, preset_for
 from mdc_core.config.settings import CondenseConfig
@@ -93,7 +93,7 @@ def characteristic(method: Method) -> Method:
             features = output.view(classes, ranks * per_image, -1)
             real = truth.view(classes, real_images.shape[1], -1)
             loss = loss + characteristic_distance(features, real, per_image, rank_groups)
-        wrong = config.calibration * feature_matching._misjudged(
+        wrong = config.calibration * feature_matching._cross_entropy(
             net.trained, leaf, labels, 0, config.calibration_decay
         )
         (gradient,) = torch.autograd.grad((loss + wrong).sum(), leaf)
@@ -312,7 +312,7 @@ def first_tiles(
     config: CondenseConfig, chosen: Callable[[Tensor, int], list[int]], real: RealSet, pools: PoolStore
 ) -> Tensor:
     """Tiles (N, C, f², ch, s, s) from chosen images, by features of the pool's first network."""
-    net = fresh_network(config, real, outer=0)
+    net = initial_network(config, real, outer=0)
     stored = pools.get(member_key(config, real, 0))
     assert stored is not None
     shapes = {name: parameter.shape for name, parameter in net.named_parameters()}

@@ -28,7 +28,7 @@ from mdc_core.compute.streams import stream
 from mdc_core.condensation.condense import prepare, start_state
 from mdc_core.condensation.iteration import TileUpdate
 from mdc_core.condensation.methods import METHODS
-from mdc_core.condensation.network_phase import fresh_network
+from mdc_core.condensation.network_phase import initial_network
 from mdc_core.condensation.pool import MemoryPools
 from mdc_core.config.presets import condense_config
 from mdc_core.config.settings import CondenseConfig, Precision
@@ -97,7 +97,7 @@ def random_images() -> RealSet:
 
 def training_of(config: CondenseConfig, real: RealSet, recorder: Recorder, steps: int) -> Callable[[], None]:
     """So many training steps, after a few to warm up."""
-    training = RealTraining(config, real, fresh_network(config, real, outer=0), recorder)
+    training = RealTraining(config, real, initial_network(config, real, outer=0), recorder)
     training.begin(stream(config.seed, "order"))
     draws = stream(config.seed, "augmentation")
     training.see(config.batch_network * WARM_UP, draws)

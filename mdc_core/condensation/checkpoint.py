@@ -1,4 +1,4 @@
-"""Checkpoints: a CondenseState as bytes (safetensors with a JSON header, never pickle) and back."""
+"""Checkpoints: a `CondenseState` to bytes and back, as safetensors with metadata, never as pickle."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FORMAT = "mdc-checkpoint/1"
 
 
 def to_bytes(state: CondenseState, config: CondenseConfig) -> bytes:
-    """The state and the configuration it belongs to; floats of the MLS are kept exactly."""
+    """The state and its configuration as bytes; floats of the MLS are stored exactly."""
     tracks = [[track.selections, track.previous] for track in state.mls.tracks]
     metadata = {
         "format": FORMAT,
@@ -31,7 +31,7 @@ def to_bytes(state: CondenseState, config: CondenseConfig) -> bytes:
 
 
 def from_bytes(data: bytes) -> tuple[CondenseState, CondenseConfig]:
-    """The state and its configuration.
+    """The state in a checkpoint, on the CPU, and its configuration.
 
     Raises:
         FormatError: the bytes are damaged, or of a version that this release does not know.
@@ -63,10 +63,14 @@ def from_bytes(data: bytes) -> tuple[CondenseState, CondenseConfig]:
 
 
 def resume(data: bytes, config: CondenseConfig) -> CondenseState:
-    """The state of a checkpoint that was made with `config`; `FormatError` names what differs otherwise."""
+    """The state of a checkpoint that was made with `config`; only `outer_loops` may differ.
+
+    Raises:
+        FormatError: the checkpoint is damaged, or made with other settings, which the message names.
+    """
     state, made_with = from_bytes(data)
     ours, theirs = config.model_dump(), made_with.model_dump()
-    # More outer loops than planned is the one change that leaves every loop so far as it would have been.
+    # No loop depends on how many follow it, so the number of loops may change between runs.
     differing = [name for name in ours if name != "outer_loops" and ours[name] != theirs[name]]
     if differing:
         name = differing[0]
@@ -83,7 +87,7 @@ def resume(data: bytes, config: CondenseConfig) -> CondenseState:
 
 
 def _metadata(data: bytes) -> dict[str, str]:
-    """The header's strings; safetensors reads them from files only, so the header is parsed here."""
+    """The metadata of a safetensors header. The library reads it from files only, so it is parsed here."""
     try:
         length = int.from_bytes(data[:8], "little")
         header = json.loads(data[8 : 8 + length])

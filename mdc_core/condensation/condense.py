@@ -1,6 +1,6 @@
 """The outer and inner loops of Multisize Dataset Condensation (arXiv 2403.06075, Algorithm 1), as an iterator.
 
-Callers checkpoint, report and cancel *between* the steps that it yields; there are no callbacks.
+Callers checkpoint, report and cancel between the steps that it yields. There are no callbacks.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mdc_core.condensation import mls
 from mdc_core.condensation.iteration import TileUpdate
 from mdc_core.condensation.methods import METHODS
 from mdc_core.condensation.mls import MlsState
-from mdc_core.condensation.network_phase import fresh_network
+from mdc_core.condensation.network_phase import initial_network
 from mdc_core.condensation.pool import MemoryPools, PoolStore, Prepared, train_pool
 from mdc_core.config.settings import CondenseConfig, EvaluateConfig
 from mdc_core.data.real_set import RealSet
@@ -32,29 +32,29 @@ from mdc_core.training.batched import fit
 from mdc_core.training.real_training import RealTraining
 
 Distances = tuple[tuple[float, ...], ...]
-"""F(1..N-1), a row per MLS track."""
+"""F(1..N-1), one row per MLS track."""
 
 
 @dataclass(frozen=True)
 class CondenseState:
-    """All that a run needs to go on; randomness follows from the seed and the loop numbers."""
+    """Everything that a run needs to continue; randomness follows from the seed and the loop numbers."""
 
     outer: int
     """Outer loops done."""
     tiles: Tensor
     """(N, C, f², ch, s, s) float32."""
     momentum: Tensor
-    """Of the tiles, the same shape."""
+    """Of the tiles, in the same shape."""
     mls: MlsState
     data: str
-    """Fingerprint of the real images; a run goes on with the same ones only."""
+    """Fingerprint of the real images; a run resumes with the same images only."""
     optimiser_state: Mapping[str, Tensor] = field(default_factory=dict)
-    """What the method's step keeps of the tiles besides, by name; see `tile_step`."""
+    """What the method's optimiser keeps beside the momentum, by name (`tile_step`)."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One outer loop that is done."""
+    """One finished outer loop."""
 
     outer: int
     """t, 1-based."""
@@ -63,13 +63,13 @@ class Step:
     loss: float
     """Matching loss: summed over classes, averaged over the E iterations."""
     distances: Distances | None
-    """When this loop measured them."""
+    """None: this loop did not measure them."""
     state: CondenseState
     seconds: float
     """Wall time of this loop."""
 
     def selected(self) -> tuple[int, ...]:
-        """n* of every MLS track, as it holds from the next loop on."""
+        """n* of every MLS track, valid from the next loop on."""
         return tuple(track.selected for track in self.state.mls.tracks)
 
 
@@ -89,18 +89,18 @@ def start_state(config: CondenseConfig, real: RealSet) -> CondenseState:
 def prepare(
     config: CondenseConfig, real: RealSet, device: torch.device | str = "cpu", *, pools: PoolStore
 ) -> Iterator[Prepared]:
-    """Train the networks that the run takes from a pool, as far as `pools` does not have them; yields after each.
+    """Train the networks of the run's pool that `pools` does not have yet; yields after each.
 
-    Hand the same store to `condense`, which otherwise trains what is missing by itself.
+    Pass the same store to `condense`; it trains missing networks on first use.
 
     Raises:
-        ConfigError: at the first step, when the configuration is impossible on this data.
+        ConfigError: at the first step, if the configuration is impossible on this data.
     """
     config.check_data(real.facts("the data set"))
     if not config.pool:
         return
     real, _ = _split(config, real.to(torch.device(device)))
-    training = RealTraining(config, real, fresh_network(config, real, outer=0), Recorder(real.device))
+    training = RealTraining(config, real, initial_network(config, real, outer=0), Recorder(real.device))
     members = train_pool(config, real, training, pools)
     for _ in range(config.pool):
         with products(config.precision):
@@ -116,14 +116,17 @@ def condense(
     *,
     pools: PoolStore | None = None,
 ) -> Iterator[Step]:
-    """Condense `real`; yields after every outer loop, the last one holding the result.
+    """Condense `real`; yields after every outer loop. The last step holds the result.
 
-    Networks of a pool come from `pools`, or are trained when they are wanted first, and put there; left out: they are
-    gone with the run. A run resumed from any yielded state equals the uninterrupted one, bit for bit on the CPU.
+    A run resumed from any yielded state equals the uninterrupted one, bit for bit on the CPU.
+
+    Args:
+        resume: the state to continue from; None: start anew.
+        pools: where networks of a pool are stored; missing ones are trained on first use. None: in memory only.
 
     Raises:
-        ConfigError: at the first step, when the configuration is impossible on this data, or `resume` is of other
-            data; later, when the run diverges.
+        ConfigError: at the first step, if the configuration is impossible on this data or `resume` belongs to other
+            data; later, if the run diverges.
     """
     config.check_data(real.facts("the data set"))
     real = real.to(torch.device(device))
@@ -145,16 +148,16 @@ def condense(
 
 
 def result(state: CondenseState, real: RealSet) -> SyntheticSet:
-    """The synthetic set of a state."""
+    """The synthetic set of a state, tiles as they are (not rounded to what devices receive)."""
     return SyntheticSet(state.tiles, real.image_size)
 
 
 def _split(config: CondenseConfig, real: RealSet) -> tuple[RealSet, RealSet]:
-    """What networks and tiles see of the real images, and what accuracies are measured on."""
+    """The real images to train and match with, and those to measure accuracies on."""
     if not (config.uses_mls and config.subset_metric == "accuracy"):
         return real, real
-    seen, held = hold_out(real.labels.cpu(), real.classes)
-    return real.subset(seen.to(real.device)), real.subset(held.to(real.device))
+    training, holdout = hold_out(real.labels.cpu(), real.classes)
+    return real.subset(training.to(real.device)), real.subset(holdout.to(real.device))
 
 
 def _moved(state: CondenseState, device: torch.device) -> CondenseState:
@@ -169,21 +172,21 @@ def _moved(state: CondenseState, device: torch.device) -> CondenseState:
 
 
 class _Engine:
-    """What stays from loop to loop: network and tiles, in places where a GPU can record what is done to them."""
+    """What lives across outer loops: network and tiles, at fixed addresses, as CUDA graphs require."""
 
     def __init__(self, config: CondenseConfig, real: RealSet, holdout: RealSet, pools: PoolStore) -> None:
         self.config, self.real, self.holdout = config, real, holdout
         self.recorder = Recorder(real.device)
-        self.theta = METHODS[config.method].networks(config, real, self.recorder, pools)
-        self.update = TileUpdate(config, real, self.theta.net, self.recorder)
+        self.networks = METHODS[config.method].networks(config, real, self.recorder, pools)
+        self.update = TileUpdate(config, real, self.networks.net, self.recorder)
 
     def outer_loop(self, state: CondenseState, outer: int) -> tuple[CondenseState, float, Distances | None]:
-        """Match for E iterations, then do the MLS bookkeeping."""
+        """Match for E iterations, then select the next MLS if this loop measures."""
         config, update = self.config, self.update
         measured = mls.is_measured(config, outer)
         update.begin(state.tiles, state.momentum, state.mls, measured, state.optimiser_state)
         for inner in range(1, config.inner_iterations + 1):
-            self.theta.ready(outer, inner)
+            self.networks.ready(outer, inner)
             update.run(outer, inner)
         average = float(update.loss) / config.inner_iterations
         if not (math.isfinite(average) and bool(update.tiles.isfinite().all())):
@@ -220,7 +223,7 @@ def _subset_accuracies(
     outer: int,
     recorder: Recorder,
 ) -> Tensor:
-    """Accuracy (C, N-1) per class on the training hold-out of networks trained on every subset (Table 6)."""
+    """Accuracy (C, N-1) per class on held-out training images, of networks trained on every subset (Table 6)."""
     recipe = EvaluateConfig(
         epochs=config.accuracy_epochs,
         network=config.network,
@@ -230,7 +233,7 @@ def _subset_accuracies(
     columns = []
     for n in range(1, config.ipc):
         subset = SyntheticSet(tiles.clamp(0, 1), real.image_size).subset(n)
-        net = fresh_network(config, real, outer)
+        net = initial_network(config, real, outer)
         images = real.normalise(subset.images())
         draws = stream(config.seed, "accuracy", outer, n)
         for _ in fit(net, images, subset.labels(), real.normalisation, recipe, draws, recorder):

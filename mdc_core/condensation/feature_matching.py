@@ -1,4 +1,4 @@
-"""Feature matching over every prefix: a loss of means, so that all N subsets cost what one of them does.
+"""Feature matching over every prefix: the loss compares means, so all N subsets cost as much as one.
 
 Distribution matching (arXiv 2110.04181) compares mean features of real and synthetic images. The mean over the first n
 images of a class is a cumulative sum over ranks. For block l of the network, with features φ_l of one class,
@@ -6,9 +6,9 @@ images of a class is a cumulative sum over ranks. For block l of the network, wi
     D_{l,n} = ‖mean φ_l(S[n]) - mean φ_l(real)‖² / v_l,     v_l = sum over features of their variance in the real batch,
     L = sum_n w_n sum_l D_{l,n} / sum_n w_n  +  λ sum_x rank(x)^-p CE(trained network (x), label).
 
-A random subset of n real images has an expected D of about 1/n, whatever block and network: the loss has natural units.
-The second term, over all images of the class, is what makes small subsets good, and fades with the rank (calibration,
-as in DANCE, IJCAI 2024, and NCFM, CVPR 2025). Only first derivatives are taken, for the images.
+A random subset of n real images has an expected D of about 1/n, for every block and network: the loss has natural
+units. The second term (calibration, as in DANCE, IJCAI 2024, and NCFM, CVPR 2025) is over all images of the class. It
+makes small subsets good, and fades with the rank. Only first derivatives are taken, with respect to the images.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from mdc_core.condensation.gradient_matching import (
 from mdc_core.networks import Network
 
 _LEAST_VARIANCE = 1e-6
-"""Of a feature, per 1 + its squared mean: real images that are all alike have none to divide by."""
+"""Least v_l, per 1 + squared mean of a feature: real images that are all alike have variance 0."""
 
 
 def match_features(
@@ -44,8 +44,8 @@ def match_features(
     """Match the features of K classes.
 
     Args:
-        net: the network whose features are matched; like `trained`, its parameters stay as they are.
-        trained: the network that images should be recognised by.
+        net: the network whose features are matched; its parameters and those of `trained` stay as they are.
+        trained: the network of the calibration term.
         images: (K, N, f², ch, H, H), the decoded tiles of these classes, normalised and augmented.
         real_images: (K, B, ch, H, H), normalised and augmented by the same parameters, class by class.
         labels: (K,), int64.
@@ -53,24 +53,25 @@ def match_features(
         calibration: λ ≥ 0.
         decay: p ≥ 0.
     """
-    leaf = images[:, rank_groups.frozen :].detach().requires_grad_()
-    constant = images[:, : rank_groups.frozen].detach()
-    with torch.no_grad():  # before there is a graph, which takes memory
+    frozen = rank_groups.frozen
+    leaf = images[:, frozen:].detach().requires_grad_()
+    constant = images[:, :frozen].detach()
+    with torch.no_grad():  # first, while no graph takes memory
         real_features = _by_class(net.block_outputs(real_images.flatten(0, 1)), *real_images.shape[:2])
-        held = _by_rank(net, constant) if rank_groups.frozen else []
+        frozen_features = _by_rank(net, constant) if frozen else []
     features = _by_rank(net, leaf)
-    if held:
-        features = [torch.cat(pair, dim=1) for pair in zip(held, features, strict=True)]
+    if frozen_features:
+        features = [torch.cat(pair, dim=1) for pair in zip(frozen_features, features, strict=True)]
     loss = _distance(features, real_features, rank_groups)
     (gradient,) = torch.autograd.grad(loss.sum(), leaf)
     loss = loss.detach()
     if calibration:
-        wrong = calibration * _misjudged(trained, leaf, labels, rank_groups.frozen, decay)
-        gradient = gradient + torch.autograd.grad(wrong.sum(), leaf)[0]
-        loss = loss + wrong.detach()
-        if rank_groups.frozen:
+        calibration_loss = calibration * _cross_entropy(trained, leaf, labels, frozen, decay)
+        gradient = gradient + torch.autograd.grad(calibration_loss.sum(), leaf)[0]
+        loss = loss + calibration_loss.detach()
+        if frozen:
             with torch.no_grad():
-                loss = loss + calibration * _misjudged(trained, constant, labels, 0, decay)
+                loss = loss + calibration * _cross_entropy(trained, constant, labels, 0, decay)
     return Match(
         loss=loss,
         image_gradient=torch.cat([torch.zeros_like(constant), gradient], dim=1),
@@ -85,7 +86,7 @@ def _by_class(outputs: list[Tensor], classes: int, each: int) -> list[Tensor]:
 
 
 def _by_rank(net: Network, images: Tensor) -> list[Tensor]:
-    """Mean features (K, R, D) of the f² tiles of every rank, block by block, of images (K, R, f², ch, H, H)."""
+    """Features (K, R, D) of images (K, R, f², ch, H, H), block by block: means over the f² tiles of a rank."""
     classes, ranks, per_image = images.shape[:3]
     outputs = net.block_outputs(images.flatten(0, 2))
     return [output.view(classes, ranks, per_image, -1).mean(2) for output in outputs]
@@ -99,18 +100,18 @@ def _distance(features: list[Tensor], real_features: list[Tensor], rank_groups: 
     loss = features[0].new_zeros(len(features[0]))
     for feature, real in zip(features, real_features, strict=True):
         mean = real.mean(1, keepdim=True)
-        # One real image has no variance, and its sum of squares is not divided by zero.
-        spread = real.var(1, correction=min(1, real.shape[1] - 1)).sum(1)
+        # The unbiased variance divides by B - 1; for a single real image by 1, which gives 0.
+        variance = real.var(1, correction=min(1, real.shape[1] - 1)).sum(1)
         floor = _LEAST_VARIANCE * (1 + mean.square()).sum((1, 2))
         distances = (prefix_means(feature) - mean).square().sum(2)  # (K, N)
-        loss = loss + (distances * shares).sum(1) / torch.maximum(spread, floor)
+        loss = loss + (distances * shares).sum(1) / torch.maximum(variance, floor)
     return loss
 
 
-def _misjudged(trained: Network, images: Tensor, labels: Tensor, before: int, decay: float) -> Tensor:
-    """Cross-entropy (K,), summed over images (K, R, f², ch, H, H) by rank^-decay; ranks begin behind `before`."""
+def _cross_entropy(trained: Network, images: Tensor, labels: Tensor, before: int, decay: float) -> Tensor:
+    """Cross-entropy (K,) of images (K, R, f², ch, H, H), summed with weight rank^-decay; ranks are before + 1, …"""
     classes, ranks, per_image = images.shape[:3]
     logits = trained(images.flatten(0, 2))
-    wrong = F.cross_entropy(logits, labels.repeat_interleave(ranks * per_image), reduction="none")
+    losses = F.cross_entropy(logits, labels.repeat_interleave(ranks * per_image), reduction="none")
     rank = torch.arange(before + 1, before + ranks + 1, device=images.device, dtype=images.dtype)
-    return (wrong.view(classes, ranks, per_image).sum(2) * rank**-decay).sum(1)
+    return (losses.view(classes, ranks, per_image).sum(2) * rank**-decay).sum(1)

@@ -1,6 +1,6 @@
-"""Networks between their first and their trained weights, those of a pool: what feature matching looks through.
+"""Networks interpolated between their initial and their trained weights, for feature matching.
 
-w = share · first + (1 - share) · trained stands for the whole course of a training, without training anything
+w = share · initial + (1 - share) · trained stands for every stage of a training, without training anything
 (DANCE, arXiv 2406.01063).
 """
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mdc_core.compute.cuda_graph import Recorder
 from mdc_core.compute.streams import stream
-from mdc_core.condensation.network_phase import fresh_network
+from mdc_core.condensation.network_phase import initial_network
 from mdc_core.condensation.pool import Pool, PoolStore, first_weights
 from mdc_core.config.settings import CondenseConfig
 from mdc_core.data.real_set import RealSet
@@ -23,7 +23,7 @@ from mdc_core.training.real_training import RealTraining
 
 
 class Interpolation(Network):
-    """A network between first and trained weights; `trained` is the same one at its end. Neither is differentiated."""
+    """A network with interpolated weights, and the same one with trained weights. Neither is differentiated."""
 
     def __init__(self, between: Network, trained: Network) -> None:
         super().__init__()
@@ -31,28 +31,28 @@ class Interpolation(Network):
         self.requires_grad_(False)
 
     def block_outputs(self, images: Tensor) -> list[Tensor]:
-        """Of the network between."""
+        """Block outputs of the interpolated network."""
         return self.between.block_outputs(images)
 
     def head(self, features: Tensor) -> Tensor:
-        """Of the network between."""
+        """Logits of the interpolated network."""
         return self.between.head(features)
 
 
 class InterpolatedNetworks:
-    """A network of the pool, and a place on its way, for every inner iteration; weights stay in their places."""
+    """A random network of the pool, interpolated at random, for every inner iteration; weights keep their addresses."""
 
     def __init__(self, config: CondenseConfig, real: RealSet, recorder: Recorder, pools: PoolStore) -> None:
         self._config = config
-        self.net = Interpolation(*(fresh_network(config, real, outer=0) for _ in range(2)))
-        # Made when the first network has to be trained, since they may all be there.
-        training = cache(lambda: RealTraining(config, real, fresh_network(config, real, outer=0), recorder))
+        self.net = Interpolation(*(initial_network(config, real, outer=0) for _ in range(2)))
+        # Built on first use: all networks may be in the store already.
+        training = cache(lambda: RealTraining(config, real, initial_network(config, real, outer=0), recorder))
         self._pool = Pool(config, real, self.net.between, pools, training)
         self._first: dict[int, list[Tensor]] = {}
 
     @torch.no_grad()
     def ready(self, outer: int, inner: int) -> None:
-        """Draw the network that update `inner` of loop `outer`, both 1-based, looks through."""
+        """Draw the network for update `inner` of loop `outer`, both 1-based."""
         draws = stream(self._config.seed, "interpolation", outer, inner)
         number = int(torch.randint(self._config.pool, (), generator=draws))
         share = float(torch.rand((), generator=draws))

@@ -1,7 +1,6 @@
-"""One iteration: match every class with its real images while the network θ stands still, then move the tiles.
+"""One iteration of the inner loop (Algorithm 1): match every class with its real images, then move the tiles.
 
-Algorithm 1, inner loop. θ is fixed meanwhile, so the classes are independent: as many are matched at once as suits the
-device, up to all of them.
+The network θ stands still meanwhile, so classes are independent and are matched in batches that suit the device.
 """
 
 from __future__ import annotations
@@ -32,24 +31,24 @@ from mdc_core.training.augment import AugmentParams
 
 @dataclass(frozen=True)
 class Draws:
-    """What is random about one iteration, drawn ahead on the CPU."""
+    """All random choices of one iteration, drawn ahead on the CPU."""
 
     params: AugmentParams
-    """A row for every class, the same for its real and its synthetic images."""
+    """One row per class, the same for its real and its synthetic images (siamese augmentation)."""
     real: Tensor
     """(ΣB,) int64: positions of the real batches, class by class."""
     sample: Tensor | None
-    """(C, m) int64: the tiles of each class that take part, when `batch_syn_max` leaves some out."""
+    """(C, m) int64: the tiles of each class that take part; None: all, unless `batch_syn_max` leaves some out."""
 
     def to(self, device: torch.device) -> Draws:
-        """The same on another device."""
+        """The same draws on another device."""
         sample = None if self.sample is None else self.sample.to(device)
         return Draws(self.params.map(lambda value: value.to(device)), self.real.to(device), sample)
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Neighbouring classes that are matched at once."""
+    """Neighbouring classes that are matched in one batch."""
 
     first: int
     classes: int
@@ -60,18 +59,21 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Matched:
-    """One iteration over all classes."""
+    """The outcome of matching all classes once."""
 
     gradient: Tensor
-    """Of the loss, with respect to the tiles (N, C, f², ch, s, s)."""
+    """Gradient of the loss for the tiles, (N, C, f², ch, s, s)."""
     loss: Tensor
     """(C,)"""
     distances: Tensor | None
-    """Subset distances (C, N-1), float64, when they are measured."""
+    """Subset distances (C, N-1), float64; None: not measured."""
 
 
 class TileUpdate:
-    """The tiles of a run, and how an iteration moves them: tensors in fixed places, so that a GPU can record it."""
+    """The tiles of a run, and the iteration that moves them.
+
+    All tensors keep their addresses, so that a GPU can record an iteration as a CUDA graph.
+    """
 
     def __init__(self, config: CondenseConfig, real: RealSet, net: Network, recorder: Recorder) -> None:
         self._config, self._real, self._net, self._recorder = config, real, net, recorder
@@ -81,12 +83,12 @@ class TileUpdate:
         self.tiles = torch.zeros(shape, device=device)
         self.momentum = torch.zeros_like(self.tiles)
         self.optimiser_state = dict(self._method.initial_optimiser_state(self.tiles))
-        """What the method's step keeps besides."""
+        """State of the method's optimiser beside the momentum, by name."""
         self._free = torch.ones(*shape[:2], 1, 1, 1, 1, dtype=torch.bool, device=device)
         self.loss = torch.zeros((), device=device)
-        """Summed over classes and over the iterations since `begin`."""
+        """Scalar, summed over classes and over the iterations since `begin`."""
         self.distances = torch.zeros(shape[1], config.ipc - 1, dtype=torch.float64, device=device)
-        """(C, N-1), summed over the iterations since `begin`, when they are measured."""
+        """(C, N-1), summed over the iterations since `begin`; zero unless they are measured."""
         self._per_batch = classes_per_batch(config, real)
         self._static_inputs: Draws | None = None
         self._batches = torch.empty(
@@ -104,27 +106,30 @@ class TileUpdate:
         measured: bool,
         optimiser_state: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """Take up the tiles (N, C, f², ch, s, s) of an outer loop, clamped where they are free (Eq. 10).
+        """Load the tiles (N, C, f², ch, s, s) of an outer loop, clamped to [0, 1] where they are free (Eq. 10).
 
-        `optimiser_state` is what the method's step keeps besides, as it was; left out: as before the first update.
+        Args:
+            measured: whether this loop measures subset distances.
+            optimiser_state: of the method, beside the momentum; None: as before the first update.
         """
         frozen = [frozen_ranks(self._config, state, label) for label in range(tiles.shape[1])]
         free = torch.arange(len(tiles))[:, None] >= torch.tensor(frozen)
         self._free.copy_(free[:, :, None, None, None, None])
         self.tiles.copy_(torch.where(self._free, tiles.clamp(0, 1), tiles))
         self.momentum.copy_(momentum)
-        before = (
-            self._method.initial_optimiser_state(self.tiles) if optimiser_state is None else optimiser_state
-        )
-        for name, place in self.optimiser_state.items():
-            place.copy_(before[name])
+        if optimiser_state is None:
+            optimiser_state = self._method.initial_optimiser_state(self.tiles)
+        for name, value in self.optimiser_state.items():
+            value.copy_(optimiser_state[name])
         self.loss.zero_()
         self.distances.zero_()
         self._begun = state, measured
         self._move = self._planned()
 
     def run(self, outer: int, inner: int) -> None:
-        """One iteration, as `begin` has set it up; nothing here waits for the device.
+        """One iteration, as `begin` has set it up. It never waits for the device.
+
+        If memory runs out, the classes are matched in smaller batches from then on.
 
         Raises:
             torch.OutOfMemoryError: not even one class fits.
@@ -139,16 +144,17 @@ class TileUpdate:
             self._recorded.clear()
             self._move = self._planned()
             logging.getLogger(__name__).warning(
-                "the GPU has too little memory for what was planned: from now on %d classes are matched at once",
+                "the GPU ran out of memory: from now on %d classes are matched per batch, which is slower",
                 self._per_batch,
             )
 
     def _planned(self) -> Callable[[], None]:
-        """An iteration of this outer loop, with as many classes at once as have turned out to fit."""
+        """The iteration of this outer loop, with as many classes per batch as fit."""
         state, measured = self._begun
         plan = tuple(chunks(self._config, self._real, state, measured, self._per_batch))
         if (plan, measured) not in self._recorded:
-            # Kernels are chosen by the shapes of a chunk, whichever classes are in it.
+            # Kernels depend on a chunk's shapes, not on which classes are in it. A new plan of known chunks is thus
+            # recorded without another warm-up.
             shapes: set[Hashable] = {
                 ("match", chunk.classes, chunk.real_batch, chunk.rank_groups) for chunk in plan
             }
@@ -157,7 +163,7 @@ class TileUpdate:
         return self._recorded[plan, measured]
 
     def _moved(self) -> bool:
-        """Whether the tiles were moved; False, and nothing has changed, where fewer classes at once might fit."""
+        """Whether the tiles were moved. False: memory ran out, nothing has changed, and fewer classes may fit."""
         try:
             self._move()
         except torch.OutOfMemoryError:
@@ -169,7 +175,7 @@ class TileUpdate:
     def _iterate(self, plan: Sequence[Chunk], measured: bool) -> None:
         assert self._static_inputs is not None
         real, config = self._real, self._config
-        found = match_classes(
+        matched = match_classes(
             config,
             real,
             self._net,
@@ -180,18 +186,18 @@ class TileUpdate:
             measured,
         )
         now: TileState = {"tiles": self.tiles, "momentum": self.momentum, **self.optimiser_state}
-        moved = self._method.step(config, real.image_size, now, found.gradient, self._free)
-        loss = found.loss.sum()
-        # All that takes memory is done: from here on an iteration happens as a whole.
-        for name, place in now.items():
-            place.copy_(moved[name])
+        moved = self._method.step(config, real.image_size, now, matched.gradient, self._free)
+        loss = matched.loss.sum()
+        # Nothing below allocates memory. So if memory runs out, it does so above, before any state has changed.
+        for name, value in now.items():
+            value.copy_(moved[name])
         self.loss += loss
-        if found.distances is not None:
-            self.distances += found.distances
+        if matched.distances is not None:
+            self.distances += matched.distances
 
 
 def draw_iteration(config: CondenseConfig, real: RealSet, outer: int, inner: int) -> Draws:
-    """Augmentation of every class, its real batch, and its sample of tiles."""
+    """Draw the augmentation of every class, its real batch, and its sample of tiles."""
     draws = stream(config.seed, "match", outer, inner)
     params = augment.draw(
         config.augment,
@@ -222,28 +228,40 @@ def match_classes(
     plan: Sequence[Chunk],
     measured: bool,
 ) -> Matched:
-    """Match every class with its real batch, of `real_images` (ΣB, ch, H, H), normalised."""
+    """Match every class with its real batch.
+
+    Decoding and augmentation run once for all classes, the matching chunk by chunk. Each chunk returns the gradient for
+    its images, and one backward pass through augmentation and decoding turns all of them into the gradient for the
+    tiles. So no chunk's graph outlives the chunk, and memory is that of the largest.
+
+    Args:
+        tiles: (N, C, f², ch, s, s).
+        real_images: (ΣB, ch, H, H), normalised, class by class.
+        plan: covers all classes in order.
+        measured: whether subset distances are wanted.
+    """
     side = real.image_size
     leaf = tiles.detach().requires_grad_()
     ranks, classes, per_image = tiles.shape[:3]
+    # (N·C·f²,): the class of every tile. All images of a class are augmented by the row of their class.
     owners = torch.arange(classes, device=tiles.device).repeat_interleave(per_image).repeat(ranks)
-    decoded = real.normalise(decode(leaf.flatten(0, 2), side))
+    decoded = real.normalise(decode(leaf.flatten(0, 2), side))  # (N·C·f², ch, H, H)
     images = augment.apply(draws.params.rows(owners), decoded).view(*tiles.shape[:4], side, side)
-    by_class = images.detach().transpose(0, 1)  # (C, N, f², ch, H, H)
-    match, matches, begun = METHODS[config.method].match, [], 0
+    by_class = images.detach().transpose(0, 1)  # (C, N, f², ch, H, H), cut off from the graph
+    match_chunk, matches, begun = METHODS[config.method].match, [], 0
     for chunk in plan:
-        span = slice(chunk.first, chunk.first + chunk.classes)
+        span = slice(chunk.first, chunk.first + chunk.classes)  # K classes
         labels = torch.arange(chunk.first, span.stop, device=tiles.device)
         batch = real_images[begun : begun + chunk.classes * chunk.real_batch]
         begun += len(batch)
         batch = augment.apply(draws.params.rows(labels.repeat_interleave(chunk.real_batch)), batch)
-        batch = batch.view(chunk.classes, chunk.real_batch, *batch.shape[1:])
+        batch = batch.view(chunk.classes, chunk.real_batch, *batch.shape[1:])  # (K, B, ch, H, H)
         sample = None if draws.sample is None else draws.sample[span]
-        matches.append(match(config, net, by_class[span], batch, labels, chunk.rank_groups, sample))
-    grads = torch.cat([found.image_gradient for found in matches]).transpose(0, 1)
+        matches.append(match_chunk(config, net, by_class[span], batch, labels, chunk.rank_groups, sample))
+    grads = torch.cat([match.image_gradient for match in matches]).transpose(0, 1)  # (N, C, f², ch, H, H)
     return Matched(
         gradient=torch.autograd.grad(images, leaf, grads)[0],
-        loss=torch.cat([found.loss for found in matches]),
+        loss=torch.cat([match.loss for match in matches]),
         distances=_subset_distances(config, matches) if measured else None,
     )
 
@@ -251,26 +269,26 @@ def match_classes(
 def chunks(
     config: CondenseConfig, real: RealSet, state: MlsState, measured: bool, per_batch: int
 ) -> list[Chunk]:
-    """All classes in order, at most `per_batch` together, and only those that are cut alike."""
+    """All classes in order, at most `per_batch` per chunk; a chunk has one real batch size and the same rank groups."""
     sizes = real_batches(config, real)
     alike = [
         (sizes[label], _rank_groups(config, state, label, measured)) for label in range(real.num_classes)
     ]
-    found, first = [], 0
+    plan, first = [], 0
     for (size, rank_groups), group in groupby(alike):
         end = first + len(list(group))
-        found += [Chunk(i, min(per_batch, end - i), size, rank_groups) for i in range(first, end, per_batch)]
+        plan += [Chunk(i, min(per_batch, end - i), size, rank_groups) for i in range(first, end, per_batch)]
         first = end
-    return found
+    return plan
 
 
 def classes_per_batch(config: CondenseConfig, real: RealSet) -> int:
-    """How many classes are matched together."""
+    """How many classes are matched in one batch on the device of `real`."""
     return estimate.classes_per_batch(config, real.facts("the data set"), gpu_free(real.device))
 
 
 def real_batches(config: CondenseConfig, real: RealSet) -> list[int]:
-    """B of every class: `batch_real`, or all images of a smaller class."""
+    """B of every class: `batch_real`, or the number of its images if that is smaller."""
     return [min(config.batch_real, len(positions)) for positions in real.class_index()]
 
 
@@ -280,8 +298,8 @@ def loss_weights(config: CondenseConfig, selected: int) -> dict[int, float]:
     if config.uses_mls:
         weights[selected] = 1.0
     elif config.subset_loss == "all":
-        given = config.subset_weights or METHODS[config.method].subset_weights(config.ipc)
-        weights |= {n: w for n, w in enumerate(given, start=1) if w}
+        subset_weights = config.subset_weights or METHODS[config.method].subset_weights(config.ipc)
+        weights |= {n: w for n, w in enumerate(subset_weights, start=1) if w}
     return weights
 
 
@@ -297,10 +315,10 @@ def _rank_groups(config: CondenseConfig, state: MlsState, label: int, measured: 
 
 
 def _subset_distances(config: CondenseConfig, matches: Sequence[Match]) -> Tensor:
-    """(C, N-1), float64."""
+    """(C, N-1), float64: distances of sizes 1..N-1, by the metric of the configuration."""
     if config.subset_metric == "gradient":
         sizes = range(1, config.ipc)
-        rows = [torch.stack([found.gradient_distances[n] for n in sizes], dim=1) for found in matches]
+        rows = [torch.stack([match.gradient_distances[n] for n in sizes], dim=1) for match in matches]
     else:
-        rows = [found.feature_distances[:, :-1] for found in matches]
+        rows = [match.feature_distances[:, :-1] for match in matches]
     return torch.cat(rows).double()

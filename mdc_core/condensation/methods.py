@@ -1,4 +1,4 @@
-"""The methods, as records: the loop asks what it needs of one, and knows no names."""
+"""The methods as a table of records. The loop reads what it needs from a record, and never asks for a name."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ from mdc_core.networks import Network
 
 
 class Networks(Protocol):
-    """What the tiles are matched through, from update to update."""
+    """The source of the network that tiles are matched through, with new weights for every update."""
 
     @property
     def net(self) -> Network:
-        """Always the same one, with its weights in fixed places."""
+        """Always the same object, with its weights at fixed addresses."""
 
     def ready(self, outer: int, inner: int) -> None:
-        """Give it the weights for update `inner` of loop `outer`, both 1-based."""
+        """Set the weights for update `inner` of loop `outer`, both 1-based."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """What differs between methods."""
+    """Everything that differs between methods."""
 
     networks: Callable[[CondenseConfig, RealSet, Recorder, PoolStore], Networks]
     match: Callable[[CondenseConfig, Network, Tensor, Tensor, Tensor, RankGroups, Tensor | None], Match]
-    """Of K classes: images (K, N, f², ch, H, H), real images (K, B, ch, H, H), labels (K,), and the tiles (K, m) of a
-    class that take part, None for all."""
+    """Matches K classes: images (K, N, f², ch, H, H), real images (K, B, ch, H, H), labels (K,), and the tiles (K, m)
+    of each class that take part, None for all."""
     step: TileStep
     initial_optimiser_state: Callable[[Tensor], TileState]
-    """What the step keeps beside tiles and momentum, before the first update of tiles (N, C, f², ch, s, s)."""
+    """The optimiser's state beside the momentum, before the first update of tiles (N, C, f², ch, s, s)."""
     subset_weights: Callable[[int], tuple[float, ...]]
-    """Of sizes 1..N-1 beside the weight 1 of the whole set, by N, where every subset is in the loss."""
+    """From N, the weights of sizes 1..N-1 if every subset is in the loss; the whole set has weight 1."""
 
 
 def _match_features(

@@ -1,4 +1,4 @@
-"""The most learnable subset: which n the subset loss uses, and which prefix is frozen (arXiv 2403.06075, Eq. 5-10).
+"""The most learnable subset (MLS): the n of the subset loss and the frozen prefix (arXiv 2403.06075, Eq. 5-10).
 
 The state is a value: `advance` takes one and returns the next.
 """
@@ -15,20 +15,20 @@ from mdc_core.errors import ConfigError
 
 @dataclass(frozen=True)
 class Track:
-    """The selection for all classes together, or, class-wise, for one of them."""
+    """The selections for all classes together or, class-wise, for one class."""
 
     selections: tuple[int, ...] = (1,)
     """Every n* selected so far, in order; the first is S[1] (Algorithm 1, line 4)."""
     previous: tuple[float, ...] | None = None
-    """F(1..N-1) when it was last measured."""
+    """F(1..N-1) as last measured; None: not yet."""
 
     @property
     def selected(self) -> int:
-        """n*: the size of the subset in the loss."""
+        """n*, the size of the subset in the loss."""
         return self.selections[-1]
 
     def frozen(self, rule: str) -> int:
-        """How many leading ranks are frozen: see `frozen_prefix`."""
+        """How many leading ranks are frozen (`frozen_prefix`)."""
         return frozen_prefix(self.selections, rule)
 
 
@@ -39,7 +39,7 @@ class MlsState:
     tracks: tuple[Track, ...]
 
     def of_class(self, label: int) -> Track:
-        """The track that rules a class."""
+        """The track of a class."""
         return self.tracks[label if len(self.tracks) > 1 else 0]
 
 
@@ -49,18 +49,18 @@ def start(config: CondenseConfig, classes: int) -> MlsState:
 
 
 def is_measured(config: CondenseConfig, outer: int) -> bool:
-    """Whether outer loop t = `outer` (1-based) measures the subset distances: the first, and every Δt-th."""
+    """Whether outer loop t = `outer` (1-based) measures subset distances: the first one and every Δt-th do."""
     return config.uses_mls and (outer == 1 or outer % config.mls_period == 0)
 
 
 def advance(state: MlsState, distances: Sequence[Sequence[float]]) -> MlsState:
     """The state after a measurement of F(1..N-1), one row per track.
 
-    The first measurement is only remembered. Later ones select n* = argmax |F(n) - F_prev(n)|, the subset whose
-    distance changes fastest; the constant 1/Δt does not move the argmax. Ties go to the smallest n.
+    The first measurement is only stored. Each later one selects n* = argmax |F(n) - F_prev(n)|, the subset whose
+    distance changes fastest. The constant factor 1/Δt is left out, as it does not change the argmax.
 
     Raises:
-        ConfigError: the number of rows or of distances does not fit the state.
+        ConfigError: the number of rows or of distances does not match the state.
     """
     if len(distances) != len(state.tracks):
         raise ConfigError(f"{len(distances)} rows of distances for {len(state.tracks)} tracks")
@@ -68,15 +68,17 @@ def advance(state: MlsState, distances: Sequence[Sequence[float]]) -> MlsState:
 
 
 def select(rates: Sequence[float]) -> int:
-    """n* for the rates of change of F(1..N-1): the 1-based place of the largest, the smallest n on a tie."""
+    """n* from the rates of change of F(1..N-1): the n of the largest rate, the smallest n on a tie."""
     return max(range(len(rates)), key=lambda i: (rates[i], -i)) + 1
 
 
 def frozen_prefix(selections: Sequence[int], rule: str) -> int:
-    """Leading ranks that are frozen after these selections (Eq. 10).
+    """How many leading ranks are frozen after these selections (Eq. 10).
 
-    `predecessor`: a larger n* freezes its predecessor's prefix, a smaller one nothing, an equal one changes nothing.
-    `cumulative`: the largest size ever retired that is below n*, which is the released code's rule. `none`: 0.
+    - `predecessor`: a larger n* freezes its predecessor's prefix, a smaller one unfreezes all, an equal one changes
+      nothing.
+    - `cumulative`: the largest earlier selection below n*; the rule of the released code.
+    - `none`: 0.
     """
     if rule == "none":
         return 0

@@ -1,7 +1,7 @@
-"""A pool of networks that are trained on real data once, ahead of matching, and kept for further runs.
+"""A pool of networks, trained on real images once, ahead of matching, and stored for further runs.
 
-What is kept is named by all that determines the weights: the same data, network and training find them again, whatever
-else a run is told. So a pool that was interrupted goes on with the next network.
+The key of a stored network is a digest of all that determines its weights. So runs that agree in data, network and
+training share networks, whatever their other settings. An interrupted pool continues with the next network.
 """
 
 from __future__ import annotations
@@ -26,38 +26,38 @@ from mdc_core.networks import Network, reset_parameters
 from mdc_core.training.real_training import RealTraining
 
 FORMAT = "mdc-pool/2"
-"""Of the bytes of a network, and of what its weights are computed by; another one is never looked for."""
+"""Version of a stored network's bytes and of the computation of its weights; part of the key."""
 _DIGEST_BYTES = 32
 
 
 class PoolStore(Protocol):
-    """Where trained networks are kept: a cache, which may lose them, since they can be trained anew."""
+    """Where trained networks are stored. A cache: it may lose them, as they can be trained again."""
 
     def get(self, key: str) -> bytes | None:
-        """What was put there; None: nothing, or nothing any more. Keys are of 64 hexadecimal digits."""
+        """The bytes stored under a key of 64 hexadecimal digits; None: there are none (any more)."""
 
     def put(self, key: str, data: bytes) -> None:
-        """Keep the bytes, whole or not at all."""
+        """Store the bytes, all or nothing."""
 
 
 class MemoryPools:
-    """Keeps networks for as long as the process needs them."""
+    """A store in memory."""
 
     def __init__(self) -> None:
-        self._kept: dict[str, bytes] = {}
+        self._stored: dict[str, bytes] = {}
 
     def get(self, key: str) -> bytes | None:
         """See `PoolStore.get`."""
-        return self._kept.get(key)
+        return self._stored.get(key)
 
     def put(self, key: str, data: bytes) -> None:
         """See `PoolStore.put`."""
-        self._kept[key] = data
+        self._stored[key] = data
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A network of the pool that is there, trained now or before."""
+    """A network of the pool that is ready, trained now or earlier."""
 
     number: int
     """1-based."""
@@ -66,11 +66,11 @@ class Prepared:
 
 
 class Pool:
-    """The trained weights of its networks, each found or trained when it is asked for first.
+    """The trained weights of the pool's networks, each loaded or trained on first use.
 
     Args:
-        like: a network of the pool's kind; its weights do not matter.
-        training: gives the training to use, where one has to be trained.
+        like: any network of the pool's kind; its weights do not matter.
+        training: called when a network has to be trained; returns what trains it.
     """
 
     def __init__(
@@ -86,24 +86,24 @@ class Pool:
         self._trained: dict[int, list[Tensor]] = {}
 
     def trained(self, number: int) -> list[Tensor]:
-        """The weights of network `number`, 0-based, in the order of its parameters, on the device of the data."""
+        """The weights of network `number` (0-based), in the order of its parameters, on the device of the data."""
         if number not in self._trained:
             key = member_key(self._config, self._real, number)
-            found = self._stored(key)
-            if found is None:
-                found = self._train(number)
-                self._store.put(key, to_bytes(dict(zip(self._shapes, found, strict=True))))
-            self._trained[number] = found
+            weights = self._load(key)
+            if weights is None:
+                weights = self._train(number)
+                self._store.put(key, to_bytes(dict(zip(self._shapes, weights, strict=True))))
+            self._trained[number] = weights
         return self._trained[number]
 
-    def _stored(self, key: str) -> list[Tensor] | None:
+    def _load(self, key: str) -> list[Tensor] | None:
         data = self._store.get(key)
         if data is None:
             return None
         try:
             weights = from_bytes(data, self._shapes)
         except FormatError as error:
-            logging.getLogger(__name__).warning("%s: it is trained anew", error)
+            logging.getLogger(__name__).warning("%s: training it again", error)
             return None
         return [weight.to(self._real.device) for weight in weights.values()]
 
@@ -117,14 +117,14 @@ class Pool:
 
 
 def first_weights(config: CondenseConfig, net: Network, number: int) -> None:
-    """Give `net` the weights of network `number` before its training; they follow from the seed."""
+    """Set `net` to the initial weights of network `number`, which follow from the seed."""
     reset_parameters(net, stream(config.seed, "pool weights", number))
 
 
 def train_pool(
     config: CondenseConfig, real: RealSet, training: RealTraining, store: PoolStore
 ) -> Iterator[Prepared]:
-    """Find or train every network of the pool, one after the other."""
+    """Load or train every network of the pool, one after the other; yields after each."""
     pool = Pool(config, real, training.net, store, lambda: training)
     for number in range(config.pool):
         pool.trained(number)
@@ -132,7 +132,7 @@ def train_pool(
 
 
 def member_key(config: CondenseConfig, real: RealSet, number: int) -> str:
-    """The name of a network's trained weights: a digest of all that determines them."""
+    """The key of a network's trained weights: the sha256 of all that determines them, in hexadecimal."""
     parts = {
         "format": FORMAT,
         "data": real.fingerprint(),
@@ -152,13 +152,17 @@ def member_key(config: CondenseConfig, real: RealSet, number: int) -> str:
 
 
 def to_bytes(weights: dict[str, Tensor]) -> bytes:
-    """Weights by the name of their parameter: safetensors behind its own sha256."""
+    """Weights by parameter name, as bytes: a sha256, then the safetensors file that it is of."""
     data = save({name: weight.cpu().contiguous() for name, weight in weights.items()})
     return hashlib.sha256(data).digest() + data
 
 
 def from_bytes(data: bytes, shapes: dict[str, torch.Size]) -> dict[str, Tensor]:
-    """What `to_bytes` was given, in the order of `shapes`; `FormatError` when damaged, or of another network."""
+    """The weights in bytes of `to_bytes`, in the order of `shapes`.
+
+    Raises:
+        FormatError: the bytes are damaged, or of another network.
+    """
     digest, packed = data[:_DIGEST_BYTES], data[_DIGEST_BYTES:]
     if hashlib.sha256(packed).digest() != digest:
         raise FormatError("a stored network of the pool is damaged")

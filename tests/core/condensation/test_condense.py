@@ -15,7 +15,7 @@ from mdc_core.compute.streams import stream
 from mdc_core.condensation import checkpoint
 from mdc_core.condensation.condense import Step, condense
 from mdc_core.condensation.iteration import classes_per_batch, draw_iteration, loss_weights
-from mdc_core.condensation.network_phase import NetworkPhase, change, fresh_network
+from mdc_core.condensation.network_phase import NetworkPhase, initial_network, perturb
 from mdc_core.data.real_set import RealSet
 from mdc_core.data.synthetic import initial_tiles
 from mdc_core.errors import ConfigError, FormatError
@@ -164,14 +164,14 @@ def test_a_pool_is_trained_once_and_changed_for_every_loop(real: RealSet) -> Non
     phase = NetworkPhase(config, real, Recorder(torch.device("cpu")))
     taken = []
     for outer in (1, 2):
-        phase.fresh(outer)
+        phase.reset(outer)
         taken.append([parameter.detach().clone() for parameter in phase.net.parameters()])
         phase.train(16, inner=1)
     assert all(torch.equal(a, b) for a, b in zip(*taken, strict=True))
-    untrained = fresh_network(config, real, outer=1)
+    untrained = initial_network(config, real, outer=1)
     assert not any(torch.equal(a, b) for a, b in zip(taken[0], untrained.parameters(), strict=True))
     before = [parameter.detach().clone() for parameter in untrained.parameters()]
-    change(untrained, 0.5, stream(0, "change"))
+    perturb(untrained, 0.5, stream(0, "change"))
     for was, now in zip(before, untrained.parameters(), strict=True):
         if was.ndim > 1:
             moved = (now.detach() - was).flatten(1).norm(dim=1)

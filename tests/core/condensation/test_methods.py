@@ -43,7 +43,7 @@ def test_idc_is_its_own_loop_bit_for_bit(real: RealSet) -> None:
     momentum = torch.zeros_like(tiles)
     plan = chunks(config, real, start(config, 2), False, per_batch=2)
     for step in condense(config, real):
-        phase.fresh(step.outer)
+        phase.reset(step.outer)
         tiles.clamp_(0, 1)
         for inner in (1, 2, 3):
             draws = draw_iteration(config, real, step.outer, inner)

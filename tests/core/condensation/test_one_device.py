@@ -22,7 +22,7 @@ from mdc_core.condensation.condense import start_state
 from mdc_core.condensation.iteration import TileUpdate, chunks, draw_iteration
 from mdc_core.condensation.methods import METHODS
 from mdc_core.condensation.mls import MlsState, Track
-from mdc_core.condensation.network_phase import fresh_network
+from mdc_core.condensation.network_phase import initial_network
 from mdc_core.condensation.pool import MemoryPools
 from mdc_core.config.settings import CondenseConfig
 from mdc_core.data.real_set import RealSet
@@ -100,7 +100,7 @@ def test_a_training_step_stays_on_its_device(
 ) -> None:
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # which knows no meta device
     config, real = toy_config(**changes), toy_real(side=16)
-    nets = [fresh_network(config, real, number) for number in range(models)]
+    nets = [initial_network(config, real, number) for number in range(models)]
     net, images = (nets[0] if models == 1 else stacked(nets)).to(THERE), there(real)
     trainer = Trainer(net, images.images, images.labels, Eager(THERE), prepare=images.prepare)
     trainer._static_inputs = drawn(config, real, models).map(lambda t: t.to(THERE))

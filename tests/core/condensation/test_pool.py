@@ -11,7 +11,7 @@ from mdc_core.compute.cuda_graph import Recorder
 from mdc_core.condensation import pool as pool_module
 from mdc_core.condensation.condense import condense, prepare
 from mdc_core.condensation.interpolation import InterpolatedNetworks
-from mdc_core.condensation.network_phase import fresh_network
+from mdc_core.condensation.network_phase import initial_network
 from mdc_core.condensation.pool import MemoryPools, Pool, member_key
 from mdc_core.config.settings import CondenseConfig
 from mdc_core.data.real_set import RealSet
@@ -93,7 +93,7 @@ def test_a_damaged_network_is_trained_anew(
     pools.put(key, broken)
     assert torch.equal(tiles(real, pools), tiles(real))
     assert pools.get(key) == data
-    assert [message.partition(":")[2] for message in caplog.messages] == [" it is trained anew"]
+    assert [message.partition(":")[2] for message in caplog.messages] == [" training it again"]
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_another_format_is_never_looked_for(real: RealSet, monkeypatch: pytest.M
 
 
 def test_a_network_is_asked_for_once(real: RealSet) -> None:
-    net, pools = fresh_network(CONFIG, real, outer=0), Counting()
+    net, pools = initial_network(CONFIG, real, outer=0), Counting()
     training = RealTraining(CONFIG, real, net, Recorder(real.device))
     pool = Pool(CONFIG, real, net, pools, lambda: training)
     assert pool.trained(0) is pool.trained(0)

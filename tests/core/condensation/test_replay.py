@@ -13,7 +13,7 @@ from mdc_core.condensation import gradient_matching
 from mdc_core.condensation.condense import Step, condense, result, start_state
 from mdc_core.condensation.iteration import TileUpdate
 from mdc_core.condensation.mls import MlsState, Track
-from mdc_core.condensation.network_phase import fresh_network
+from mdc_core.condensation.network_phase import initial_network
 from mdc_core.config.presets import condense_config, evaluate_config
 from mdc_core.config.settings import CondenseConfig, EvaluateConfig
 from mdc_core.data.real_set import DataSet, RealSet
@@ -245,7 +245,7 @@ def test_a_run_warms_up_each_shape_once() -> None:
     """Class-wise, many loops pair the classes with subset sizes anew; new shapes alone are warmed up."""
     config, real = toy_config(class_wise=True, freeze="none"), toy_real()
     recorder, start = Replaying(CPU), start_state(config, real)
-    update = TileUpdate(config, real, fresh_network(config, real, 1), recorder)
+    update = TileUpdate(config, real, initial_network(config, real, 1), recorder)
     warmed = []
     for selected in ((1, 1), (1, 2), (2, 1), (2, 2), (1, 1)):
         state = MlsState(tuple(Track((n,)) for n in selected))
@@ -275,7 +275,7 @@ def test_fewer_classes_are_matched_where_memory_runs_out(
     torch.testing.assert_close(found.state.tiles, expected[0].state.tiles, atol=1e-5, rtol=0)
     assert found.loss == pytest.approx(expected[0].loss, rel=1e-5)
     assert caplog.messages == [
-        "the GPU has too little memory for what was planned: from now on 1 classes are matched at once"
+        "the GPU ran out of memory: from now on 1 classes are matched per batch, which is slower"
     ]
     fits = 0
     with pytest.raises(torch.OutOfMemoryError):
