@@ -29,7 +29,7 @@ from sqlalchemy import delete, insert, select, text
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from server.access.authenticate import create_key
+from server.access.tokens import create_key
 from server.store import jobs, migrate, sets
 from server.store.db import Database
 from server.store.ids import new_id

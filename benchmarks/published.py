@@ -13,7 +13,7 @@ import numpy as np
 from mdc_core.delivery import rankmajor
 from mdc_core.delivery.manifest import build_manifest
 from mdc_core.delivery.rankmajor import SetInfo
-from server.access.authenticate import create_key
+from server.access.tokens import create_key
 from server.settings import Settings
 from server.store import jobs, migrate, sets
 from server.store.db import Database

@@ -36,7 +36,7 @@ import httpx
 from httpx_sse import aconnect_sse
 
 from mdc_core.delivery.signing import dump_private_keys, new_key
-from server.access.authenticate import create_key
+from server.access.tokens import create_key
 from server.settings import Settings
 from server.store import jobs, migrate
 from server.store.db import Database

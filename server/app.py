@@ -15,13 +15,14 @@ from starlette.types import Message, Receive, Scope, Send
 from mdc_core import __version__
 from mdc_core.errors import ConfigError
 from mdc_core.malloc import share_freed_memory
-from server.access.authenticate import ensure_admin_key
+from server.access.authenticate import Authenticator
 from server.access.callers import KnownKeys
 from server.access.ratelimit import RateLimits
+from server.access.tokens import ensure_admin_key
 from server.delivery.catalog import Catalog
-from server.delivery.fast_path import Shortcut
+from server.delivery.fast_path import FastPath
 from server.delivery.manifests import Manifests
-from server.delivery.rank_cache import Ranks
+from server.delivery.rank_cache import RankCache
 from server.jobs.event_stream import Watchers, called_at_exit_signals
 from server.jobs.reaper import Reaper
 from server.jobs.wakeup import Wakeup
@@ -58,7 +59,6 @@ def create_app(settings: Settings) -> FastAPI:
         redirect_slashes=False,  # its redirect would lead to wherever the header Host says
     )
     services = app.state.services = _services(settings)
-    app.shortcut = Shortcut()
     app.add_middleware(Measured, metrics=services.metrics)  # the first is the innermost
     if settings.cors_origins:
         app.add_middleware(DeviceCors, origins=settings.cors_origins)
@@ -70,13 +70,12 @@ def create_app(settings: Settings) -> FastAPI:
 
 
 class _Api(FastAPI):
-    """FastAPI, but what the shortcut answers reaches neither middleware nor router."""
-
-    shortcut: Shortcut
+    """FastAPI, but what the fast path answers reaches neither middleware nor router."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
-        if await self.shortcut.answer(self.state.services, scope, send):
+        services: Services = self.state.services
+        if await services.fast_path.answer(scope, send):
             return
         is_answered = False
 
@@ -102,22 +101,33 @@ def _services(settings: Settings) -> Services:
     db = Database(settings.database_url)
     manifest_keys = settings.manifest_keys()
     watchers = Watchers(db, most_of_key=settings.key_streams)
+    rates = RateLimits(settings.key_rate, settings.refusal_rate, settings.broker_url, settings.broker_prefix)
+    secret_key, known_keys = settings.secret_key(), KnownKeys()
+    authenticator = Authenticator(db, secret_key, known_keys, rates)
+    catalog, ranks = Catalog(db), RankCache(objects, settings.cache_bytes)
+    fast_path = FastPath(
+        authenticator,
+        catalog,
+        ranks,
+        redirects=settings.downloads == "redirect",
+        shared=bool(settings.cors_origins),
+    )
     return Services(
         settings=settings,
         db=db,
         objects=objects,
         wakeup=Wakeup(settings),
-        secret_key=settings.secret_key(),
+        secret_key=secret_key,
         manifest_keys=manifest_keys,
-        known_keys=KnownKeys(),
-        catalog=Catalog(db),
+        known_keys=known_keys,
+        authenticator=authenticator,
+        rates=rates,
+        catalog=catalog,
         manifests=Manifests(manifest_keys[0], settings.manifest_days),
-        ranks=Ranks(objects, settings.cache_bytes),
+        ranks=ranks,
+        fast_path=fast_path,
         watchers=watchers,
-        metrics=Metrics(db, watchers),
-        rates=RateLimits(
-            settings.key_rate, settings.refusal_rate, settings.broker_url, settings.broker_prefix
-        ),
+        metrics=Metrics(db, watchers, fast_path),
     )
 
 

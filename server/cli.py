@@ -15,9 +15,9 @@ from sqlalchemy.exc import DBAPIError
 
 from mdc_core.command_group import CommandGroup
 from mdc_core.delivery.signing import dump_private_keys, new_key
-from server.access.authenticate import create_key
 from server.access.callers import SCOPES
-from server.schemas import LONGEST_KEY, KeyOut
+from server.access.tokens import create_key
+from server.schemas.keys import LONGEST_KEY, KeyResponse
 from server.settings import MIN_SECRET, Settings, wrong_settings
 from server.store import installation, keys
 from server.store import migrate as migrations
@@ -94,7 +94,7 @@ def show() -> None:
             after = None
             while found := keys.page(session, after=after, limit=100):
                 for key in found:
-                    typer.echo(KeyOut.of(key).model_dump_json())
+                    typer.echo(KeyResponse.of(key).model_dump_json())
                 after = found[-1].id
     finally:
         db.dispose()

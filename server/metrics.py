@@ -19,6 +19,7 @@ from prometheus_client.registry import Collector
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.delivery.fast_path import FastPath
 from server.jobs.event_stream import Watchers
 from server.store import queue
 from server.store.db import Database
@@ -33,7 +34,7 @@ METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"}
 class Metrics(Collector):
     """The numbers of one process, and the queue's, which every process tells alike."""
 
-    def __init__(self, db: Database, watchers: Watchers) -> None:
+    def __init__(self, db: Database, watchers: Watchers, fast_path: FastPath) -> None:
         """The queue is counted in `db` whenever the numbers are read."""
         disable_created_metrics()  # type: ignore[no-untyped-call]  # every series' time of birth, of use to nobody
         self.registry = CollectorRegistry()
@@ -55,9 +56,7 @@ class Metrics(Collector):
         streams = Gauge("mdc_event_streams", "Streams of events that are open.", registry=self.registry)
         streams.set_function(lambda: watchers.count)
         self.registry.register(_Queue(db))
-        # Plain numbers, as these are counted in the event loop where every microsecond is.
-        self.memory_answers = 0
-        self.memory_bytes = 0
+        self._fast_path = fast_path
         self.registry.register(self)
 
     def answered(self, method: str, route: str, status: int, seconds: float, sent: int) -> None:
@@ -71,9 +70,9 @@ class Metrics(Collector):
     def collect(self) -> Iterator[Metric]:
         """What never came to the router."""
         yield CounterMetricFamily(
-            "mdc_memory_answers", "Subsets and ranks answered from memory.", self.memory_answers
+            "mdc_memory_answers", "Subsets and ranks answered from memory.", self._fast_path.answers
         )
-        yield CounterMetricFamily("mdc_memory_sent_bytes", "Their bytes.", self.memory_bytes)
+        yield CounterMetricFamily("mdc_memory_sent_bytes", "Their bytes.", self._fast_path.sent_bytes)
 
 
 class _Queue(Collector):

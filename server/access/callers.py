@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal, NamedTuple, get_args
 
-from server.caching.revalidating import Trusted
+from server.caching.revalidating import RevalidatingCache
 from server.store.tables import utcnow
 
 Scope = Literal["jobs:read", "jobs:write", "subsets:read", "admin"]
@@ -62,12 +62,12 @@ class KnownKeys:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         """`clock` tells seconds."""
-        self._trusted: Trusted[str, _Known] = Trusted(KEPT, clock)
+        self._trusted: RevalidatingCache[str, _Known] = RevalidatingCache(KEPT, clock)
         self.now = self._trusted.now
         self.forget = self._trusted.forget
 
     def get(self, key: PresentedKey) -> tuple[Caller, bool] | None:
-        """The caller, if this very key was confirmed lately and has not expired since; and `Trusted.get`'s hint."""
+        """The caller, if this very key was confirmed lately and has not expired; with `RevalidatingCache.get`'s hint."""
         found = self._trusted.get(key.key_id)
         if found is None:
             return None

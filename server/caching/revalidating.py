@@ -15,7 +15,7 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 
-class Trusted(Generic[K, V]):
+class RevalidatingCache(Generic[K, V]):
     """Values with the time at which the database was asked about them. Threads may share it."""
 
     def __init__(self, capacity: int, clock: Callable[[], float] = time.monotonic) -> None:

@@ -14,10 +14,11 @@ from mdc_core.delivery.budget import Budget, Plan, plan
 from mdc_core.delivery.manifest import Manifest
 from mdc_core.errors import BudgetError, ConfigError, DigestError
 from server.delivery.catalog import Version
-from server.delivery.rank_cache import AT_ONCE, Piece
-from server.services import Services
+from server.delivery.rank_cache import AT_ONCE, Piece, RankCache
+from server.store.objects import ObjectStore
 from server.web.conditional import Conditions, Decision, decide
 from server.web.problems import FieldError, Problem, invalid
+from server.web.store_threads import StoreThreads
 
 MEDIA_TYPE = "application/octet-stream"
 YEAR = 31_536_000
@@ -203,23 +204,31 @@ def in_store(version: Version, k: int, conditions: Conditions, decision: Decisio
     return start >= version.header_bytes and (conditions.range or "").strip().lower() == closed
 
 
-async def send(services: Services, version: Version, answer: Answer) -> Response:
-    """The response with its bytes: from memory, from the object store, or by a URL of it."""
+async def send(
+    version: Version,
+    answer: Answer,
+    *,
+    ranks: RankCache,
+    objects: ObjectStore,
+    threads: StoreThreads,
+    redirects: bool,
+) -> Response:
+    """The response with its bytes: from memory, from the object store, or (`redirects`) by a URL of it."""
     if answer.span is None:
         return Response(status_code=answer.status, headers=answer.headers)
-    if answer.in_store and services.settings.downloads == "redirect":
-        url = await services.store_threads.run(services.objects.url, version.object_key, URL_SECONDS)
+    if answer.in_store and redirects:
+        url = await threads.run(objects.url, version.object_key, URL_SECONDS)
         if url is not None:
             return _redirect(url, answer)
-    pieces: Iterable[Piece] | None = services.ranks.warm(version, answer.k, *answer.span)
+    pieces: Iterable[Piece] | None = ranks.warm(version, answer.k, *answer.span)
     if pieces is None:
         try:
-            pieces = await services.store_threads.run(services.ranks.read, version, answer.k, *answer.span)
+            pieces = await threads.run(ranks.read, version, answer.k, *answer.span)
         except (FileNotFoundError, DigestError) as error:
             raise unreadable(version, error) from error
     if isinstance(pieces, list):
         return respond(answer, pieces)
-    return StreamingResponse(services.store_threads.each(iter(pieces)), answer.status, answer.headers)
+    return StreamingResponse(threads.each(iter(pieces)), answer.status, answer.headers)
 
 
 def unreadable(version: Version, error: Exception) -> Problem:

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from sqlalchemy.orm import Session
+from starlette.concurrency import run_in_threadpool
 
 from mdc_core.delivery import rankmajor
 from mdc_core.delivery.manifest import Manifest, parse_manifest
-from server.caching.revalidating import Trusted
+from server.caching.revalidating import RevalidatingCache
 from server.store import sets
 from server.store.db import Database
 from server.store.tables import CondensedSet
@@ -69,10 +70,10 @@ class Catalog:
     def __init__(self, db: Database, clock: Callable[[], float] = time.monotonic) -> None:
         """`clock` tells seconds."""
         self._db = db
-        self._trusted: Trusted[tuple[str, int], Version] = Trusted(KEPT, clock)
+        self._trusted: RevalidatingCache[tuple[str, int], Version] = RevalidatingCache(KEPT, clock)
 
     def warm(self, reference: str) -> tuple[Version, bool] | None:
-        """The version `name@version` if it is in memory and may still be delivered, and `Trusted.get`'s hint.
+        """The version `name@version` if it is in memory and may still be delivered, and `RevalidatingCache.get`'s hint.
 
         Never waits.
         """
@@ -86,6 +87,11 @@ class Catalog:
         """
         found = self.warm(reference)
         return (self.confirm(reference), "@" in reference) if found is None else (found[0], True)
+
+    async def look_up(self, reference: str) -> tuple[Version, bool]:
+        """As `find`, in a thread where the database has to be asked."""
+        known = self.warm(reference)
+        return (known[0], True) if known is not None else await run_in_threadpool(self.find, reference)
 
     def confirm(self, reference: str) -> Version:
         """The version that `name` or `name@version` means, as the database says now. Raises as `find` does."""

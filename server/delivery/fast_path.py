@@ -19,7 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 from starlette.types import Scope, Send
 
-from server.access.authenticate import checked_caller, confirmed_caller, present
+from server.access.authenticate import Authenticator
 from server.access.callers import Caller
 from server.caching.lru import Lru
 from server.delivery.answers import (
@@ -32,10 +32,9 @@ from server.delivery.answers import (
     named_rank,
     named_size,
 )
-from server.delivery.catalog import Version
-from server.delivery.rank_cache import Piece
+from server.delivery.catalog import Catalog, Version
+from server.delivery.rank_cache import Piece, RankCache
 from server.logs import RequestLines, begin_line
-from server.services import Services
 from server.web.conditional import LONGEST, Conditions, Decision
 from server.web.cors import VARY
 from server.web.problems import MAX_HEADER_BYTES, Problem, request_id_of
@@ -90,22 +89,37 @@ class _Ready(NamedTuple):
         return 1200 + sum(100 + len(name) + len(value) for name, value in self.headers) + len(self.line)
 
 
-class Shortcut:
+class FastPath:
     """Answers before everything else what can be answered from memory."""
 
-    def __init__(self) -> None:
-        """It knows no answer yet."""
+    def __init__(
+        self,
+        authenticator: Authenticator,
+        catalog: Catalog,
+        ranks: RankCache,
+        *,
+        redirects: bool,
+        shared: bool,
+    ) -> None:
+        """`redirects`: what the object store can answer is left to it; `shared`: pages of other origins may read."""
+        self._authenticator, self._catalog, self._ranks = authenticator, catalog, ranks
+        self._redirects, self._shared = redirects, shared
+        # Plain numbers, as these are counted in the event loop where every microsecond is.
+        self.answers = 0
+        """Requests answered so far."""
+        self.sent_bytes = 0
+        """Bytes of their bodies."""
         self._ready: Lru[_Answer, _Ready] = Lru(KEPT_BYTES, lambda ready: ready.weight)
         self._asking: dict[Hashable, asyncio.Task[Any]] = {}
         self._lines = RequestLines()
 
-    async def answer(self, services: Services, scope: Scope, send: Send) -> bool:
+    async def answer(self, scope: Scope, send: Send) -> bool:
         """Answer a request to the end; False: it must go the ordinary way, and nothing was sent."""
         if scope["type"] != "http" or scope["method"] != "GET":
             return False
         started = time.perf_counter()
         try:
-            found = await self._from_memory(services, scope)
+            found = await self._from_memory(scope)
         except (Problem, SQLAlchemyError):
             return False
         except Exception as error:  # the ordinary way answers whatever comes
@@ -116,15 +130,15 @@ class Shortcut:
         key_id, ready, chunks = found
         request_id = request_id_of(scope)
         self._lines.add(ready.line, request_id, key_id, time.perf_counter() - started)
-        services.metrics.memory_answers += 1
-        services.metrics.memory_bytes += ready.size
+        self.answers += 1
+        self.sent_bytes += ready.size
         headers = [*ready.headers, (b"x-request-id", request_id.encode())]
         await send({"type": "http.response.start", "status": ready.status, "headers": headers})
         for left in range(len(chunks) - 1, -1, -1):
             await send({"type": "http.response.body", "body": chunks[-1 - left], "more_body": left > 0})
         return True
 
-    async def _from_memory(self, services: Services, scope: Scope) -> tuple[str, _Ready, list[Piece]] | None:
+    async def _from_memory(self, scope: Scope) -> tuple[str, _Ready, list[Piece]] | None:
         """Id of the key, answer and bytes; None, or a `Problem`, where not all is in memory, or not as usual."""
         path, query = scope["path"], scope["query_string"]
         if len(path) > LONGEST_PATH or len(query) > LONGEST_QUERY:
@@ -133,21 +147,21 @@ class Shortcut:
         if wanted is None or given is None:
             return None
         token, conditions = given
-        caller, version = await self._trusted(services, scope, token, wanted.reference)
+        caller, version = await self._trusted(scope, token, wanted.reference)
         if caller is None or version is None or not caller.may("subsets:read"):
             return None
-        decision = _decision(services, version, wanted, conditions)
+        decision = _decision(version, wanted, conditions, redirects=self._redirects)
         if decision is None:
             return None
         ready = self._ready.get((wanted.reference, path, decision))
         if ready is None:
-            ready = _prepared(version, path, wanted, decision, shared=bool(services.settings.cors_origins))
+            ready = _prepared(version, path, wanted, decision, shared=self._shared)
             self._ready.put((wanted.reference, path, decision), ready)
-        pieces = services.ranks.warm(version, ready.k, *ready.span)
+        pieces = self._ranks.warm(version, ready.k, *ready.span)
         return None if pieces is None else (caller.key_id, ready, in_chunks(pieces))
 
     async def _trusted(
-        self, services: Services, scope: Scope, token: str, reference: str
+        self, scope: Scope, token: str, reference: str
     ) -> tuple[Caller | None, Version | None]:
         """Whose key it is and the version, as the database said a moment ago; None for what it does not confirm.
 
@@ -156,18 +170,18 @@ class Shortcut:
         A busy key or version is asked about again before trust in it ends. Else every request would come to its end
         at once; they would wait, and not even then would more than one question be asked.
         """
-        key = present(services.secret_key, token)
-        caller, is_key_ageing = services.known_keys.get(key) or (None, services.known_keys.met(key))
+        key = self._authenticator.present(token)
+        caller, is_key_ageing = self._authenticator.known(key) or (None, self._authenticator.met(key))
         if is_key_ageing:
-            asked = self._ask(key, partial(confirmed_caller, services, key))
+            asked = self._ask(key, partial(self._authenticator.confirm, key))
             caller = caller or await asyncio.shield(asked)
         elif caller is None:
-            caller = await checked_caller(services, key, scope)
+            caller = await self._authenticator.check(key, scope)
         if caller is None:
             return None, None
-        version, is_version_ageing = services.catalog.warm(reference) or (None, True)
+        version, is_version_ageing = self._catalog.warm(reference) or (None, True)
         if is_version_ageing:
-            confirmed = self._ask(reference, partial(services.catalog.confirm, reference))
+            confirmed = self._ask(reference, partial(self._catalog.confirm, reference))
             version = version or await asyncio.shield(confirmed)
         return caller, version
 
@@ -190,7 +204,7 @@ class Shortcut:
 
 
 def _decision(
-    services: Services, version: Version, wanted: _Wanted, conditions: Conditions
+    version: Version, wanted: _Wanted, conditions: Conditions, *, redirects: bool
 ) -> Decision | None:
     """What to send. `Problem` when the routes refuse it; None when it has no bytes of ours."""
     if wanted.noun == "ranks":
@@ -198,7 +212,7 @@ def _decision(
     else:
         k = named_size(version.manifest, wanted.number)
         decision = decide_subset(version, k, conditions)
-        if services.settings.downloads == "redirect" and in_store(version, k, conditions, decision):
+        if redirects and in_store(version, k, conditions, decision):
             return None
     return None if decision.status == 304 else decision
 

@@ -19,7 +19,7 @@ WHOLE = 2**32
 _LOCKS = 16
 
 
-class Ranks:
+class RankCache:
     """Reads parts of subsets, and keeps ranks that were read up to a number of bytes.
 
     The pieces that it gives are views of what is kept: a slow reader holds no copy.

@@ -22,7 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 from starlette.types import Receive, Scope, Send
 
-from server.schemas import JobEventOut, Progress
+from server.schemas.jobs import JobEventResponse, Progress
 from server.store import events
 from server.store.db import Database
 from server.store.states import ENDED, JobState
@@ -217,7 +217,7 @@ class _Stream(EventSourceResponse):
 
 
 def _event_frame(row: JobEvent) -> bytes:
-    data = JobEventOut.of(row).model_dump_json()
+    data = JobEventResponse.of(row).model_dump_json()
     return format_sse_event(event="state", id=str(row.id), data_str=data)
 
 

@@ -33,7 +33,7 @@ from mdc_core.errors import ConfigError
 from server.access.callers import Caller
 from server.access.quotas import check_jobs
 from server.jobs.admission import Admitted, admit, largest
-from server.schemas import JobEstimate, JobPlan, JobRequest, ShorterJob
+from server.schemas.jobs import JobEstimate, JobPlan, JobRequest, ShorterJob
 from server.settings import Settings
 from server.store import datasets, idempotency, jobs, sets
 from server.store.db import Database

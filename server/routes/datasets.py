@@ -12,14 +12,16 @@ from starlette.concurrency import run_in_threadpool
 from mdc_core.config.presets import NAMED
 from mdc_core.config.settings import DataFacts
 from mdc_core.errors import DataError
-from server.access.authenticate import JobsReader, JobsWriter
 from server.access.callers import Caller
 from server.access.quotas import check_upload
-from server.schemas import SLUG, DatasetOut, Page
-from server.services import AfterQuery, LimitQuery, Services, ServicesDep, links
+from server.routes.deps import ServicesDep, links
+from server.routes.paging import AfterQuery, LimitQuery, paged
+from server.routes.security import JobsReader, JobsWriter
+from server.schemas.base import SLUG, Page
+from server.schemas.datasets import DatasetResponse
+from server.services import Services
 from server.store import datasets, holds
 from server.store.holds import holding
-from server.store.ids import to_cursor
 from server.store.objects import ObjectStore
 from server.store.tables import Dataset
 from server.uploads.receive import Received, received_body
@@ -50,9 +52,9 @@ _BODY: dict[str, Any] = {
     "",
     operation_id="uploadDataset",
     status_code=201,
-    response_model=DatasetOut,
+    response_model=DatasetResponse,
     responses={
-        200: {"model": DatasetOut, "description": "You have uploaded these bytes before.", **_LINKS},
+        200: {"model": DatasetResponse, "description": "You have uploaded these bytes before.", **_LINKS},
         201: _LINKS,
         **responses(401, 403, 413, 415, 422, 507),
     },
@@ -66,7 +68,7 @@ async def upload_dataset(
     name: Annotated[str | None, Query(pattern=SLUG, description="Left out: made from the digest.")] = None,
     content_type: Annotated[str, Header(include_in_schema=False)] = "",
     content_length: Annotated[int | None, Header(include_in_schema=False, ge=0)] = None,
-) -> DatasetOut:
+) -> DatasetResponse:
     """Upload a zip of `train/<class>/*` and `test/<class>/*` images, or an npz, as the raw body.
 
     Without a test split a tenth of every class is held out. The same bytes again give the same data set.
@@ -84,7 +86,7 @@ async def upload_dataset(
         raise Problem(507, "no-room", detail) from error
     response.status_code = 201 if is_new else 200
     response.headers["Location"] = f"/v1/datasets/{row.id}"
-    return DatasetOut.of(row)
+    return DatasetResponse.of(row)
 
 
 def _check_request(services: Services, name: str | None, content_type: str, length: int | None) -> None:
@@ -178,35 +180,34 @@ def _add(
 
 
 @router.get(
-    "", operation_id="listDatasets", response_model=Page[DatasetOut], responses=responses(401, 403, 422)
+    "", operation_id="listDatasets", response_model=Page[DatasetResponse], responses=responses(401, 403, 422)
 )
 def list_datasets(
     caller: JobsReader, services: ServicesDep, after: AfterQuery, limit: LimitQuery = 20
-) -> Page[DatasetOut]:
+) -> Page[DatasetResponse]:
     """The named data sets (on the first page), then your uploads, newest first."""
     with services.db.read() as session:
         found = datasets.page(session, owner_id=caller.sees, after=after, limit=limit + 1)
-    more = len(found) > limit
-    named = [DatasetOut.named(facts) for facts in NAMED.values()] if after is None else []
-    data = [*named, *(DatasetOut.of(row) for row in found[:limit])]
-    return Page(data=data, has_more=more, next_cursor=to_cursor(data[-1].id) if more else None)
+    page = paged(found, limit, DatasetResponse.of, lambda row: row.id)
+    named = [DatasetResponse.named(facts) for facts in NAMED.values()] if after is None else []
+    return page.model_copy(update={"data": [*named, *page.data]})
 
 
 @router.get(
     "/{dataset_id}",
     operation_id="getDataset",
-    response_model=DatasetOut,
+    response_model=DatasetResponse,
     responses=responses(401, 403, 404, 422),
 )
-def get_dataset(dataset_id: str, caller: JobsReader, services: ServicesDep) -> DatasetOut:
+def get_dataset(dataset_id: str, caller: JobsReader, services: ServicesDep) -> DatasetResponse:
     """A data set by its name or id."""
     if dataset_id in NAMED:
-        return DatasetOut.named(NAMED[dataset_id])
+        return DatasetResponse.named(NAMED[dataset_id])
     with services.db.read() as session:
         row = datasets.get(session, dataset_id, owner_id=caller.sees)
     if row is None:
         raise not_found(f"data set {dataset_id!r}")
-    return DatasetOut.of(row)
+    return DatasetResponse.of(row)
 
 
 @router.delete(

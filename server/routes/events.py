@@ -7,12 +7,14 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Response
 from starlette.concurrency import run_in_threadpool
 
-from server.access.authenticate import JobsReader
 from server.access.callers import Caller
-from server.schemas import JobEventOut, Page
-from server.services import AfterQuery, InTurn, LimitQuery, Services, ServicesDep
+from server.routes.deps import InTurn, ServicesDep
+from server.routes.paging import AfterQuery, LimitQuery, paged
+from server.routes.security import JobsReader
+from server.schemas.base import Page
+from server.schemas.jobs import JobEventResponse
+from server.services import Services
 from server.store import events, jobs
-from server.store.ids import to_cursor
 from server.store.states import ENDED
 from server.web.problems import FieldError, invalid, not_found, responses
 
@@ -29,7 +31,7 @@ _MESSAGE: dict[str, Any] = {
 }
 _STREAM: dict[int | str, dict[str, Any]] = {
     200: {
-        "description": "Server-sent events: `state` with an id, whose data is a JobEventOut, and `progress` "
+        "description": "Server-sent events: `state` with an id, whose data is a JobEventResponse, and `progress` "
         "without one, whose data is a Progress. The stream ends after the job's last event.",
         "content": {"text/event-stream": {"itemSchema": _MESSAGE}},
     },
@@ -41,12 +43,12 @@ _STREAM: dict[int | str, dict[str, Any]] = {
 @router.get(
     "",
     operation_id="listJobEvents",
-    response_model=Page[JobEventOut],
+    response_model=Page[JobEventResponse],
     responses=responses(401, 403, 404, 422),
 )
 def list_events(
     job_id: str, caller: JobsReader, services: ServicesDep, after: AfterQuery, limit: LimitQuery = 20
-) -> Page[JobEventOut]:
+) -> Page[JobEventResponse]:
     """The changes of a job's state, oldest first."""
     if after is not None and not _is_number(after):
         raise invalid("invalid-request", [FieldError(field="query.after", message="is no cursor of events")])
@@ -54,9 +56,7 @@ def list_events(
         if jobs.get(session, job_id, owner_id=caller.sees) is None:
             raise not_found(f"job {job_id!r}")
         found = events.page(session, job_id, after=int(after or 0), limit=limit + 1)
-    more = len(found) > limit
-    data = [JobEventOut.of(event) for event in found[:limit]]
-    return Page(data=data, has_more=more, next_cursor=to_cursor(str(data[-1].id)) if more else None)
+    return paged(found, limit, JobEventResponse.of, lambda event: str(event.id))
 
 
 @router.get("/stream", operation_id="streamJobEvents", response_class=Response, responses=_STREAM)

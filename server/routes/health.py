@@ -7,7 +7,7 @@ from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.concurrency import run_in_threadpool
 
-from server.services import ServicesDep
+from server.routes.deps import ServicesDep
 from server.store.db import Database
 from server.store.migrate import current, head
 from server.web.problems import Problem

@@ -7,12 +7,13 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Query, Response
 from fastapi.responses import JSONResponse
 
-from server.access.authenticate import JobsReader, JobsWriter, KeyBeforeBody
 from server.jobs.submit import plan, submit
-from server.schemas import JobOut, JobPlan, JobRequest, Page
-from server.services import AfterQuery, InTurn, LimitQuery, ServicesDep, links
+from server.routes.deps import InTurn, ServicesDep, links
+from server.routes.paging import AfterQuery, LimitQuery, paged
+from server.routes.security import JobsReader, JobsWriter, KeyBeforeBody
+from server.schemas.base import Page
+from server.schemas.jobs import JobPlan, JobRequest, JobResponse
 from server.store import jobs
-from server.store.ids import to_cursor
 from server.store.states import JobState
 from server.web.problems import Problem, not_found, responses
 
@@ -26,7 +27,7 @@ RETRY_SECONDS = 2
     "",
     operation_id="submitJob",
     status_code=202,
-    response_model=JobOut,
+    response_model=JobResponse,
     responses={
         200: {"model": JobPlan, "description": "`dry_run`: what the job would be and take."},
         202: links(
@@ -45,7 +46,7 @@ def submit_job(
     caller: JobsWriter,
     services: ServicesDep,
     idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
-) -> JobOut | Response:
+) -> JobResponse | Response:
     """Queue a condensation, or tell what it would take (`dry_run`).
 
     With an Idempotency-Key a repetition answers with the job of the first time.
@@ -56,10 +57,10 @@ def submit_job(
     services.wakeup.send(job.id)
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     response.headers["Retry-After"] = str(RETRY_SECONDS)
-    return JobOut.of(job)
+    return JobResponse.of(job)
 
 
-@router.get("", operation_id="listJobs", response_model=Page[JobOut], responses=responses(401, 403, 422))
+@router.get("", operation_id="listJobs", response_model=Page[JobResponse], responses=responses(401, 403, 422))
 def list_jobs(
     caller: JobsReader,
     services: ServicesDep,
@@ -67,37 +68,35 @@ def list_jobs(
     limit: LimitQuery = 20,
     state: JobState | None = None,
     owner: Annotated[str | None, Query(max_length=32, description="Key id; admins only.")] = None,
-) -> Page[JobOut]:
+) -> Page[JobResponse]:
     """Your jobs, newest first; with the scope admin those of all keys, or of `owner`."""
     if owner is not None and not caller.is_admin and owner != caller.key_id:
         raise Problem(403, "scope-missing", "only a key with the scope admin may list the jobs of another")
     with services.db.read() as session:
         found = jobs.page(session, owner_id=owner or caller.sees, state=state, after=after, limit=limit + 1)
-    more = len(found) > limit
-    data = [JobOut.of(job) for job in found[:limit]]
-    return Page(data=data, has_more=more, next_cursor=to_cursor(data[-1].id) if more else None)
+    return paged(found, limit, JobResponse.of, lambda job: job.id)
 
 
 @router.get(
-    "/{job_id}", operation_id="getJob", response_model=JobOut, responses=responses(401, 403, 404, 422)
+    "/{job_id}", operation_id="getJob", response_model=JobResponse, responses=responses(401, 403, 404, 422)
 )
-def get_job(job_id: str, caller: JobsReader, services: ServicesDep) -> JobOut:
+def get_job(job_id: str, caller: JobsReader, services: ServicesDep) -> JobResponse:
     """A job with its progress; a failed one is answered with 200 and an `error`."""
     with services.db.read() as session:
         job = jobs.get(session, job_id, owner_id=caller.sees)
     if job is None:
         raise not_found(f"job {job_id!r}")
-    return JobOut.of(job)
+    return JobResponse.of(job)
 
 
 @router.post(
     "/{job_id}/cancel",
     operation_id="cancelJob",
     status_code=202,
-    response_model=JobOut,
+    response_model=JobResponse,
     responses=responses(401, 403, 404, 409, 422),
 )
-def cancel_job(job_id: str, caller: JobsWriter, services: ServicesDep) -> JobOut:
+def cancel_job(job_id: str, caller: JobsWriter, services: ServicesDep) -> JobResponse:
     """Stop a job: at once when it is queued, else as soon as its worker has stopped it."""
     with services.db.begin() as session:
         job = jobs.get(session, job_id, owner_id=caller.sees)
@@ -108,4 +107,4 @@ def cancel_job(job_id: str, caller: JobsWriter, services: ServicesDep) -> JobOut
             raise Problem(
                 409, "job-ended", f"job {job_id} has {job.state.value}: it cannot be canceled any more"
             )
-    return JobOut.of(job)
+    return JobResponse.of(job)

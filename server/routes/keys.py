@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Response
 
-from server.access.authenticate import Admin, KeyBeforeBody, create_key
-from server.schemas import KeyOut, KeyRequest, NewKey, Page
-from server.services import AfterQuery, LimitQuery, ServicesDep, links
+from server.access.tokens import create_key
+from server.routes.deps import ServicesDep, links
+from server.routes.paging import AfterQuery, LimitQuery, paged
+from server.routes.security import Admin, KeyBeforeBody
+from server.schemas.base import Page
+from server.schemas.keys import KeyRequest, KeyResponse, NewKeyResponse
 from server.store import keys
-from server.store.ids import to_cursor
 from server.web.problems import Problem, not_found, responses
 
 router = APIRouter(prefix="/v1/keys", tags=["keys"], route_class=KeyBeforeBody)
@@ -18,10 +20,10 @@ router = APIRouter(prefix="/v1/keys", tags=["keys"], route_class=KeyBeforeBody)
     "",
     operation_id="createKey",
     status_code=201,
-    response_model=NewKey,
+    response_model=NewKeyResponse,
     responses={201: links(revokeKey={"key_id": "id"}), **responses(401, 403, 413, 422)},
 )
-def create(body: KeyRequest, response: Response, caller: Admin, services: ServicesDep) -> NewKey:
+def create(body: KeyRequest, response: Response, caller: Admin, services: ServicesDep) -> NewKeyResponse:
     """Make a key. The answer is the only place where it is ever shown."""
     with services.db.begin() as session:
         row, token = create_key(
@@ -32,19 +34,17 @@ def create(body: KeyRequest, response: Response, caller: Admin, services: Servic
             expires_at=body.expires_at,
         )
     response.headers["Cache-Control"] = "no-store"
-    return NewKey(**KeyOut.of(row).model_dump(), key=token)
+    return NewKeyResponse(**KeyResponse.of(row).model_dump(), key=token)
 
 
-@router.get("", operation_id="listKeys", response_model=Page[KeyOut], responses=responses(401, 403, 422))
+@router.get("", operation_id="listKeys", response_model=Page[KeyResponse], responses=responses(401, 403, 422))
 def list_keys(
     caller: Admin, services: ServicesDep, after: AfterQuery, limit: LimitQuery = 20
-) -> Page[KeyOut]:
+) -> Page[KeyResponse]:
     """All keys, without their secrets."""
     with services.db.read() as session:
         found = keys.page(session, after=after, limit=limit + 1)
-    more = len(found) > limit
-    data = [KeyOut.of(key) for key in found[:limit]]
-    return Page(data=data, has_more=more, next_cursor=to_cursor(data[-1].id) if more else None)
+    return paged(found, limit, KeyResponse.of, lambda key: key.id)
 
 
 @router.delete(

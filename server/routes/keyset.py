@@ -8,8 +8,8 @@ from fastapi import APIRouter, Response
 from pydantic import Field
 
 from mdc_core.delivery.signing import jwks
-from server.schemas import Shown
-from server.services import ServicesDep
+from server.routes.deps import ServicesDep
+from server.schemas.base import ResponseBody
 from server.web.problems import responses
 
 router = APIRouter(prefix="/v1/keyset", tags=["sets"])
@@ -18,7 +18,7 @@ SECONDS = 300
 """How long the key set may be kept: a new key should be published for that time before it signs."""
 
 
-class PublicJwk(Shown):
+class PublicJwk(ResponseBody):
     """An Ed25519 key (RFC 8037)."""
 
     kty: Literal["OKP"]
@@ -31,7 +31,7 @@ class PublicJwk(Shown):
     alg: Literal["EdDSA"]
 
 
-class Keyset(Shown):
+class Keyset(ResponseBody):
     """A JWKS (RFC 7517)."""
 
     keys: list[PublicJwk] = Field(min_length=1)

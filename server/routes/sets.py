@@ -9,14 +9,16 @@ from fastapi import APIRouter, Header, Path, Response
 from starlette.concurrency import run_in_threadpool
 
 from mdc_core.delivery import rankmajor
-from server.access.authenticate import JobsWriter, SubsetsReader
 from server.delivery.answers import unreadable
 from server.delivery.catalog import Version, split_reference
 from server.delivery.manifests import JOSE, JSON
-from server.schemas import Page, SetOut
-from server.services import AfterQuery, LimitQuery, Services, ServicesDep, links
+from server.routes.deps import ServicesDep, links
+from server.routes.paging import AfterQuery, LimitQuery, paged
+from server.routes.security import JobsWriter, SubsetsReader
+from server.schemas.base import Page
+from server.schemas.sets import SetResponse
+from server.services import Services
 from server.store import sets
-from server.store.ids import to_cursor
 from server.store.tables import utcnow
 from server.web.conditional import LONGEST, matches, prefers
 from server.web.problems import FieldError, Problem, invalid, not_found, responses
@@ -29,39 +31,29 @@ SetReference = Annotated[
 IfNoneMatch = Annotated[str | None, Header(max_length=LONGEST)]
 
 
-async def find_set(services: Services, reference: str) -> tuple[Version, bool]:
-    """The version that `name` or `name@version` means, and whether the version was named. `Problem` 404."""
-    known = services.catalog.warm(reference)
-    return (
-        (known[0], True) if known is not None else await run_in_threadpool(services.catalog.find, reference)
-    )
-
-
-@router.get("", operation_id="listSets", response_model=Page[SetOut], responses=responses(401, 403, 422))
+@router.get("", operation_id="listSets", response_model=Page[SetResponse], responses=responses(401, 403, 422))
 def list_sets(
     caller: SubsetsReader, services: ServicesDep, after: AfterQuery, limit: LimitQuery = 20
-) -> Page[SetOut]:
+) -> Page[SetResponse]:
     """The latest version of every set, by name."""
     with services.db.read() as session:
         found = sets.page(session, after=after, limit=limit + 1)
-    more = len(found) > limit
-    data = [SetOut.of(row) for row in found[:limit]]
-    return Page(data=data, has_more=more, next_cursor=to_cursor(data[-1].name) if more else None)
+    return paged(found, limit, SetResponse.of, lambda row: row.name)
 
 
 @router.get(
     "/{name}",
     operation_id="getSet",
-    response_model=SetOut,
+    response_model=SetResponse,
     responses={
         200: links(getManifest={"name": "name"}, getPreview={"name": "name"}, makePlan={"name": "name"}),
         **responses(401, 403, 404, 422),
     },
 )
-async def get_set(name: SetReference, caller: SubsetsReader, services: ServicesDep) -> SetOut:
+async def get_set(name: SetReference, caller: SubsetsReader, services: ServicesDep) -> SetResponse:
     """A version of a set."""
-    version, _ = await find_set(services, name)
-    return SetOut.of(version.row)
+    version, _ = await services.catalog.look_up(name)
+    return SetResponse.of(version.row)
 
 
 @router.delete(
@@ -120,7 +112,7 @@ async def get_manifest(
 
     Its signature is checked with the keys of `/v1/keyset`; it must not be used after its `expires`.
     """
-    version, pinned = await find_set(services, name)
+    version, pinned = await services.catalog.look_up(name)
     now = utcnow()
     manifest = services.manifests.warm(version.row, now)
     if manifest is None:
@@ -154,7 +146,7 @@ async def get_preview(
     if_none_match: IfNoneMatch = None,
 ) -> Response:
     """The set as a picture: a row per class, a column per rank, as many as 2400 pixels each way hold."""
-    version, pinned = await find_set(services, name)
+    version, pinned = await services.catalog.look_up(name)
     etag = f'"preview-{version.manifest.digests.object}"'
     headers = {
         "ETag": etag,

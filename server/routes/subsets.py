@@ -9,11 +9,11 @@ from fastapi import APIRouter, Body, Depends, Header, Path, Query, Request, Resp
 from starlette.concurrency import run_in_threadpool
 
 from mdc_core.delivery.budget import budget_schema
-from server.access.authenticate import KeyBeforeBody, SubsetsReader
 from server.delivery.answers import (
     EPOCHS,
     MEDIA_TYPE,
     VERDICT,
+    Answer,
     answer_rank,
     answer_subset,
     choose_size,
@@ -22,9 +22,12 @@ from server.delivery.answers import (
     named_size,
     send,
 )
-from server.routes.sets import SetReference, find_set
-from server.schemas import PlanOut
-from server.services import Services, ServicesDep, links
+from server.delivery.catalog import Version
+from server.routes.deps import ServicesDep, links
+from server.routes.security import KeyBeforeBody, SubsetsReader
+from server.routes.sets import SetReference
+from server.schemas.sets import PlanResponse
+from server.services import Services
 from server.web.conditional import LONGEST, Conditions
 from server.web.problems import responses
 
@@ -132,7 +135,7 @@ async def get_set_subset(
 async def _answer(
     reference: str, wanted: str, request: Request, services: Services, conditions: Conditions
 ) -> Response:
-    version, pinned = await find_set(services, reference)
+    version, pinned = await services.catalog.look_up(reference)
     fields = {name: value for name, value in request.query_params.items() if name != "set"}
     about: dict[str, str] = {}
     if wanted == "auto" or fields:  # a plan compares all sizes
@@ -145,7 +148,18 @@ async def _answer(
         k = named_size(version.manifest, wanted)
     head = request.method == "HEAD"
     answer = answer_subset(version, k, conditions, pinned=pinned, head=head)
-    return await send(services, version, replace(answer, headers={**answer.headers, **about}))
+    return await _sent(services, version, replace(answer, headers={**answer.headers, **about}))
+
+
+async def _sent(services: Services, version: Version, answer: Answer) -> Response:
+    return await send(
+        version,
+        answer,
+        ranks=services.ranks,
+        objects=services.objects,
+        threads=services.store_threads,
+        redirects=services.settings.downloads == "redirect",
+    )
 
 
 @router.head("/v1/sets/{name}/ranks/{r}", operation_id="headRank", responses=_RANK_RESPONSES)
@@ -159,16 +173,16 @@ async def get_rank(
     tags: TagsDep,
 ) -> Response:
     """Rank r alone, whole, without a header: what subset r has beyond subset r - 1."""
-    version, pinned = await find_set(services, name)
+    version, pinned = await services.catalog.look_up(name)
     number = named_rank(version.manifest, r)
     head = request.method == "HEAD"
-    return await send(services, version, answer_rank(version, number, tags, pinned=pinned, head=head))
+    return await _sent(services, version, answer_rank(version, number, tags, pinned=pinned, head=head))
 
 
 @router.post(
     "/v1/sets/{name}/plans",
     operation_id="makePlan",
-    response_model=PlanOut,
+    response_model=PlanResponse,
     responses={
         200: links(getSetSubset={"name": "name", "k": "k"}),
         **responses(401, 403, 404, 413, 422),
@@ -181,10 +195,10 @@ async def make_a_plan(
     response: Response,
     caller: SubsetsReader,
     services: ServicesDep,
-) -> PlanOut:
+) -> PlanResponse:
     """The subset that a budget affords, what it takes, and why not a larger one. Nothing of it is kept."""
-    version, _ = await find_set(services, name)
+    version, _ = await services.catalog.look_up(name)
     async with services.planning:
         made = await run_in_threadpool(make_plan, version.manifest, budget, "budget")
     response.headers["Cache-Control"] = "no-store"
-    return PlanOut.of(made, version)
+    return PlanResponse.of(made, version)

@@ -14,7 +14,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
 
-from server.store.fair_lock import Turns
+from server.store.fair_lock import FairLock
 
 LOCK_TIMEOUT_MS = 10_000
 """How long a transaction waits for another one, which may hang; then it fails, as if the store were away."""
@@ -37,7 +37,7 @@ class Database:
         # SQLite lets one write at a time, and has the others look again and again, in no order. So the threads of a
         # process take turns before they take a connection, and leave the others to those who read.
         is_sqlite = self.engine.dialect.name == "sqlite"
-        self._turn: AbstractContextManager[None] = Turns() if is_sqlite else nullcontext()
+        self._turn: AbstractContextManager[None] = FairLock() if is_sqlite else nullcontext()
 
     @contextmanager
     def begin(self) -> Iterator[Session]:

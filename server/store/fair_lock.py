@@ -6,7 +6,7 @@ from collections import deque
 from threading import Lock
 
 
-class Turns:
+class FairLock:
     """As a context manager: one thread at a time is inside, in the order in which they came.
 
     A plain lock goes to whichever thread the system wakes, or to one that has just come: some wait for seconds.

@@ -19,7 +19,7 @@ from pydantic import SecretStr
 
 from mdc_core.delivery import rankmajor
 from mdc_core.delivery.signing import dump_private_keys, new_key
-from server.access.authenticate import create_key
+from server.access.tokens import create_key
 from server.settings import Settings
 from server.store import jobs, migrate, sets
 from server.store.db import Database

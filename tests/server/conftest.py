@@ -15,7 +15,7 @@ import structlog
 from pydantic import SecretStr
 
 from mdc_core.delivery.signing import dump_private_keys
-from server.access.authenticate import create_key
+from server.access.tokens import create_key
 from server.app import create_app
 from server.services import Services
 from server.settings import Settings

@@ -14,7 +14,7 @@ from mdc_core.config.estimate import Speed, estimate
 from mdc_core.config.presets import NAMED, merge
 from mdc_core.config.settings import CondenseConfig, EvaluateConfig
 from server.jobs.submit import _digest
-from server.schemas import JobRequest
+from server.schemas.jobs import JobRequest
 from server.store import datasets, workers
 from server.store.db import Database
 from tests.server.archives import arrays, image, zipped

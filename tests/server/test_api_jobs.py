@@ -12,7 +12,7 @@ from sqlalchemy import func, select, update
 
 from mdc_core.config.presets import PRESETS
 from mdc_core.config.settings import CondenseConfig, EvaluateConfig
-from server.access.authenticate import create_key
+from server.access.tokens import create_key
 from server.app import create_app
 from server.services import Services
 from server.settings import Settings

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
-from server.access.authenticate import _address, check_key, create_key, ensure_admin_key, present
+from server.access.authenticate import _address
+from server.access.tokens import check_key, create_key, ensure_admin_key, present
 from server.app import create_app
 from server.services import Services
 from server.settings import Settings

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from server.access.authenticate import check_key, present
+from server.access.tokens import check_key, present
 from server.cli import app
 from server.store.db import Database
 

@@ -24,7 +24,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from mdc_core.delivery.signing import dump_private_keys
-from server.access.authenticate import create_key
+from server.access.tokens import create_key
 from server.app import create_app
 from server.jobs.event_stream import Watchers
 from server.services import Services

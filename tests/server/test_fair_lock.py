@@ -1,17 +1,17 @@
-"""Turns go to the threads in the order in which they came, one at a time."""
+"""FairLock go to the threads in the order in which they came, one at a time."""
 
 from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from server.store.fair_lock import Turns
+from server.store.fair_lock import FairLock
 
 MANY = 20
 
 
 def test_who_came_first_is_first() -> None:
-    turns, entered = Turns(), list[int]()
+    turns, entered = FairLock(), list[int]()
 
     def enter(number: int) -> None:
         with turns:
@@ -29,7 +29,7 @@ def test_who_came_first_is_first() -> None:
 
 
 def test_one_at_a_time_whatever_happens_inside() -> None:
-    turns, inside, most = Turns(), 0, 0
+    turns, inside, most = FairLock(), 0, 0
 
     def enter(number: int) -> None:
         nonlocal inside, most

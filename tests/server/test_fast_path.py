@@ -11,7 +11,7 @@ from sqlalchemy import event
 
 from mdc_core.delivery import rankmajor
 from server.caching.revalidating import TRUST_SECONDS
-from server.delivery.fast_path import Shortcut
+from server.delivery.fast_path import FastPath
 from server.store import keys, sets
 from server.web.conditional import Decision
 from tests.server.conftest import Published, sqlite_only
@@ -69,14 +69,14 @@ def quick(toy: Published, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     for version in (1, 2):
         toy.get(f"/v1/sets/toy@{version}/subsets/4")
     taken: list[bool] = []
-    original = Shortcut.answer
+    original = FastPath.answer
 
-    async def watched(self: Shortcut, services: Any, scope: Any, send: Any) -> bool:
-        answered = await original(self, services, scope, send)
+    async def watched(self: FastPath, scope: Any, send: Any) -> bool:
+        answered = await original(self, scope, send)
         taken.append(answered)
         return answered
 
-    monkeypatch.setattr(Shortcut, "answer", watched)
+    monkeypatch.setattr(FastPath, "answer", watched)
     return taken
 
 
@@ -119,7 +119,7 @@ def test_both_ways_answer_the_same(
     async def never(*_: Any) -> bool:
         return False
 
-    monkeypatch.setattr(Shortcut, "answer", never)
+    monkeypatch.setattr(FastPath, "answer", never)
     for (url, given), answer in zip(requests, answers, strict=True):
         ordinary = toy.api.client.get(url, headers={**toy.reader, **given})
         assert shown(answer) == shown(ordinary), (url, given)
@@ -159,7 +159,7 @@ def test_it_asks_again_before_trust_ends(
         clock[0] += 0.6 * TRUST_SECONDS
         status: int = toy.get(url).status_code
         deadline = time.monotonic() + 30
-        while toy.api.client.app.shortcut._asking and time.monotonic() < deadline:  # type: ignore[attr-defined]
+        while toy.api.services.fast_path._asking and time.monotonic() < deadline:
             time.sleep(0.01)
         return status
 
@@ -216,7 +216,7 @@ def test_what_is_kept_holds_no_text_of_a_caller(toy: Published, quick: list[bool
         ranges = {"Range": f"bytes=0-{'9' * (20 + number)}"}
         for given in ({"If-None-Match": tag}, {**ranges, "If-Range": tag}, ranges):
             assert toy.get("/v1/sets/toy@1/subsets/1", **given).status_code in (200, 206)
-    kept: Any = toy.api.client.app.shortcut._ready  # type: ignore[attr-defined]
+    kept: Any = toy.api.services.fast_path._ready
     assert len(quick) == 900
     assert all(quick)
     url = "/v1/sets/toy@1/subsets/1"
@@ -229,7 +229,7 @@ def test_what_is_kept_holds_no_text_of_a_caller(toy: Published, quick: list[bool
 def test_answers_that_are_kept_are_bounded_by_bytes(
     toy: Published, quick: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept: Any = toy.api.client.app.shortcut._ready  # type: ignore[attr-defined]
+    kept: Any = toy.api.services.fast_path._ready
     monkeypatch.setattr(kept, "_capacity", 20_000)
     for first in range(200):
         assert toy.get("/v1/sets/toy@1/subsets/1", Range=f"bytes={first}-").status_code == 206

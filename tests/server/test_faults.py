@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from server.access.authenticate import create_key
+from server.access.tokens import create_key
 from server.app import create_app
 from server.services import Services
 from server.settings import Settings

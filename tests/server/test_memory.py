@@ -18,7 +18,7 @@ from server.caching.lru import Lru
 from server.caching.revalidating import TRUST_SECONDS
 from server.delivery.answers import AT_ONCE, CHUNK, in_chunks
 from server.delivery.catalog import Catalog
-from server.delivery.rank_cache import Ranks
+from server.delivery.rank_cache import RankCache
 from server.store import keys, sets
 from server.store.objects import open_objects
 from server.store.tables import utcnow
@@ -69,7 +69,7 @@ def test_parts_are_the_bytes_of_the_file(capacity: int, spans: list[tuple[int, i
     packed, version = build(7)
     objects = open_objects("memory://")
     objects.put(version.object_key, packed)
-    ranks = Ranks(objects, capacity)
+    ranks = RankCache(objects, capacity)
     for k, *ends in spans:
         whole = rankmajor.subset(packed, INFO, k)
         start, end = sorted(value % (len(whole) + 1) for value in ends)
@@ -83,7 +83,7 @@ def test_what_was_read_needs_the_store_no_more() -> None:
     packed, version = build(7)
     objects = open_objects("memory://")
     objects.put(version.object_key, packed)
-    ranks = Ranks(objects, 2**20)
+    ranks = RankCache(objects, 2**20)
     whole = rankmajor.subset(packed, INFO, 3)
     assert ranks.warm(version, 3, 0, len(whole)) is None
     ranks.read(version, 3, 0, len(whole))
@@ -102,7 +102,7 @@ def test_a_damaged_object_is_not_kept() -> None:
     damaged[version.length(1)] ^= 1
     objects = open_objects("memory://")
     objects.put(version.object_key, bytes(damaged))
-    ranks = Ranks(objects, 2**20)
+    ranks = RankCache(objects, 2**20)
     with pytest.raises(DigestError, match="rank 2"):
         ranks.read(version, 3, 0, version.length(3))
     assert ranks.warm(version, 2, 0, version.length(2)) is None

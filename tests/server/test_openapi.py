@@ -116,5 +116,5 @@ def test_a_plan_is_asked_for_with_the_fields_of_a_budget(document: dict[str, Any
     body = document["paths"]["/v1/sets/{name}/plans"]["post"]["requestBody"]["content"]["application/json"]
     assert set(body["schema"]["properties"]) == {field.name for field in fields(Budget)}
     assert {field.name for field in fields(Plan)} <= set(
-        document["components"]["schemas"]["PlanOut"]["properties"]
+        document["components"]["schemas"]["PlanResponse"]["properties"]
     )

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from mdc_core.delivery import rankmajor
-from server.delivery.rank_cache import Ranks
+from server.delivery.fast_path import FastPath
+from server.delivery.rank_cache import RankCache
 from server.store.objects import FolderObjects
 from server.web.conditional import byte_range
 from tests.server.conftest import Published, sqlite_only
@@ -31,8 +32,10 @@ def redirecting(toy: Published) -> Published:
     services = toy.api.services
     objects = SignedFolder(Path(services.settings.objects_url.removeprefix("file://")))
     settings = services.settings.model_copy(update={"downloads": "redirect"})
+    ranks = RankCache(objects, settings.cache_bytes)
+    fast_path = FastPath(services.authenticator, services.catalog, ranks, redirects=True, shared=False)
     toy.api.client.app.state.services = replace(  # type: ignore[attr-defined]
-        services, settings=settings, objects=objects, ranks=Ranks(objects, settings.cache_bytes)
+        services, settings=settings, objects=objects, ranks=ranks, fast_path=fast_path
     )
     toy.api.client.follow_redirects = False
     return toy

@@ -11,8 +11,8 @@ import pytest
 from fastapi.routing import APIRoute, iter_route_contexts
 from sqlalchemy import update
 
-from server.access.authenticate import create_key
 from server.access.callers import SCOPES
+from server.access.tokens import create_key
 from server.settings import Settings
 from server.store import keys, sets
 from server.store.tables import ApiKey, utcnow

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mdc_core.config.presets import condense_config, evaluate_config
-from server.access.authenticate import create_key
+from server.access.tokens import create_key
 from server.jobs.wakeup import Wakeup
 from server.settings import Settings
 from server.store import jobs, sets

@@ -1,13 +1,12 @@
-"""Bodies of requests and responses. The configurations are `mdc_core.config.settings`'s own."""
+"""Jobs as requests and responses. The configurations are `mdc_core.config.settings`'s own."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
-from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, Generic, Literal, Self, TypeVar
+from datetime import datetime
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import AfterValidator, Field
 
 from mdc_core.config.defaults import MAX_MINUTES
 from mdc_core.config.settings import (
@@ -19,44 +18,12 @@ from mdc_core.config.settings import (
     NetworkConfig,
 )
 from mdc_core.config.shorten import Shorter
-from mdc_core.delivery.budget import Plan, plan_descriptions
-from mdc_core.delivery.verdict import Verdict, advice, judged
 from mdc_core.errors import ConfigError
-from mdc_core.names import visible
-from server.access.callers import SCOPES, Scope
-from server.delivery.catalog import Version
+from server.schemas.base import RequestBody, ResponseBody, Slug
 from server.store.states import JobState
-from server.store.tables import ApiKey, CondensedSet, Dataset, Job, JobEvent, utcnow
+from server.store.tables import Job, JobEvent
 
-SLUG = r"^[a-z0-9][a-z0-9-]{0,62}$"
-Slug = Annotated[str, Field(pattern=SLUG)]
-
-LONGEST_KEY = timedelta(days=36_500)
-"""How far away the end of a key may be, if it has one."""
-
-T = TypeVar("T")
 C = TypeVar("C", CondenseConfig, EvaluateConfig)
-
-
-class Body(BaseModel):
-    """A request's body: an unknown field is an error that names it."""
-
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
-
-
-class Shown(BaseModel):
-    """A response's body."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
-
-
-class Page(Shown, Generic[T]):
-    """Part of a list."""
-
-    data: list[T]
-    has_more: bool
-    next_cursor: str | None
-    """Send it as `after` for the following page."""
 
 
 def _finite(values: dict[str, Any]) -> dict[str, Any]:
@@ -72,7 +39,7 @@ def _finite(values: dict[str, Any]) -> dict[str, Any]:
 Overrides = Annotated[dict[str, Any], AfterValidator(_finite)]
 
 
-class JobRequest(Body):
+class JobRequest(RequestBody):
     """A condensation to run."""
 
     dataset: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,63}$")]
@@ -99,7 +66,7 @@ class JobRequest(Body):
 Phase = Literal["queued", "loading", "preparing", "condensing", "evaluating", "publishing"]
 
 
-class Progress(Shown):
+class Progress(ResponseBody):
     """How far a job is."""
 
     phase: Phase = "queued"
@@ -123,7 +90,7 @@ class Progress(Shown):
         return cls.model_validate({"phase": default, **(reported or {})})
 
 
-class JobEstimate(Shown):
+class JobEstimate(ResponseBody):
     """What a job was expected to take when it was submitted."""
 
     memory_bytes: int
@@ -145,7 +112,7 @@ class JobEstimate(Shown):
         return cls.model_validate({**stored, "seconds": stored["seconds_total"]})
 
 
-class ShorterJob(Shown):
+class ShorterJob(ResponseBody):
     """Changes to a request with which the job would take about an hour, or as little as they can make of it."""
 
     condense: dict[str, Any]
@@ -163,7 +130,7 @@ class ShorterJob(Shown):
         return cls.model_validate(less, from_attributes=True)
 
 
-class JobPlan(Shown):
+class JobPlan(ResponseBody):
     """What a job would be and take; nothing was queued."""
 
     dataset: str
@@ -184,14 +151,14 @@ class JobPlan(Shown):
     """Null when it takes no more than an hour, or when no worker tells."""
 
 
-class JobError(Shown):
+class JobError(ResponseBody):
     """Why a job failed."""
 
     code: str
     detail: str
 
 
-class SetLink(Shown):
+class SetLink(ResponseBody):
     """The version of the set that a job published."""
 
     name: str
@@ -212,7 +179,7 @@ def _as_it_is(kind: type[C], values: dict[str, Any]) -> C:
         )
 
 
-class JobOut(Shown):
+class JobResponse(ResponseBody):
     """A condensation and where it is."""
 
     id: str
@@ -285,7 +252,7 @@ class JobOut(Shown):
         )
 
 
-class JobEventOut(Shown):
+class JobEventResponse(ResponseBody):
     """A change of a job's state."""
 
     id: int
@@ -302,187 +269,3 @@ class JobEventOut(Shown):
     def of(cls, event: JobEvent) -> Self:
         """The event as callers see it."""
         return cls.model_validate(event, from_attributes=True)
-
-
-class DatasetOut(Shown):
-    """A data set that jobs can name."""
-
-    id: str
-    """What a job's `dataset` says: the name of a named set, or the id of an upload."""
-    name: str
-    kind: Literal["named", "zip", "npz"]
-    facts: DataFacts
-    sha256: str | None
-    """Digest of the uploaded file."""
-    bytes: int | None
-    """Size of the uploaded file."""
-    created_at: datetime | None
-
-    @classmethod
-    def of(cls, dataset: Dataset) -> Self:
-        """An upload."""
-        return cls.model_validate(
-            {
-                "id": dataset.id,
-                "name": dataset.name,
-                "kind": dataset.kind,
-                "facts": dataset.facts,
-                "sha256": dataset.sha256,
-                "bytes": dataset.bytes,
-                "created_at": dataset.created_at,
-            }
-        )
-
-    @classmethod
-    def named(cls, facts: DataFacts) -> Self:
-        """A named set."""
-        return cls(
-            id=facts.name,
-            name=facts.name,
-            kind="named",
-            facts=facts,
-            sha256=None,
-            bytes=None,
-            created_at=None,
-        )
-
-
-class SetOut(Shown):
-    """A published version of a condensed set."""
-
-    name: str
-    version: int
-    job: str
-    ipc: int
-    """N: the set has subsets 1..N."""
-    factor: int
-    classes: list[str]
-    image_size: int
-    channels: int
-    bytes: int
-    """Size of subset N."""
-    accuracy: list[dict[str, Any]]
-    """Measured test accuracy per k, and the verdict on it, as in the manifest."""
-    advice: str | None
-    """Which k are not worth their bytes and what to do about it, in words; null: all are."""
-    created_at: datetime
-    links: dict[str, str]
-
-    @classmethod
-    def of(cls, row: CondensedSet) -> Self:
-        """The version as callers see it; the manifest must be loaded."""
-        here = f"/v1/sets/{row.name}@{row.version}"
-        shape = {key: row.manifest[key] for key in ("ipc", "factor", "classes", "image_size", "channels")}
-        shape["classes"] = [visible(name) for name in shape["classes"]]
-        accuracy = judged(row.manifest["accuracy"], row.manifest["ipc"])
-        return cls(
-            name=row.name,
-            version=row.version,
-            job=row.job_id,
-            bytes=row.object_bytes,
-            accuracy=accuracy,
-            advice=advice(accuracy),
-            created_at=row.created_at,
-            links={
-                "self": here,
-                "manifest": f"{here}/manifest",
-                "preview": f"{here}/preview.png",
-                "subset": f"{here}/subsets/{{k}}",
-                "rank": f"{here}/ranks/{{r}}",
-                "plans": f"{here}/plans",
-            },
-            **shape,
-        )
-
-
-_TWO = {"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 2}
-"""Alike: what generates clients and tests from the description knows this better than one schema for each."""
-
-
-def _planned(name: str) -> Any:
-    return Field(description=plan_descriptions()[name])
-
-
-class PlanOut(Shown):
-    """The subset for a budget, and its expected cost. Null: the budget and the manifest do not determine it."""
-
-    name: str
-    version: int
-    """The version that the plan is about: fetch this one."""
-    url: str
-    """Where subset k is."""
-    sha256: str
-    """Digest of its file."""
-    k: int = _planned("k")
-    have_k: int = _planned("have_k")
-    delta_bytes: int = _planned("delta_bytes")
-    byte_range: Annotated[tuple[int, int], WithJsonSchema(_TWO)] = _planned("byte_range")
-    total_bytes: int = _planned("total_bytes")
-    seconds: float | None = _planned("seconds")
-    joules: float | None = _planned("joules")
-    memory_bytes: int | None = _planned("memory_bytes")
-    accuracy: float | None = _planned("accuracy")
-    limited_by: str | None = _planned("limited_by")
-    epochs: int = _planned("epochs")
-    verdict: Verdict | None = _planned("verdict")
-    reason: str | None = _planned("reason")
-
-    @classmethod
-    def of(cls, plan: Plan, version: Version) -> Self:
-        """A plan about a version."""
-        return cls(
-            name=version.row.name,
-            version=version.row.version,
-            url=f"{version.path}/subsets/{plan.k}",
-            sha256=version.manifest.digests.subsets[plan.k - 1],
-            **asdict(plan),
-        )
-
-
-def _in_future(moment: datetime) -> datetime:
-    """In UTC. Both bounds come before it: there are times that no other zone can tell."""
-    now = utcnow()
-    if moment <= now + timedelta(seconds=1):
-        raise ValueError(f"{moment.isoformat()} has passed: give a time to come, or leave it out")
-    if moment > now + LONGEST_KEY:
-        years = LONGEST_KEY.days // 365
-        raise ValueError(
-            f"{moment.isoformat()} is more than {years} years away: give an earlier time, or leave it out"
-        )
-    return moment.astimezone(UTC)
-
-
-class KeyRequest(Body):
-    """An API key to make."""
-
-    name: Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,100}$")]
-    """What it is for."""
-    scopes: Annotated[list[Scope], Field(min_length=1, max_length=len(SCOPES))]
-    """What it may do; `admin` implies the others."""
-    expires_at: Annotated[AwareDatetime, AfterValidator(_in_future)] | None = None
-    """When it ceases to work, within 100 years; left out: never."""
-
-
-class KeyOut(Shown):
-    """An API key without its secret."""
-
-    id: str
-    name: str
-    scopes: list[str]
-    created_at: datetime
-    expires_at: datetime | None
-    last_used_at: datetime | None
-    """To the minute."""
-    revoked_at: datetime | None
-
-    @classmethod
-    def of(cls, key: ApiKey) -> Self:
-        """The key as admins see it."""
-        return cls.model_validate(key, from_attributes=True)
-
-
-class NewKey(KeyOut):
-    """A key that was just made."""
-
-    key: str
-    """The key itself: it is shown this once."""
