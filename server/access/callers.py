@@ -67,7 +67,7 @@ class KnownKeys:
         self.forget = self._trusted.forget
 
     def get(self, key: PresentedKey) -> tuple[Caller, bool] | None:
-        """The caller, if this very key was confirmed lately and has not expired; with `RevalidatingCache.get`'s hint."""
+        """The caller, if this very key was confirmed lately and has not expired, and `RevalidatingCache.get`'s hint."""
         found = self._trusted.get(key.key_id)
         if found is None:
             return None
