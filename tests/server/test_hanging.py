@@ -109,7 +109,7 @@ def test_the_api_lives_on_while_its_database_hangs(
     monkeypatch.setenv("MDC_DATA_DIR", str(tmp_path))
     monkeypatch.setenv("MDC_SECRET", "s" * 32)
     from mdc_core.delivery.signing import dump_private_keys
-    from server.access.authenticate import create_key
+    from server.access.tokens import create_key
     from server.store import migrate
     from tests.conftest import SIGNING_KEY
 
