@@ -86,8 +86,8 @@ def characteristic(method: Method) -> Method:
         leaf = images.detach().requires_grad_()
         classes, ranks, per_image = images.shape[:3]
         with torch.no_grad():
-            truths = net.between.block_outputs(real_images.flatten(0, 1))
-        outputs = net.between.block_outputs(leaf.flatten(0, 2))
+            truths = net.interpolated.block_outputs(real_images.flatten(0, 1))
+        outputs = net.interpolated.block_outputs(leaf.flatten(0, 2))
         loss = leaf.new_zeros(classes)
         for output, truth in zip(outputs, truths, strict=True):
             features = output.view(classes, ranks * per_image, -1)

@@ -15,7 +15,7 @@ from torch import Tensor
 from mdc_core.compute.cuda_graph import Recorder
 from mdc_core.compute.streams import stream
 from mdc_core.condensation.network_phase import initial_network
-from mdc_core.condensation.pool import Pool, PoolStore, first_weights
+from mdc_core.condensation.pool import Pool, PoolStore, set_initial_weights
 from mdc_core.config.settings import CondenseConfig
 from mdc_core.data.real_set import RealSet
 from mdc_core.networks import Network
@@ -25,18 +25,18 @@ from mdc_core.training.real_training import RealTraining
 class Interpolation(Network):
     """A network with interpolated weights, and the same one with trained weights. Neither is differentiated."""
 
-    def __init__(self, between: Network, trained: Network) -> None:
+    def __init__(self, interpolated: Network, trained: Network) -> None:
         super().__init__()
-        self.between, self.trained = between, trained
+        self.interpolated, self.trained = interpolated, trained
         self.requires_grad_(False)
 
     def block_outputs(self, images: Tensor) -> list[Tensor]:
         """Block outputs of the interpolated network."""
-        return self.between.block_outputs(images)
+        return self.interpolated.block_outputs(images)
 
     def head(self, features: Tensor) -> Tensor:
         """Logits of the interpolated network."""
-        return self.between.head(features)
+        return self.interpolated.head(features)
 
 
 class InterpolatedNetworks:
@@ -47,8 +47,8 @@ class InterpolatedNetworks:
         self.net = Interpolation(*(initial_network(config, real, outer=0) for _ in range(2)))
         # Built on first use: all networks may be in the store already.
         training = cache(lambda: RealTraining(config, real, initial_network(config, real, outer=0), recorder))
-        self._pool = Pool(config, real, self.net.between, pools, training)
-        self._first: dict[int, list[Tensor]] = {}
+        self._pool = Pool(config, real, self.net.interpolated, pools, training)
+        self._initial: dict[int, list[Tensor]] = {}
 
     @torch.no_grad()
     def ready(self, outer: int, inner: int) -> None:
@@ -56,17 +56,17 @@ class InterpolatedNetworks:
         draws = stream(self._config.seed, "interpolation", outer, inner)
         number = int(torch.randint(self._config.pool, (), generator=draws))
         share = float(torch.rand((), generator=draws))
-        trained, first = self._pool.trained(number), self._first_weights(number)
-        _set(self.net.trained, trained)
-        _set(self.net.between, torch._foreach_lerp(trained, first, share))
+        trained, initial = self._pool.trained(number), self._initial_weights(number)
+        _set_weights(self.net.trained, trained)
+        _set_weights(self.net.interpolated, torch._foreach_lerp(trained, initial, share))
 
-    def _first_weights(self, number: int) -> list[Tensor]:
-        if number not in self._first:
-            first_weights(self._config, self.net.between, number)
-            self._first[number] = [parameter.clone() for parameter in self.net.between.parameters()]
-        return self._first[number]
+    def _initial_weights(self, number: int) -> list[Tensor]:
+        if number not in self._initial:
+            set_initial_weights(self._config, self.net.interpolated, number)
+            self._initial[number] = [parameter.clone() for parameter in self.net.interpolated.parameters()]
+        return self._initial[number]
 
 
-def _set(net: Network, weights: Iterable[Tensor]) -> None:
+def _set_weights(net: Network, weights: Iterable[Tensor]) -> None:
     for parameter, weight in zip(net.parameters(), weights, strict=True):
         parameter.copy_(weight)

@@ -58,7 +58,7 @@ def _match_features(
     assert isinstance(net, Interpolation)
     assert sample is None, "the configuration refuses batch_syn_max"
     return match_features(
-        net.between,
+        net.interpolated,
         net.trained,
         images,
         real_images,

@@ -109,14 +109,14 @@ class Pool:
 
     def _train(self, number: int) -> list[Tensor]:
         seed, training = self._config.seed, self._training()
-        first_weights(self._config, training.net, number)
+        set_initial_weights(self._config, training.net, number)
         training.begin(stream(seed, "pool order", number))
         with torch.enable_grad():
             training.see(self._config.pool_samples, stream(seed, "pool training", number))
         return [parameter.detach().clone() for parameter in training.net.parameters()]
 
 
-def first_weights(config: CondenseConfig, net: Network, number: int) -> None:
+def set_initial_weights(config: CondenseConfig, net: Network, number: int) -> None:
     """Set `net` to the initial weights of network `number`, which follow from the seed."""
     reset_parameters(net, stream(config.seed, "pool weights", number))
 

@@ -60,7 +60,7 @@ class Cost:
 _FIELDS = ", ".join(field.name for field in fields(Cost))
 
 
-def cost_of(network: Geometry, *, optimiser_states: int = 1) -> Cost:
+def cost_of(network: Geometry) -> Cost:
     """Cost of training a network, counted from its shapes.
 
     Operations are the multiply-adds of convolutions and of the head, 2 each. The backward pass costs the forward pass
@@ -70,17 +70,13 @@ def cost_of(network: Geometry, *, optimiser_states: int = 1) -> Cost:
         parameters=network.parameters,
         activation_bytes=FLOAT_BYTES * network.activations,
         flops_per_image=3 * network.flops - network.first_flops,
-        optimiser_states=optimiser_states,
     )
 
 
-def convnet_cost(
-    depth: int, width: int, channels: int, image_size: int, classes: int, *, optimiser_states: int = 1
-) -> Cost:
+def convnet_cost(depth: int, width: int, channels: int, image_size: int, classes: int) -> Cost:
     """Cost of ConvNet-D(depth) (`geometry.convnet`) on images of `image_size`² pixels.
 
     Raises:
         ConfigError: the image cannot be halved `depth` times.
     """
-    network = convnet(depth, width, channels, image_size, classes)
-    return cost_of(network, optimiser_states=optimiser_states)
+    return cost_of(convnet(depth, width, channels, image_size, classes))

@@ -9,7 +9,7 @@ from mdc_core.delivery.cost import Cost
 from mdc_core.networks.base import Network
 
 
-def measure_cost(net: Network, channels: int, image_size: int, optimiser_states: int = 1) -> Cost:
+def measure_cost(net: Network, channels: int, image_size: int) -> Cost:
     """Count a training step on one image (1, channels, image_size, image_size), on the device of `net`.
 
     Operations are those of convolutions and matrix products, 2 per multiply-add. The weights' gradient and the input's
@@ -38,7 +38,6 @@ def measure_cost(net: Network, channels: int, image_size: int, optimiser_states:
         parameters=sum(parameter.numel() for parameter in net.parameters()),
         activation_bytes=sum(t.nbytes for address, t in saved.items() if address not in parameters),
         flops_per_image=3 * sum(forward) - forward[0],
-        optimiser_states=optimiser_states,
     )
 
 

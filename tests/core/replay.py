@@ -20,12 +20,12 @@ from mdc_core.compute import cuda_graph
 from mdc_core.compute.cuda_graph import Recorder, Recording
 
 WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "lift_fresh")
-"""Operators that make the host wait for a device, or hand it numbers that are in no fixed place."""
+"""Operators that make the host wait for a device, or hand it numbers that are at no fixed address."""
 DRAWING = ("rand", "randn", "randint", "randperm", "uniform_", "normal_", "bernoulli_")
 
 
 def waits(func: Any, args: Any) -> bool:
-    """Whether an operator makes the host wait; an index by a mask does, since its places have to be counted."""
+    """Whether an operator makes the host wait; an index by a mask does, since its True values have to be counted."""
     name = func.overloadpacket.__name__
     if name in ("index", "index_put", "index_put_"):
         return any(index is not None and index.dtype == torch.bool for index in args[1])
@@ -38,7 +38,7 @@ def draws(func: Any) -> bool:
 
 
 class Eager(Recorder):
-    """Fixed places and shapes without a recording: a GPU on which recording has failed."""
+    """Fixed addresses and shapes without a recording: a GPU on which recording has failed."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
@@ -79,8 +79,8 @@ class _Replay:
         for func, args, kwargs, outputs in self._operators:
             again = func(*args, **kwargs)
             if not _writes(func):
-                for place, value in zip(outputs, _tensors(again), strict=True):
-                    place.copy_(value)
+                for target, value in zip(outputs, _tensors(again), strict=True):
+                    target.copy_(value)
         self._forget()
 
     def _forget(self) -> None:
@@ -126,8 +126,8 @@ class _Listing(TorchDispatchMode):
 
     def undo(self) -> None:
         """Give tensors that were there before the values that they had."""
-        for place, value in self._before.values():
-            place.copy_(value)
+        for target, value in self._before.values():
+            target.copy_(value)
 
     def own(self) -> list[Tensor]:
         """What was allocated meanwhile, each piece of memory once, without bools and what is not ours to forget."""

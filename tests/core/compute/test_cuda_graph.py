@@ -1,4 +1,4 @@
-"""Fixed places, and that what is recorded never waits for the device. The recording itself needs a GPU."""
+"""Static inputs, and that what is recorded never waits for the device. The recording itself needs a GPU."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ VARIANTS: list[dict[str, object]] = [
 
 
 class NoWaiting(TorchDispatchMode):
-    """Refuses what makes the host wait for a device, or hand it numbers that are in no fixed place."""
+    """Refuses what makes the host wait for a device, or hand it numbers that are at no fixed address."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         assert not waits(func, args), f"{func} waits"
@@ -94,7 +94,7 @@ def test_the_check_sees_what_waits() -> None:
             torch.rand(2)
 
 
-def test_places_are_filled_as_far_as_values_go() -> None:
+def test_static_inputs_are_filled_as_far_as_values_go() -> None:
     @dataclass
     class Inner:
         one: Tensor
@@ -105,10 +105,10 @@ def test_places_are_filled_as_far_as_values_go() -> None:
         inner: Inner
         two: Tensor
 
-    places = Outer(Inner(torch.zeros(3)), torch.zeros(3, 2))
-    fill(places, Outer(Inner(torch.ones(2)), torch.full((1, 2), 5.0)))
-    assert places.inner.one.tolist() == [1, 1, 0]
-    assert places.two.tolist() == [[5, 5], [0, 0], [0, 0]]
+    static = Outer(Inner(torch.zeros(3)), torch.zeros(3, 2))
+    fill(static, Outer(Inner(torch.ones(2)), torch.full((1, 2), 5.0)))
+    assert static.inner.one.tolist() == [1, 1, 0]
+    assert static.two.tolist() == [[5, 5], [0, 0], [0, 0]]
 
 
 @pytest.mark.filterwarnings("ignore:The CUDA Graph is empty")

@@ -98,10 +98,10 @@ def test_classes_one_by_one_are_classes_together(real: RealSet, monkeypatch: pyt
     """The first updates alone: rounding grows."""
     config = toy_config(outer_loops=1)
     assert classes_per_batch(config, real) == 2
-    together = next(condense(config, real)).state.tiles
+    batched = next(condense(config, real)).state.tiles
     monkeypatch.setattr("mdc_core.config.estimate.CPU_BATCH_BYTES", 1)
     assert classes_per_batch(config, real) == 1
-    torch.testing.assert_close(next(condense(config, real)).state.tiles, together, atol=1e-5, rtol=0)
+    torch.testing.assert_close(next(condense(config, real)).state.tiles, batched, atol=1e-5, rtol=0)
 
 
 def test_tile_updates_equal_a_literal_loop(real: RealSet) -> None:
@@ -139,8 +139,8 @@ def test_tile_updates_equal_a_literal_loop(real: RealSet) -> None:
         tiles = tiles - config.lr_base * (3 / 10) * (8 / 32) ** 2 * momentum
     (step,) = condense(config, real)
     moved = tiles - initial_tiles(config, real).double()
-    found = step.state.tiles.double() - initial_tiles(config, real).double()
-    assert (found - moved).norm() <= 1e-4 * moved.norm()
+    actual = step.state.tiles.double() - initial_tiles(config, real).double()
+    assert (actual - moved).norm() <= 1e-4 * moved.norm()
 
 
 def test_every_class_has_an_augmentation_of_its_own(real: RealSet) -> None:
@@ -207,9 +207,9 @@ def test_the_metric_accuracy_trains_by_its_own_recipe(real: RealSet, monkeypatch
     """Not by that of the network phase."""
     seen = []
 
-    def watched(*given: Any) -> Iterator[int]:
-        seen.append(given[4])
-        yield from fit(*given)
+    def watched(*args: Any) -> Iterator[int]:
+        seen.append(args[4])
+        yield from fit(*args)
 
     monkeypatch.setattr("mdc_core.condensation.condense.fit", watched)
     own = {"accuracy_epochs": 3, "accuracy_augment": ("flip", "scale"), "accuracy_cutmix": 0.25}

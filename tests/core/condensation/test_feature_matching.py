@@ -56,7 +56,7 @@ class Setup:
         by_class = [view(decode(own.flatten(0, 1), SIDE)) for view, own in zip(self.views, leaf, strict=True)]
         images = torch.stack(by_class).view(2, N, FACTOR**2, 3, SIDE, SIDE)
         real = torch.stack([view(own) for view, own in zip(self.views, self.images, strict=True)])
-        found = match_features(
+        actual = match_features(
             self.net,
             self.trained,
             images.detach(),
@@ -66,7 +66,7 @@ class Setup:
             calibration=calibration,
             decay=decay,
         )
-        return found, torch.autograd.grad(images, leaf, found.image_gradient)[0]
+        return actual, torch.autograd.grad(images, leaf, actual.image_gradient)[0]
 
 
 @pytest.mark.parametrize("network", NETWORKS, ids=["convnet", "resnet"])
@@ -85,18 +85,18 @@ def test_features_are_matched_as_the_literal_loss_says(
     network: NetworkConfig, weights: dict[int, float], frozen: int, calibration: float, decay: float
 ) -> None:
     case = Setup(network)
-    found, grads = case.matched(RankGroups(tuple(weights.items()), frozen), calibration, decay)
+    actual, grads = case.matched(RankGroups(tuple(weights.items()), frozen), calibration, decay)
     for label in (0, 1):
-        given = case.tiles[label], case.images[label], label, case.views[label]
+        inputs = case.tiles[label], case.images[label], label, case.views[label]
         loss, grad = literal_feature_match(
-            case.net, case.trained, *given, weights, frozen, calibration, decay
+            case.net, case.trained, *inputs, weights, frozen, calibration, decay
         )
-        torch.testing.assert_close(found.loss[label], loss, rtol=1e-6, atol=0)
+        torch.testing.assert_close(actual.loss[label], loss, rtol=1e-6, atol=0)
         assert (grads[label] - grad).norm() <= 1e-6 * grad.norm()
         features = literal_feature_distances(
             case.net, case.tiles[label], case.images[label], case.views[label]
         )
-        torch.testing.assert_close(found.feature_distances[label], torch.stack(features), rtol=1e-6, atol=0)
+        torch.testing.assert_close(actual.feature_distances[label], torch.stack(features), rtol=1e-6, atol=0)
 
 
 def test_all_subsets_are_the_sum_of_each() -> None:
@@ -120,7 +120,7 @@ def test_random_real_images_are_a_distance_of_one_nth_away() -> None:
     for draw in range(200):
         chosen = torch.randint(64, (N,), generator=stream(draw, "chosen"))
         images = real[:, chosen].unsqueeze(2)
-        found = match_features(
+        actual = match_features(
             case.net,
             case.trained,
             images,
@@ -130,7 +130,7 @@ def test_random_real_images_are_a_distance_of_one_nth_away() -> None:
             calibration=0.0,
             decay=1.0,
         )
-        losses.append(float(found.loss))
+        losses.append(float(actual.loss))
     assert sum(losses) / len(losses) == pytest.approx(2 * 1 / 2, rel=0.05)  # two blocks, n = 2
 
 
@@ -138,8 +138,8 @@ def test_random_real_images_are_a_distance_of_one_nth_away() -> None:
 def test_real_images_without_variance_give_finite_numbers(alike: int) -> None:
     case = Setup(TOY_NETWORK)
     case.images = [own[:1].repeat(alike, 1, 1, 1) for own in case.images]
-    found, grads = case.matched(RankGroups(((N, 1.0), (1, 1.0))), calibration=0.1)
-    assert found.loss.isfinite().all()
+    actual, grads = case.matched(RankGroups(((N, 1.0), (1, 1.0))), calibration=0.1)
+    assert actual.loss.isfinite().all()
     assert grads.isfinite().all()
     assert grads.any()
 
@@ -148,7 +148,7 @@ def test_real_images_without_features_give_numbers_of_a_usual_size() -> None:
     """Norms make nothing of an image of one colour; rounding is no unit."""
     case = Setup(TOY_NETWORK)
     images = torch.rand(1, N, 1, 3, SIDE, SIDE, generator=stream(0, "images"))
-    found = match_features(
+    actual = match_features(
         case.net.float(),
         case.trained.float(),
         images,
@@ -158,8 +158,8 @@ def test_real_images_without_features_give_numbers_of_a_usual_size() -> None:
         calibration=0.0,
         decay=1.0,
     )
-    assert 0 < float(found.loss) < 1e7
-    assert found.image_gradient.isfinite().all()
+    assert 0 < float(actual.loss) < 1e7
+    assert actual.image_gradient.isfinite().all()
 
 
 def test_parameters_are_left_alone() -> None:

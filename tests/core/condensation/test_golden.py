@@ -58,15 +58,15 @@ def step(golden: Mapping[str, Tensor], metric: str = "mse", subset: int | None =
 
 @pytest.mark.parametrize(("subset", "name"), [(None, "base"), (1, "n1"), (2, "n2")])
 def test_loss_and_gradient(golden: Mapping[str, Tensor], subset: int | None, name: str) -> None:
-    found = step(golden, subset=subset)
-    torch.testing.assert_close(found.loss[0], golden[f"loss_{name}"], rtol=1e-12, atol=0)
-    grad, expected = found.image_gradient.flatten(0, 2), golden[f"grad_{name}"]
+    actual = step(golden, subset=subset)
+    torch.testing.assert_close(actual.loss[0], golden[f"loss_{name}"], rtol=1e-12, atol=0)
+    grad, expected = actual.image_gradient.flatten(0, 2), golden[f"grad_{name}"]
     assert (grad - expected).norm() <= 1e-12 * expected.norm()
 
 
 def test_feature_distances(golden: Mapping[str, Tensor]) -> None:
-    found = step(golden).feature_distances[0, :-1]
-    torch.testing.assert_close(found, golden["feature_distance"], rtol=1e-12, atol=0)
+    actual = step(golden).feature_distances[0, :-1]
+    torch.testing.assert_close(actual, golden["feature_distance"], rtol=1e-12, atol=0)
 
 
 def test_loss_by_absolute_differences(golden: Mapping[str, Tensor]) -> None:
@@ -76,11 +76,11 @@ def test_loss_by_absolute_differences(golden: Mapping[str, Tensor]) -> None:
 def test_loss_by_cosine_differs_by_the_published_epsilon_alone(golden: Mapping[str, Tensor]) -> None:
     """48 rows of cosines in [-1, 1]: the epsilon takes at most its share of the smallest product of norms from each."""
     products, cosines = published_rows(golden)
-    found, expected = step(golden, "cos").loss[0], golden["loss_cos"]
-    torch.testing.assert_close(found, (1 - cosines).sum(), rtol=1e-12, atol=0)
+    actual, expected = step(golden, "cos").loss[0], golden["loss_cos"]
+    torch.testing.assert_close(actual, (1 - cosines).sum(), rtol=1e-12, atol=0)
     smaller = cosines * products / (products + PUBLISHED_EPSILON)
     torch.testing.assert_close(expected, (1 - smaller).sum(), rtol=1e-12, atol=0)
-    assert 0 < abs(float(found - expected)) <= PUBLISHED_EPSILON * float((cosines.abs() / products).sum())
+    assert 0 < abs(float(actual - expected)) <= PUBLISHED_EPSILON * float((cosines.abs() / products).sum())
 
 
 def published_rows(golden: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -115,14 +115,14 @@ def derivatives(device: str, of: Callable[[Tensor], Tensor], x: Tensor, directio
 
 def test_tiles_are_enlarged_as_on_the_cpu() -> None:
     tiles = torch.rand(5, 3, 4, 4, generator=stream(1, "tiles"))
-    found = []
+    results = []
     for device in ("cpu", "cuda"):
         leaf = tiles.to(device).requires_grad_()
         images = decode(leaf, 8)
         assert images.is_contiguous()
         (grad,) = torch.autograd.grad(images.square().sum(), leaf)
-        found.append([images.detach().cpu(), grad.cpu()])
-    for one, other in zip(*found, strict=True):
+        results.append([images.detach().cpu(), grad.cpu()])
+    for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other)
 
 
@@ -144,11 +144,11 @@ def test_gradients_by_parts_are_those_of_the_cpu(parts: tuple[int, ...]) -> None
     layer = Conv2d(3, 5, 3, padding=1).double()
     x, g = (torch.randn(sum(parts), channels, 6, 7, dtype=torch.float64) for channels in (3, 5))
     direction = torch.randn(len(parts), *layer.weight.shape, dtype=torch.float64)
-    found = []
+    results = []
     for device in ("cpu", "cuda"):
         a, b = (t.to(device).requires_grad_() for t in (x, g))
         gradient = weight_gradient(layer, a, b, parts)
         grads = torch.autograd.grad(gradient, [a, b], direction.to(device))
-        found.append([value.detach().cpu() for value in (gradient, *grads)])
-    for one, other in zip(*found, strict=True):
+        results.append([value.detach().cpu() for value in (gradient, *grads)])
+    for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other)

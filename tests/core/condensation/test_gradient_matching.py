@@ -32,8 +32,8 @@ def match_tiles(
     """The engine's match of class 1, and its gradient carried back to the tiles."""
     leaf = tiles.clone().requires_grad_()
     images = view(decode(leaf.flatten(0, 1), SIDE)).view(1, N, FACTOR**2, 3, SIDE, SIDE)
-    found = match(net, images.detach(), view(real_images)[None], torch.tensor([1]), rank_groups, metric)
-    return found, torch.autograd.grad(images, leaf, found.image_gradient)[0]
+    actual = match(net, images.detach(), view(real_images)[None], torch.tensor([1]), rank_groups, metric)
+    return actual, torch.autograd.grad(images, leaf, actual.image_gradient)[0]
 
 
 def setup(
@@ -65,23 +65,23 @@ def setup(
 def test_engine_equals_the_literal_update(metric: str, weights: dict[int, float], frozen: int) -> None:
     net, tiles, images, view = setup(("color", "crop", "cutout"))
     rank_groups = RankGroups(tuple(weights.items()), frozen, tuple(range(1, N)))
-    found, found_grad = match_tiles(net, tiles, images, view, rank_groups, metric)
+    actual, actual_grad = match_tiles(net, tiles, images, view, rank_groups, metric)
     loss, grad = literal_match(net, tiles, images, 1, view, weights, frozen, metric)
-    torch.testing.assert_close(found.loss[0], loss, rtol=1e-6, atol=0)
-    assert (found_grad - grad).norm() <= 1e-6 * grad.norm()
+    torch.testing.assert_close(actual.loss[0], loss, rtol=1e-6, atol=0)
+    assert (actual_grad - grad).norm() <= 1e-6 * grad.norm()
     features = torch.stack(literal_feature_distances(net, tiles, images, view))
-    torch.testing.assert_close(found.feature_distances[0], features, rtol=1e-6, atol=0)
+    torch.testing.assert_close(actual.feature_distances[0], features, rtol=1e-6, atol=0)
     for n in range(1, N + 1):
         apart, _ = literal_match(net, tiles, images, 1, view, {n: 1.0}, 0, metric)
-        torch.testing.assert_close(found.gradient_distances[n][0], apart, rtol=1e-6, atol=0)
+        torch.testing.assert_close(actual.gradient_distances[n][0], apart, rtol=1e-6, atol=0)
 
 
 def test_a_network_of_the_usual_width_equals_the_literal_update() -> None:
     """As many channels as make the way back to the image another one (`networks.convolution`)."""
     net, tiles, images, view = setup(("color",), NetworkConfig(depth=2, width=32))
-    found = match_tiles(net, tiles, images, view, RankGroups(((N, 1.0), (2, 1.0)), 1), "mse")[1]
+    actual = match_tiles(net, tiles, images, view, RankGroups(((N, 1.0), (2, 1.0)), 1), "mse")[1]
     grad = literal_match(net, tiles, images, 1, view, {N: 1.0, 2: 1.0}, 1, "mse")[1]
-    assert (found - grad).norm() <= 1e-6 * grad.norm()
+    assert (actual - grad).norm() <= 1e-6 * grad.norm()
 
 
 @pytest.mark.parametrize("ops", [("flip", "color", "scale"), ("rotate", "cutout"), ()])
@@ -89,8 +89,8 @@ def test_cuts_do_not_change_the_result(ops: tuple[augment.AugmentOp, ...]) -> No
     net, tiles, images, view = setup(ops)
 
     def cut_at(*sizes: int) -> tuple[Tensor, Tensor]:
-        found, grad = match_tiles(net, tiles, images, view, RankGroups(((N, 1.0),), measured=sizes), "mse")
-        return found.loss, grad
+        actual, grad = match_tiles(net, tiles, images, view, RankGroups(((N, 1.0),), measured=sizes), "mse")
+        return actual.loss, grad
 
     for one, many in zip(cut_at(), cut_at(*range(1, N)), strict=True):
         torch.testing.assert_close(one, many, rtol=1e-9, atol=1e-12)
@@ -105,13 +105,13 @@ def test_classes_at_once_are_classes_one_by_one(network: NetworkConfig, metric: 
     images = torch.randn(3, N, 1, 3, side, side, generator=draws, dtype=torch.float64)
     real_images = torch.randn(3, 5, 3, side, side, generator=draws, dtype=torch.float64)
     rank_groups, labels = RankGroups(((N, 1.0), (2, 0.5)), 1, (1, 3)), torch.tensor([2, 0, 1])
-    together = match(net, images, real_images, labels, rank_groups, metric)
+    batched = match(net, images, real_images, labels, rank_groups, metric)
     for i in range(3):
         alone = match(net, images[i : i + 1], real_images[i : i + 1], labels[i : i + 1], rank_groups, metric)
         for name in ("loss", "image_gradient", "feature_distances"):
-            torch.testing.assert_close(getattr(together, name)[i : i + 1], getattr(alone, name))
+            torch.testing.assert_close(getattr(batched, name)[i : i + 1], getattr(alone, name))
         for n, value in alone.gradient_distances.items():
-            torch.testing.assert_close(together.gradient_distances[n][i : i + 1], value)
+            torch.testing.assert_close(batched.gradient_distances[n][i : i + 1], value)
 
 
 def test_tile_gradient_is_the_derivative_of_the_loss() -> None:
@@ -133,8 +133,8 @@ def test_tile_gradient_is_the_derivative_of_the_loss() -> None:
 def test_equal_gradients_are_at_distance_zero() -> None:
     gradient = torch.randn(2, 1, 4, 3, 3, 3, dtype=torch.float64)
     for metric in ("mse", "l1", "cos"):
-        found = distance(metric, gradient, gradient)
-        torch.testing.assert_close(found, torch.zeros(2, 1, dtype=torch.float64), atol=1e-12, rtol=0)
+        actual = distance(metric, gradient, gradient)
+        torch.testing.assert_close(actual, torch.zeros(2, 1, dtype=torch.float64), atol=1e-12, rtol=0)
 
 
 def test_batch_statistics_are_refused() -> None:

@@ -48,8 +48,8 @@ def test_idc_is_its_own_loop_bit_for_bit(real: RealSet) -> None:
         for inner in (1, 2, 3):
             draws = draw_iteration(config, real, step.outer, inner)
             batches = real.prepare(real.take(draws.real))
-            found = match_classes(config, real, phase.net, tiles, draws, batches, plan, False)
-            momentum = config.momentum * momentum + found.gradient
+            actual = match_classes(config, real, phase.net, tiles, draws, batches, plan, False)
+            momentum = config.momentum * momentum + actual.gradient
             tiles.sub_(momentum, alpha=config.tile_lr(8))
             if inner < 3:
                 phase.train(config.n_data, inner)

@@ -49,12 +49,12 @@ class OneDevice(TorchDispatchMode):
 def there(real: RealSet) -> RealSet:
     """The set on the device, without the checks that look at numbers."""
     real.class_index()
-    found = copy.copy(real)
+    moved = copy.copy(real)
     for name in ("images", "labels"):
-        object.__setattr__(found, name, getattr(real, name).to(THERE))
-    object.__setattr__(found, "_moments", {})
-    found.normalise(found.images.float())  # the constants are there before anything is recorded
-    return found
+        object.__setattr__(moved, name, getattr(real, name).to(THERE))
+    object.__setattr__(moved, "_moments", {})
+    moved.normalise(moved.images.float())  # the constants are there before anything is recorded
+    return moved
 
 
 @pytest.mark.parametrize("changes", VARIANTS)

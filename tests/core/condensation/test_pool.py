@@ -48,7 +48,7 @@ def tiles(real: RealSet, pools: MemoryPools | None = None, config: CondenseConfi
     ],
 )
 def test_a_pool_is_trained_once_for_all_runs(real: RealSet, changes: dict[str, object]) -> None:
-    """Trained ahead, trained by the run, or found: the same networks, bit for bit."""
+    """Trained ahead, trained by the run, or loaded: the same networks, bit for bit."""
     config = CondenseConfig.model_validate(CONFIG.model_dump() | changes)
     pools = Counting()
     seen = [(member.number, member.total) for member in prepare(config, real, pools=pools)]
@@ -127,28 +127,28 @@ def test_names_follow_the_data_and_the_number_and_nothing_else(real: RealSet) ->
         assert member_key(CONFIG.model_copy(update=same), real, 0) == member_key(CONFIG, real, 0)
 
 
-def test_networks_lie_between_first_and_trained_weights(real: RealSet) -> None:
+def test_networks_lie_between_initial_and_trained_weights(real: RealSet) -> None:
     """Every update has a network and a share of its own; the trained one is the pool's."""
     networks = InterpolatedNetworks(CONFIG, real, Recorder(real.device), MemoryPools())
-    places = [parameter.data_ptr() for parameter in networks.net.parameters()]
+    addresses = [parameter.data_ptr() for parameter in networks.net.parameters()]
     shares, members = [], set()
     for inner in range(1, 13):
         networks.ready(1, inner)
         trained = [parameter.clone() for parameter in networks.net.trained.parameters()]
         number = next(n for n in (0, 1) if all(map(torch.equal, trained, networks._pool.trained(n))))
         members.add(number)
-        between = [parameter.clone() for parameter in networks.net.between.parameters()]
-        first = networks._first[number]
-        weight = max(range(len(first)), key=lambda i: float((first[i] - trained[i]).abs().max()))
-        step = first[weight] - trained[weight]
-        share = float(((between[weight] - trained[weight]) * step).sum() / step.square().sum())
-        for a, b, c in zip(first, trained, between, strict=True):
+        interpolated = [parameter.clone() for parameter in networks.net.interpolated.parameters()]
+        initial = networks._initial[number]
+        weight = max(range(len(initial)), key=lambda i: float((initial[i] - trained[i]).abs().max()))
+        step = initial[weight] - trained[weight]
+        share = float(((interpolated[weight] - trained[weight]) * step).sum() / step.square().sum())
+        for a, b, c in zip(initial, trained, interpolated, strict=True):
             torch.testing.assert_close(c, share * a + (1 - share) * b, atol=1e-5, rtol=0)
         shares.append(share)
     assert members == {0, 1}
     assert 0 <= min(shares) < 0.3
     assert 0.7 < max(shares) <= 1
-    assert places == [parameter.data_ptr() for parameter in networks.net.parameters()]
+    assert addresses == [parameter.data_ptr() for parameter in networks.net.parameters()]
 
 
 def test_no_training_is_set_up_where_all_networks_are_there(
@@ -157,7 +157,7 @@ def test_no_training_is_set_up_where_all_networks_are_there(
     pools = MemoryPools()
     list(prepare(CONFIG, real, pools=pools))
     made: list[Any] = []
-    monkeypatch.setattr("mdc_core.condensation.interpolation.RealTraining", lambda *given: made.append(given))
+    monkeypatch.setattr("mdc_core.condensation.interpolation.RealTraining", lambda *args: made.append(args))
     tiles(real, pools)
     assert not made
 

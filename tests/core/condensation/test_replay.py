@@ -67,9 +67,9 @@ def steps(config: CondenseConfig, real: RealSet) -> list[Step]:
     return list(condense(config, real))
 
 
-def assert_same(found: list[Step], expected: list[Step]) -> None:
-    assert len(found) == len(expected)
-    for one, other in zip(found, expected, strict=True):
+def assert_same(actual: list[Step], expected: list[Step]) -> None:
+    assert len(actual) == len(expected)
+    for one, other in zip(actual, expected, strict=True):
         assert torch.equal(one.state.tiles, other.state.tiles)
         assert torch.equal(one.state.momentum, other.state.momentum)
         assert one.state.optimiser_state.keys() == other.state.optimiser_state.keys()
@@ -126,8 +126,8 @@ def test_presets_run_as_on_a_gpu(
     config, recipe, data = small_preset(preset)
 
     def whole() -> tuple[list[Step], list[Trial]]:
-        found = steps(config, data.train)
-        return found, list(evaluate(result(found[-1].state, data.train).delivered(), data, recipe))
+        actual = steps(config, data.train)
+        return actual, list(evaluate(result(actual[-1].state, data.train).delivered(), data, recipe))
 
     emulated(monkeypatch, Eager)
     with monkeypatch.context() as unpinned:
@@ -135,8 +135,8 @@ def test_presets_run_as_on_a_gpu(
         expected, judged = whole()
     assert not pinned_memory
     recorders = emulated(monkeypatch, Replaying)
-    found, trials = whole()
-    assert_same(found, expected)
+    actual, trials = whole()
+    assert_same(actual, expected)
     assert trials == judged
     assert len(pinned_memory) > 100
     assert all(one.refusal is None and one.replays for one in recorders)
@@ -271,9 +271,9 @@ def test_fewer_classes_are_matched_where_memory_runs_out(
         return match(net, images, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(gradient_matching, "match", matched)
-    (found,) = steps(config, real)
-    torch.testing.assert_close(found.state.tiles, expected[0].state.tiles, atol=1e-5, rtol=0)
-    assert found.loss == pytest.approx(expected[0].loss, rel=1e-5)
+    (actual,) = steps(config, real)
+    torch.testing.assert_close(actual.state.tiles, expected[0].state.tiles, atol=1e-5, rtol=0)
+    assert actual.loss == pytest.approx(expected[0].loss, rel=1e-5)
     assert caplog.messages == [
         "the GPU ran out of memory: from now on 1 classes are matched per batch, which is slower"
     ]

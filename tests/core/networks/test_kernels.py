@@ -58,11 +58,11 @@ def test_value_and_both_derivatives(shape: tuple[int, int, int, int], pool: int,
     weight, bias = (torch.randn(affine, generator=draws, dtype=torch.float64) for _ in range(2))
     g = torch.randn(batch, channels, height // pool, width // pool, generator=draws, dtype=torch.float64)
     expected = derivatives(lambda *values: literal(*values, pool), x, weight, bias, g, v)
-    found = derivatives(
+    actual = derivatives(
         lambda *values: kernels.norm_relu_pool(*values, pool, 1e-5),
         *(value.float().to(DEVICE) for value in (x, weight, bias, g, v)),
     )
-    for one, other in zip(found, expected, strict=True):
+    for one, other in zip(actual, expected, strict=True):
         assert (one - other).norm() <= 1e-6 * other.norm()
 
 
@@ -70,10 +70,10 @@ def test_activations_in_bfloat16_keep_sums_in_float32() -> None:
     """A mean far from 0, where eight bits would leave nothing of the variance."""
     x = (30 + torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(4))).bfloat16()
     weight, bias = torch.ones(3), torch.zeros(3)
-    found = kernels.norm_relu_pool(x.to(DEVICE), weight.to(DEVICE), bias.to(DEVICE), 2, 1e-5)
-    assert found.dtype == torch.bfloat16
+    actual = kernels.norm_relu_pool(x.to(DEVICE), weight.to(DEVICE), bias.to(DEVICE), 2, 1e-5)
+    assert actual.dtype == torch.bfloat16
     expected = literal(x.double(), weight.double(), bias.double(), 2)
-    torch.testing.assert_close(found.cpu().double(), expected, rtol=0.01, atol=0.01)
+    torch.testing.assert_close(actual.cpu().double(), expected, rtol=0.01, atol=0.01)
 
 
 @pytest.mark.parametrize("models", [1, 2])
@@ -91,14 +91,14 @@ def test_networks_by_kernels_are_those_of_torch(
     ]
     net = stacked(nets) if models > 1 else nets[0]
     images = torch.randn(2 * models, 3, 16, 16, generator=stream(1, "images")).to(DEVICE)
-    kernels_used, found = spied(monkeypatch), []
+    kernels_used, results = spied(monkeypatch), []
     for by_kernels in (False, True):
         monkeypatch.setattr(layers, "_is_on_gpu", lambda _, it=by_kernels: it)
         logits = net(images)
         grads = torch.autograd.grad(logits.square().sum(), list(net.parameters()))
-        found.append([logits.detach(), *grads])
+        results.append([logits.detach(), *grads])
         assert bool(kernels_used) == by_kernels
-    for one, other in zip(*found, strict=True):
+    for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 

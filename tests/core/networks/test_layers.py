@@ -20,14 +20,14 @@ def test_pooling_equals_torchs(side: int, factor: int) -> None:
     x = torch.randn(2, 3, side, side, dtype=torch.float64, requires_grad=True)
     torch.testing.assert_close(AveragePool(factor)(x), F.avg_pool2d(x, factor))
     direction = torch.randn(2, 3, side // factor, side // factor, dtype=torch.float64)
-    found = torch.autograd.grad(AveragePool(factor)(x), x, direction)
-    torch.testing.assert_close(found, torch.autograd.grad(F.avg_pool2d(x, factor), x, direction))
+    actual = torch.autograd.grad(AveragePool(factor)(x), x, direction)
+    torch.testing.assert_close(actual, torch.autograd.grad(F.avg_pool2d(x, factor), x, direction))
 
 
 def test_pooling_in_bfloat16_is_a_rounded_one() -> None:
     x = torch.randn(2, 3, 8, 8)
-    found = AveragePool(2)(x.bfloat16())
-    torch.testing.assert_close(found.float(), F.avg_pool2d(x, 2), atol=2e-2, rtol=0)
+    actual = AveragePool(2)(x.bfloat16())
+    torch.testing.assert_close(actual.float(), F.avg_pool2d(x, 2), atol=2e-2, rtol=0)
 
 
 @pytest.mark.parametrize(("kernel", "padding"), [(3, 0), (3, 1), (3, 3), (1, 0)])
@@ -50,9 +50,9 @@ def test_instance_norm_equals_torchs_in_value_and_gradients() -> None:
             other.copy_(parameter.normal_())
     torch.testing.assert_close(ours(x), theirs(x))
     direction = torch.randn(2, 3, 4, 4, dtype=torch.float64)
-    found = torch.autograd.grad(ours(x), [x, *ours.parameters()], direction)
+    actual = torch.autograd.grad(ours(x), [x, *ours.parameters()], direction)
     expected = torch.autograd.grad(theirs(x), [x, *theirs.parameters()], direction)
-    for one, other in zip(found, expected, strict=True):
+    for one, other in zip(actual, expected, strict=True):
         torch.testing.assert_close(one, other)
 
 
@@ -61,7 +61,7 @@ def test_instance_norm_takes_statistics_of_bfloat16_in_float32(stacked: bool) ->
     """What comes of rounded activations is rounded once: value, and gradients of input, scale and shift."""
     x = (10 + torch.randn(4, 3, 16, 16)).bfloat16()
     direction = torch.randn(4, 3, 16, 16).bfloat16()
-    found = []
+    results = []
     for dtype in (torch.bfloat16, torch.float32):
         norm = InstanceNorm(3)
         if stacked:
@@ -69,8 +69,8 @@ def test_instance_norm_takes_statistics_of_bfloat16_in_float32(stacked: bool) ->
         leaf = x.to(dtype).requires_grad_()
         y = norm(leaf)
         assert y.dtype == dtype
-        found.append([y, *torch.autograd.grad(y, [leaf, *norm.parameters()], direction.to(dtype))])
-    for rounded, exact in zip(*found, strict=True):
+        results.append([y, *torch.autograd.grad(y, [leaf, *norm.parameters()], direction.to(dtype))])
+    for rounded, exact in zip(*results, strict=True):
         torch.testing.assert_close(rounded.float(), exact, rtol=2**-8, atol=1e-6)
 
 
@@ -91,11 +91,11 @@ def test_instance_norm_takes_tensors_that_lie_in_memory_in_any_way(of: str) -> N
     x, direction = (plain if of == name else plain.contiguous() for name in ("input", "gradient"))
     leaf, other = x.requires_grad_(), x.detach().contiguous().requires_grad_()
     with Contiguous():
-        found = torch.autograd.grad(norm(leaf), [leaf, *norm.parameters()], direction)
+        actual = torch.autograd.grad(norm(leaf), [leaf, *norm.parameters()], direction)
     expected = torch.autograd.grad(
         F.group_norm(other, 3, norm.weight, norm.bias), [other, *norm.parameters()], direction.contiguous()
     )
-    for one, theirs in zip(found, expected, strict=True):
+    for one, theirs in zip(actual, expected, strict=True):
         torch.testing.assert_close(one, theirs)
 
 
@@ -111,8 +111,8 @@ def test_parts_of_one_size_may_be_one_convolution(
     direction = torch.randn(len(parts), *layer.weight.shape, dtype=torch.float64)
 
     def derivatives() -> list[Tensor]:
-        found = weight_gradient(layer, x, g, parts)
-        return [found, *torch.autograd.grad(found, [x, g], direction)]
+        actual = weight_gradient(layer, x, g, parts)
+        return [actual, *torch.autograd.grad(actual, [x, g], direction)]
 
     one_by_one = derivatives()
     groups, gpu = convolution._groups, torch.device("meta")

@@ -91,12 +91,12 @@ def test_a_bias_that_a_norm_takes_off_may_be_left_out(models: int, monkeypatch: 
     net = stacked(nets) if models > 1 else nets[0]
     images = torch.randn(3 * models, 3, 8, 8, generator=stream(2, "images"), dtype=torch.float64)
     names, parameters = zip(*net.named_parameters(), strict=True)
-    found = []
+    results = []
     for left_out in (False, True):
         monkeypatch.setattr(convolution, "_skips_bias", lambda _, it=left_out: it)
         logits = net(images)
-        found.append((logits, torch.autograd.grad(logits.square().sum(), parameters)))
-    (logits, grads), (fewer, fewer_grads) = found
+        results.append((logits, torch.autograd.grad(logits.square().sum(), parameters)))
+    (logits, grads), (fewer, fewer_grads) = results
     torch.testing.assert_close(fewer, logits)
     for name, one, other in zip(names, fewer_grads, grads, strict=True):
         torch.testing.assert_close(one, other, msg=name, rtol=1e-9, atol=1e-12)

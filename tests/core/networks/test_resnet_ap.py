@@ -93,10 +93,10 @@ def test_matching_equals_the_literal_update(side: int) -> None:
     tiles = torch.randn(3, 1, 3, side, side, generator=draws, dtype=torch.float64)
     real_images = torch.randn(4, 3, side, side, generator=draws, dtype=torch.float64)
     rank_groups = RankGroups(((3, 1.0), (1, 1.0)))
-    found = match(net, tiles[None], real_images[None], torch.tensor([1]), rank_groups, "mse")
+    actual = match(net, tiles[None], real_images[None], torch.tensor([1]), rank_groups, "mse")
     loss, grad = literal_match(net, tiles, real_images, 1, lambda x: x, dict(rank_groups.weights), 0, "mse")
-    torch.testing.assert_close(found.loss[0], loss, rtol=1e-6, atol=0)
-    assert (found.image_gradient[0] - grad).norm() <= 1e-6 * grad.norm()
+    torch.testing.assert_close(actual.loss[0], loss, rtol=1e-6, atol=0)
+    assert (actual.image_gradient[0] - grad).norm() <= 1e-6 * grad.norm()
 
 
 @pytest.mark.parametrize("side", [64, 128, 129])

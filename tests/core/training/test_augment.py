@@ -190,8 +190,8 @@ def test_a_resized_crop_is_the_part_by_itself_enlarged() -> None:
     params = drawn("resized_crop", rows=20, side=16)
     assert params.resized_crop is not None
     batch = images(20, 16)
-    found = augment.apply(params, batch)
-    for image, part, enlarged in zip(batch, params.resized_crop.tolist(), found, strict=True):
+    actual = augment.apply(params, batch)
+    for image, part, enlarged in zip(batch, params.resized_crop.tolist(), actual, strict=True):
         top, left, height, width = part
         inside = image[None, :, top : top + height, left : left + width]
         expected = F.interpolate(inside, size=(16, 16), mode="bilinear", align_corners=False)[0]
@@ -209,12 +209,12 @@ def test_resized_crops_are_spread_as_torchvisions() -> None:
     )
     corners, sides = parts.split(2, dim=1)
     assert bool(((corners >= 0) & (sides > 0) & (corners + sides <= side)).all())
-    found, expected = (measures(each / side) for each in (parts.double(), theirs.double()))
-    for ours, other in zip(found, expected, strict=True):
+    actual, expected = (measures(each / side) for each in (parts.double(), theirs.double()))
+    for ours, other in zip(actual, expected, strict=True):
         spread = float((ours.var() + other.var()) / rows) ** 0.5
         assert abs(float(ours.mean() - other.mean())) < 4 * spread
         torch.testing.assert_close(ours.std(), other.std(), rtol=0.05, atol=0)
-    area, aspect, *_ = found
+    area, aspect, *_ = actual
     assert float(area.mean()) == pytest.approx(0.70, abs=0.01)
     assert 0.74 < float(aspect.min()) < 0.77
     assert 1.30 < float(aspect.max()) < 1.35
@@ -257,16 +257,16 @@ def test_jitter_equals_the_literal_one(order: tuple[int, ...], channels: int) ->
     pixels = torch.rand(4, channels, 6, 6, generator=stream(0, "pixels"), dtype=torch.float64)
     strengths = 0.8 * torch.rand(4, 3, generator=stream(0, "strengths"), dtype=torch.float64) - 0.4
     maps = augment._jitter(strengths, torch.tensor(order).expand(4, 3), normalisation)
-    found = augment.apply(augment.AugmentParams(jitter=maps), (pixels - mean) / std)
-    for row, image, by in zip(found, pixels, strengths.tolist(), strict=True):
+    actual = augment.apply(augment.AugmentParams(jitter=maps), (pixels - mean) / std)
+    for row, image, by in zip(actual, pixels, strengths.tolist(), strict=True):
         torch.testing.assert_close(row, (literal_jitter(image, by, order) - mean) / std)
 
 
 def test_jitter_is_drawn_in_every_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    given: list[tuple[Tensor, Tensor]] = []
-    monkeypatch.setattr(augment, "_jitter", lambda s, order, _: given.append((s, order)) or torch.zeros(1))
+    calls: list[tuple[Tensor, Tensor]] = []
+    monkeypatch.setattr(augment, "_jitter", lambda s, order, _: calls.append((s, order)) or torch.zeros(1))
     drawn("jitter", rows=6000)
-    ((strengths, order),) = given
+    ((strengths, order),) = calls
     counts = Counter(tuple(row) for row in order.tolist())
     assert set(counts) == set(permutations((0, 1, 2)))
     assert all(850 < count < 1150 for count in counts.values())
@@ -296,12 +296,12 @@ def test_lighting_moves_along_the_axes_of_natural_colours() -> None:
 
 
 def test_cutmix_boxes_keep_their_share() -> None:
-    boxes, kept = augment.cutmix_boxes(300, 32, stream(0, "box"))
+    boxes, cutmix_lambda = augment.cutmix_boxes(300, 32, stream(0, "box"))
     top, bottom, left, right = boxes.T
     for low, high in ((top, bottom), (left, right)):
         assert bool(((low >= 0) & (low <= high) & (high <= 32)).all())
-    torch.testing.assert_close(kept, 1 - (bottom - top) * (right - left) / 1024)
-    assert 0.5 < float(kept.mean()) < 0.8
+    torch.testing.assert_close(cutmix_lambda, 1 - (bottom - top) * (right - left) / 1024)
+    assert 0.5 < float(cutmix_lambda.mean()) < 0.8
 
 
 def test_cutmix_boxes_equal_the_literal_ones() -> None:
@@ -311,7 +311,7 @@ def test_cutmix_boxes_equal_the_literal_ones() -> None:
     for box, (ratio, *centre) in zip(boxes.tolist(), numbers, strict=True):
         cut = int(side * (1 - ratio) ** 0.5)
         expected = []
-        for at in (int(side * place) for place in centre):
+        for at in (int(side * relative) for relative in centre):
             expected += [max(at - cut // 2, 0), min(at + cut // 2, side)]
         assert box == expected
 

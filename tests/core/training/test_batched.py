@@ -53,12 +53,12 @@ def literal_fit(recipe: EvaluateConfig, number: int, dtype: torch.dtype) -> dict
     """Weights after every epoch of a training that runs by itself."""
     net, images, labels, generator = training(number, recipe.network, dtype)
     trainer = Trainer(net, images, labels, Recorder(CPU), bf16=recipe.precision == "bf16")
-    found = {}
+    results = {}
     for epoch in range(1, recipe.epochs + 1):
         for steps in draw_epoch(len(images), epoch, recipe, TOY_NORMALISATION, images.shape[-1], generator):
             trainer.run(steps)
-        found[epoch] = weights(net)
-    return found
+        results[epoch] = weights(net)
+    return results
 
 
 @cache
@@ -70,10 +70,10 @@ def alone(number: int) -> dict[int, Tensor]:
 @pytest.mark.parametrize("kind", [Recorder, Eager, Replaying])
 def test_together_they_learn_what_each_learns_alone(models: int, kind: type[Recorder]) -> None:
     """At every stop, for different images, weights, draws and numbers of steps, and past the milestones."""
-    together = trainings(RECIPE, STOPS, torch.float64)
+    batched = trainings(RECIPE, STOPS, torch.float64)
     seen = []
-    for training in train_batched(together, models, kind(CPU), most_images=max(COUNTS)):
-        number = together.index(training)
+    for training in train_batched(batched, models, kind(CPU), most_images=max(COUNTS)):
+        number = batched.index(training)
         seen.append((number, training.epoch))
         torch.testing.assert_close(weights(training.net), alone(number)[training.epoch], rtol=1e-6, atol=1e-9)
         assert training.finished == (training.epoch == RECIPE.epochs)
@@ -102,12 +102,12 @@ def test_fewer_train_at_once_where_memory_runs_out(
         train(trainer, now)
 
     monkeypatch.setattr(Trainer, "_train", trained)
-    together = trainings(RECIPE, STOPS, torch.float64)
-    for training in train_batched(together, 5, kind(CPU), most_images=max(COUNTS)):
+    batched = trainings(RECIPE, STOPS, torch.float64)
+    for training in train_batched(batched, 5, kind(CPU), most_images=max(COUNTS)):
         torch.testing.assert_close(
-            weights(training.net), alone(together.index(training))[training.epoch], rtol=1e-6, atol=1e-9
+            weights(training.net), alone(batched.index(training))[training.epoch], rtol=1e-6, atol=1e-9
         )
-    assert all(training.finished for training in together)
+    assert all(training.finished for training in batched)
     assert sizes[:2] == [5, 3]
     assert set(sizes[2:]) <= {1, 2}
 
@@ -125,10 +125,10 @@ def test_a_training_takes_its_steps_in_pieces_of_any_size() -> None:
 
 def test_fit_yields_every_epoch_of_a_training() -> None:
     net, images, labels, generator = training(1, TOY_NETWORK, torch.float64)
-    found = {epoch: weights(net) for epoch in fit(net, images, labels, TOY_NORMALISATION, RECIPE, generator)}
-    assert list(found) == list(alone(1))
+    actual = {epoch: weights(net) for epoch in fit(net, images, labels, TOY_NORMALISATION, RECIPE, generator)}
+    assert list(actual) == list(alone(1))
     for epoch, expected in alone(1).items():
-        torch.testing.assert_close(found[epoch], expected)
+        torch.testing.assert_close(actual[epoch], expected)
 
 
 @pytest.mark.parametrize("network", [TOY_NETWORK, NetworkConfig(name="resnet_ap", width=4)])
@@ -136,9 +136,9 @@ def test_bfloat16_is_as_near_as_by_itself(network: NetworkConfig) -> None:
     """To float32, after an epoch; the weights themselves stay float32."""
     recipe = RECIPE.model_copy(update={"network": network, "epochs": 1})
     rounded = recipe.model_copy(update={"precision": "bf16"})
-    together = trainings(rounded, (1,), torch.float32)
-    for training in train_batched(together, 5, Recorder(CPU), most_images=max(COUNTS), bf16=True):
-        number, found = together.index(training), weights(training.net)
+    batched = trainings(rounded, (1,), torch.float32)
+    for training in train_batched(batched, 5, Recorder(CPU), most_images=max(COUNTS), bf16=True):
+        number, actual = batched.index(training), weights(training.net)
         exact, alone = (literal_fit(kind, number, torch.float32)[1] for kind in (recipe, rounded))
-        assert found.dtype == torch.float32
-        assert 0 < float((found - exact).norm()) < 2 * float((alone - exact).norm())
+        assert actual.dtype == torch.float32
+        assert 0 < float((actual - exact).norm()) < 2 * float((alone - exact).norm())

@@ -145,14 +145,14 @@ def test_a_cut_off_evaluation_goes_on() -> None:
 def test_trainings_learn_the_same_in_any_company() -> None:
     """By the tests' outcome; tests/core/training/test_batched.py compares weights."""
     recipe = RECIPE.model_copy(update={"epochs": 8})
-    by_one, together = (
+    by_one, batched = (
         {
             (t.k, t.source, t.repeat): t.accuracy
             for t in evaluate(prototypes(), data(), recipe, models_per_batch=number)
         }
         for number in (1, 100)
     )
-    assert together == pytest.approx(by_one, abs=0.05)
+    assert batched == pytest.approx(by_one, abs=0.05)
 
 
 def test_small_steps_are_taken_together_and_large_ones_alone() -> None:
@@ -167,17 +167,17 @@ def test_small_steps_are_taken_together_and_large_ones_alone() -> None:
 
 def test_precision_holds_for_the_evaluation_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """The setting is torch's, of the whole process: callers have their own again whenever it is their turn."""
-    place = torch.backends.cudnn.conv  # type: ignore[attr-defined]
-    before, within = place.fp32_precision, []
+    backend = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    before, within = backend.fp32_precision, []
 
     def looking(net: Network, real: RealSet) -> float:
-        within.append(place.fp32_precision)
+        within.append(backend.fp32_precision)
         return accuracy(net, real)
 
     monkeypatch.setattr(evaluation, "accuracy", looking)
     for precision in ("float32", "tf32", "bf16"):
         recipe = RECIPE.model_copy(update={"epochs": 1, "sizes": (1,), "precision": precision})
-        outside = [place.fp32_precision for _ in evaluate(prototypes(), data(), recipe)]
+        outside = [backend.fp32_precision for _ in evaluate(prototypes(), data(), recipe)]
         assert outside == [before] * 4
     assert within == ["ieee"] * 4 + ["tf32"] * 8
 

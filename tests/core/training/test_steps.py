@@ -48,10 +48,10 @@ def test_training_equals_torchs(cutmix: float, fixed: bool) -> None:
     recorder.static_shapes = fixed
     trainer = Trainer(net, images, labels, recorder)
     blocks, rows = epochs(recipe), []
-    net.register_forward_pre_hook(lambda _, given: rows.append(len(given[0])))
+    net.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
     for steps in blocks:
         trainer.run(steps)
     assert rows == 4 * [4, 4, 4 if fixed else 3]
     literal_training(literal, images, labels, blocks)
-    for found, expected in zip(net.parameters(), literal.parameters(), strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+    for actual, expected in zip(net.parameters(), literal.parameters(), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-7)
