@@ -1,1 +1,1 @@
-"""The `mdc` command: condense on this machine, run the service, talk to one."""
+"""The command `mdc`: condense on this machine, run the service, or use one."""

@@ -1,4 +1,4 @@
-"""The commands' HTTP client: where the service is, with which key, and what its refusals say."""
+"""The commands' HTTP client: it finds the service and the key, and turns refusals into messages."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 
 
 class UnreachableError(MdcError):
-    """Nobody answers at the URL."""
+    """The service at the URL does not respond."""
 
 
 class Service:
     """A service at a URL."""
 
     def __init__(self, url: str, key: str | None) -> None:
-        """`key`: an API key; None takes the admin key of the data folder on this machine, if there is one."""
+        """`key` is an API key; None takes the admin key from this machine's data folder, if there is one."""
         self.url = url.rstrip("/")
         self._http = httpx.Client(
             base_url=self.url,
@@ -32,70 +32,70 @@ class Service:
         )
 
     def call(self, method: str, path: str, **request: Any) -> Any:
-        """The JSON of an answer.
+        """Send a request; returns the JSON of the response.
 
         Raises:
-            MdcError: the service cannot be reached, or refuses; the message is the service's own.
+            MdcError: the service cannot be reached, or refuses (with the service's own message).
         """
         response = self.send(method, path, **request)
         try:
             return response.json()
         except ValueError as error:
-            raise MdcError(f"{self.url} does not speak this API: check the address") from error
+            raise MdcError(f"{self.url} is not this API: check the URL") from error
 
     def fetch(self, path: str) -> bytes:
-        """The bytes of an answer to GET; raises as `call` does."""
+        """GET the bytes at `path`; raises like `call`."""
         return self.send("GET", path).content
 
     def events(self, path: str, after: str) -> Iterator[ServerSentEvent]:
-        """Server-sent events that follow the one with id `after`, as they come; raises as `call` does."""
+        """Yield server-sent events as they arrive, from the one after the id `after`; raises like `call`."""
         headers = {"Last-Event-ID": after} if after else {}
         try:
             with connect_sse(self._http, "GET", path, headers=headers) as source:
                 if source.response.is_error:
                     source.response.read()
                     raise MdcError(_refusal(source.response))
-                if source.response.status_code != httpx.codes.NO_CONTENT:  # nothing will ever follow
+                if source.response.status_code != httpx.codes.NO_CONTENT:  # no events will follow
                     yield from (event for event in source.iter_sse() if event.data)
         except SSEError as error:
-            raise MdcError(f"{self.url} has no stream at {path}: {error}") from error
+            raise MdcError(f"{self.url} has no event stream at {path} ({error}): check the URL") from error
         except httpx.HTTPError as error:
-            raise UnreachableError(f"the stream from {self.url} has broken off ({error})") from error
+            raise UnreachableError(f"the event stream from {self.url} broke ({error}): try again") from error
 
     def send(self, method: str, path: str, **request: Any) -> httpx.Response:
-        """An answer of any kind; raises as `call` does."""
+        """Send a request; returns the response. Raises like `call`."""
         try:
             response = self._http.request(method, path, **request)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise UnreachableError(
-                f"cannot reach {self.url} ({error}): start it with 'mdc up', or name it with --url"
+                f"cannot reach {self.url} ({error}): start the service with 'mdc up', or give its URL with --url"
             ) from error
         if response.is_error:
             raise MdcError(_refusal(response))
         return response
 
     def pages(self, path: str, limit: int, **query: Any) -> list[Any]:
-        """Up to `limit` entries of a list."""
-        found: list[Any] = []
+        """Up to `limit` entries of a paged list."""
+        entries: list[Any] = []
         after: dict[str, str] = {}
-        while len(found) < limit:
-            wanted = {"limit": min(100, limit - len(found))}
-            page = self.call("GET", path, params=query | wanted | after)
-            found += page["data"]
+        while len(entries) < limit:
+            size = {"limit": min(100, limit - len(entries))}
+            page = self.call("GET", path, params=query | size | after)
+            entries += page["data"]
             if not page["has_more"]:
                 break
             after = {"after": page["next_cursor"]}
-        return found
+        return entries
 
 
 def _local_key(url: str) -> str:
-    """The admin key that the embedded mode wrote, when this user may read it; no other host ever gets it."""
+    """The admin key that `mdc up` wrote, if this user may read it; it is never sent to another host."""
     if not is_here(url):
         raise MdcError(f"no API key for {url}: give --key, or set MDC_KEY")
     if (key := local_key(url)) is None:
         raise MdcError(
-            "no API key: give --key, set MDC_KEY, or work where 'mdc up' was started "
-            f"(there is no {key_file()} that can be read)"
+            f"no API key ({key_file()} cannot be read): give --key, set MDC_KEY, or run this in the folder where "
+            "'mdc up' was started"
         )
     return key
 

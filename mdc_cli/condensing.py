@@ -1,4 +1,4 @@
-"""A condensation on this machine, step by step: planned, resumed, told, iterated, written."""
+"""Condense on this machine, step by step: plan, resume, announce, iterate, write."""
 
 from __future__ import annotations
 
@@ -33,35 +33,35 @@ CHECKPOINT_SECONDS = 60
 
 @dataclass(frozen=True)
 class Planned:
-    """A condensation whose settings suit its data, of which no pixel has been read."""
+    """A condensation whose settings have been checked against its data, before any pixel is read."""
 
     dataset: str
     facts: DataFacts
     choice: Choice
     timed: Timed | None = None
-    """How its time is spent, where that was decided; the schedule is in `choice` then."""
+    """How its time is spent, if it was planned by time; `choice` then holds the schedule."""
 
     @property
     def preset(self) -> str:
-        """What the settings started from."""
+        """The preset that the settings started from."""
         return self.choice.preset
 
     @property
     def config(self) -> CondenseConfig:
-        """The whole condensation."""
+        """The configuration."""
         return self.choice.condense
 
     @property
     def is_named(self) -> bool:
-        """Whether the data are one of the named sets."""
+        """Whether the data set is a named one."""
         return self.dataset in NAMED
 
     def default_path(self) -> Path:
-        """File to write when none is named."""
+        """The file to write by default."""
         return Path(f"{self.facts.name}-ipc{self.config.ipc}{files.SET_SUFFIX}")
 
     def load(self, root: Path, download: bool) -> DataSet:
-        """The data, at the side that was planned with."""
+        """Load the data, with the planned image size."""
         say(f"Reading {self.dataset}")
         from mdc_core.data.load import load
 
@@ -75,7 +75,7 @@ def plan(
     overrides: dict[str, Any],
     minutes: float | None = None,
 ) -> Planned:
-    """Settings and data against each other, by names and headers alone."""
+    """Check settings and data against each other; reads only file names and headers."""
     from mdc_core.data.load import survey
 
     facts = survey(dataset, image_size=image_size, preset=preset)
@@ -85,52 +85,52 @@ def plan(
 
 
 def check_free(path: Path) -> None:
-    """Raise `MdcError` when a set or a checkpoint is in the way."""
+    """Raise `MdcError` if a set or a checkpoint exists already."""
     if path.exists():
         raise MdcError(
-            f"{path} is there already: name another file with --out, add --resume with more --outer-loops to condense "
-            "it further, or --force to start again and overwrite it"
+            f"{path} exists: choose another file with --out, add --resume with more --outer-loops to condense it "
+            "further, or add --force to start over and overwrite it"
         )
     saved = files.checkpoint_path(path)
     if saved.exists():
         raise MdcError(
-            f"{saved} is from an unfinished run: add --resume to go on, or --force to start again without it"
+            f"{saved} is from an unfinished run: add --resume to resume it, or --force to start over"
         )
 
 
-def resumed(path: Path, planned: Planned, given: Collection[str]) -> tuple[Planned, CondenseState]:
-    """The run as it was begun, and the state to go on from; `MdcError` when there is none, or it is another run's.
+def resumed(path: Path, planned: Planned, explicit: Collection[str]) -> tuple[Planned, CondenseState]:
+    """The run as it was started, and the state to resume from. `MdcError` if there is none, or it is another run's.
 
-    Settings of the schedule that are `given` count, as far as a run may go on with others: more outer loops.
+    Schedule settings that the user gave (`explicit`) override the saved ones, as far as a run can change: more outer
+    loops.
     """
     from mdc_core.condensation import checkpoint
 
     saved = files.checkpoint_path(path)
     data = files.read(saved)
-    planned = as_begun(planned, checkpoint.from_bytes(data)[1], given)
+    planned = as_started(planned, checkpoint.from_bytes(data)[1], explicit)
     state = checkpoint.resume(data, planned.config)
     side, ours = state.tiles.shape[-1], planned.config.tile_side(planned.facts.image_size)
     if side != ours:
         raise MdcError(
-            f"{saved} has tiles of {side} pixels, but images of {planned.facts.image_size} are made of tiles of "
-            f"{ours}: give the --image-size that it was begun with (about {side * planned.config.factor})"
+            f"{saved} has tiles of {side} pixels, but images of {planned.facts.image_size} pixels have tiles of "
+            f"{ours}: give the --image-size of the first run (about {side * planned.config.factor})"
         )
     return planned, state
 
 
-def as_begun(planned: Planned, made_with: CondenseConfig, given: Collection[str]) -> Planned:
-    """The run with the schedule that its time decided when it began, but for what is `given` now."""
+def as_started(planned: Planned, made_with: CondenseConfig, explicit: Collection[str]) -> Planned:
+    """The run with the schedule that it was started with, except for `explicit` settings."""
     choice = planned.choice
-    feature = choice.condense.method == made_with.method == "feature"
-    goes_on = (
-        not planned.is_named and feature and given
-    )  # a time would decide all of it, were not some of it given
-    if choice.minutes is None and not goes_on:
+    is_feature = choice.condense.method == made_with.method == "feature"
+    # Explicit schedule settings turn off planning by time, which may have decided the rest of the schedule.
+    was_timed = not planned.is_named and is_feature and explicit
+    if choice.minutes is None and not was_timed:
         return planned
     network = choice.condense.network
     if made_with.network.width in choice.widths:
         network = network.model_copy(update={"width": made_with.network.width})
-    changes = {name: getattr(made_with, name) for name in SCHEDULE if name not in given} | {
+    changes = {name: getattr(made_with, name) for name in SCHEDULE if name not in explicit} | {
         "network": network
     }
     condense = choice.condense.model_copy(update=changes)
@@ -138,21 +138,21 @@ def as_begun(planned: Planned, made_with: CondenseConfig, given: Collection[str]
 
 
 def machine(config: CondenseConfig, facts: DataFacts, device: str) -> Machine:
-    """This machine, measured for a moment with the network of `config` on such data."""
+    """This machine's speed and memory, after a short benchmark with the network of `config` on such data."""
     import torch
 
     from mdc_core.compute.batching import device_bytes
     from mdc_core.training.calibrate import calibrate
 
     say(f"Measuring how fast {device} trains {config.network.label()}")
-    there = torch.device(device)
-    return Machine(calibrate(config, facts, device), device_bytes(there), there.type == "cuda")
+    where = torch.device(device)
+    return Machine(calibrate(config, facts, device), device_bytes(where), where.type == "cuda")
 
 
 def tell(
     planned: Planned, here: Machine, state: CondenseState | None, go_on: bool, as_json: bool
 ) -> RunSummary:
-    """Tell what the run will take on the machine that is here, and ask where that is long and nobody named a time."""
+    """Print what the run will take on this machine; ask for confirmation if it is long and no time was requested."""
     config, facts, timed = planned.config, planned.facts, planned.timed
     left = config.outer_loops - (state.outer if state else 0)
     remaining = config.model_copy(update={"outer_loops": left})
@@ -190,7 +190,7 @@ def tell(
 
 
 def _options(less: Shorter) -> str:
-    """The options of `condense` that make the run shorter."""
+    """The options of `mdc condense` that shorten the run."""
     changes = dict(less.condense)
     loops = [f"--outer-loops {changes.pop('outer_loops')}"] if "outer_loops" in changes else []
     side = [] if less.image_size is None else [f"--image-size {less.image_size}", f"--preset {less.preset}"]
@@ -198,7 +198,7 @@ def _options(less: Shorter) -> str:
 
 
 def begin(path: Path, planned: Planned, data: DataSet) -> CondenseState:
-    """The state before the first loop, kept at once, so that the schedule outlasts an interruption of the pool."""
+    """The state before the first loop, saved at once: so the schedule survives if training the pool is interrupted."""
     from mdc_core.condensation import checkpoint
     from mdc_core.condensation.condense import start_state
 
@@ -215,9 +215,9 @@ def iterate(
     state: CondenseState | None,
     pools: FolderPools,
 ) -> CondenseState:
-    """Train the networks of a pool, then run the loops, under a progress bar.
+    """Train the networks of a pool, then run the outer loops, with a progress bar.
 
-    A checkpoint every minute, at the end, and when interrupted.
+    Checkpoints are written every minute, at the end, and on interruption.
     """
     from mdc_core.condensation import checkpoint
     from mdc_core.condensation.condense import condense as steps
@@ -230,22 +230,22 @@ def iterate(
             _train_networks(config, data, device, pools, bar)
             done = 0 if state is None else state.outer
             task = bar.add_task("condensing", total=config.outer_loops, completed=done, detail="")
-            kept = time.monotonic()
+            saved_at = time.monotonic()
             for step in steps(config, data.train, device, resume=state, pools=pools):
                 state = step.state
-                if step.outer == step.total or time.monotonic() - kept > CHECKPOINT_SECONDS:
+                if step.outer == step.total or time.monotonic() - saved_at > CHECKPOINT_SECONDS:
                     files.write(saved, checkpoint.to_bytes(state, config))
-                    kept = time.monotonic()
+                    saved_at = time.monotonic()
                 mls = f", MLS {','.join(map(str, step.selected()))}" if config.uses_mls else ""
                 bar.update(task, completed=step.outer, detail=f"loss {step.loss:.4g}{mls}")
     except KeyboardInterrupt:
         if state is None:
-            say("Stopped before the first outer loop was done: nothing to save.")
+            say("Stopped before the end of the first outer loop: nothing to save.")
         else:
             files.write(saved, checkpoint.to_bytes(state, config))
             say(
                 f"Stopped after outer loop {state.outer} of {config.outer_loops}; saved {saved}. "
-                "Run the same command with --resume to go on."
+                "Run the same command with --resume to continue."
             )
         raise
     assert state is not None
@@ -255,7 +255,7 @@ def iterate(
 def _train_networks(
     config: CondenseConfig, data: DataSet, device: str, pools: FolderPools, bar: Progress
 ) -> None:
-    """Those of a pool, where the run takes one, as far as they are not there yet."""
+    """Train the missing networks of the pool, if the run uses one."""
     from mdc_core.condensation.condense import prepare
 
     if not config.pool:
@@ -266,7 +266,7 @@ def _train_networks(
 
 
 def write(path: Path, state: CondenseState, data: DataSet, planned: Planned) -> dict[str, Any]:
-    """Write the set and what it was made from; what was written. The checkpoint stays: more loops may follow."""
+    """Write the set and its record; returns a summary. The checkpoint stays, so that more loops can follow."""
     from mdc_core.condensation.condense import result
 
     synthetic = result(state, data.train)

@@ -1,4 +1,4 @@
-"""Commands that work on this machine without a service: condense, evaluate, preview, import."""
+"""Commands that need no service: condense, evaluate, preview, import."""
 
 from __future__ import annotations
 
@@ -30,38 +30,42 @@ if TYPE_CHECKING:  # torch is loaded by the commands that need it, so that --hel
     from mdc_core.training.evaluate import Row, Trial
 
 Data = Annotated[
-    str, typer.Argument(help=f"A named data set ({', '.join(NAMED)}), or a folder, zip or npz of your own.")
+    str, typer.Argument(help=f"A named data set ({', '.join(NAMED)}), or your own folder, zip or npz.")
 ]
 SetFile = Annotated[
-    Path, typer.Argument(metavar="SET", help="A condensed set: the file that condense wrote.")
+    Path, typer.Argument(metavar="SET", help="A condensed set, as written by `mdc condense`.")
 ]
-Ipc = Annotated[int | None, typer.Option(help="Images per class of the whole set, N. [default: 10]")]
+Ipc = Annotated[int | None, typer.Option(help="Images per class of the whole set (N). [default: 10]")]
 Method = Annotated[
     str | None,
     typer.Option(
-        help=f"What is matched: {', '.join(METHODS)}. [default: feature; mdc for published data sets and presets]"
+        help=f"What to match: {', '.join(METHODS)}. [default: feature; mdc for published data sets and presets]"
     ),
 ]
 Minutes = Annotated[
     float | None,
     typer.Option(
-        help="How long it may take, which decides the schedule. [default: 10 for own data without a schedule]"
+        help="Minutes that the run may take; they decide the schedule. [default: 10 for your own data without one]"
     ),
 ]
 Settings = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="NAME=VALUE", help="Any other setting, such as class_wise=true; see docs/guide.md."
+        "--set", metavar="NAME=VALUE", help="Another setting, such as class_wise=true; see docs/guide.md."
     ),
 ]
 ImageSize = Annotated[
     int | None,
-    typer.Option(help="Side of the images of a folder or zip, 4..1024. [default: theirs, at most 64]"),
+    typer.Option(
+        help="Resize images of a folder or zip to this side, 4..1024. [default: their own, at most 64]"
+    ),
 ]
-Force = Annotated[bool, typer.Option("--force", help="Overwrite what is there.")]
-Yes = Annotated[bool, typer.Option("--yes", help="Start it even if it takes more than a day.")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite existing files.")]
+Yes = Annotated[
+    bool, typer.Option("--yes", help="Start without asking, even if the run takes more than a day.")
+]
 DataRoot = Annotated[Path, typer.Option(help="Folder of the named data sets.", envvar="MDC_DATA_ROOT")]
-Download = Annotated[bool, typer.Option("--download", help="Download a named data set that is missing.")]
+Download = Annotated[bool, typer.Option("--download", help="Download the named data set if it is missing.")]
 Device = Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda, cuda:1, …")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 DEFAULT_ROOT = Path("mdc-data/datasets")
@@ -85,16 +89,20 @@ def condense(
     minutes: Minutes = None,
     preset: Annotated[str | None, typer.Option(help=f"Settings to start from: {', '.join(PRESETS)}.")] = None,
     image_size: ImageSize = None,
-    outer_loops: Annotated[int | None, typer.Option(help="Outer loops T; fewer is faster and worse.")] = None,
+    outer_loops: Annotated[
+        int | None, typer.Option(help="Outer loops (T); fewer are faster, but less accurate.")
+    ] = None,
     subset_loss: Annotated[str | None, typer.Option(help="mls (MDC), none (Baseline C) or all.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Everything random follows from it.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed.")] = None,
     settings: Settings = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the checkpoint beside the file.")
+        bool, typer.Option("--resume", help="Resume from the checkpoint beside the file.")
     ] = False,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Only tell what was read, and the memory and time it would take."),
+        typer.Option(
+            "--dry-run", help="Only show what was read, and the memory and time that the run would take."
+        ),
     ] = False,
     force: Force = False,
     yes: Yes = False,
@@ -103,13 +111,13 @@ def condense(
     download: Download = False,
     as_json: Json = False,
 ) -> None:
-    """Condense a data set into a few synthetic images per class, good at every size.
+    """Condense a data set into a few synthetic images per class, useful at every size.
 
-    Ctrl-C saves a checkpoint; the same command with --resume goes on from it, and with more --outer-loops from a
-    finished set too.
+    Ctrl-C saves a checkpoint. Run the same command with --resume to continue; with more --outer-loops, this also
+    continues a finished set.
     """
     begun = clock()
-    given = {
+    options = {
         "method": method,
         "ipc": ipc,
         "outer_loops": outer_loops,
@@ -117,22 +125,22 @@ def condense(
         "seed": seed,
     }
     overrides = merge(
-        {name: value for name, value in given.items() if value is not None}, parse_settings(settings)
+        {name: value for name, value in options.items() if value is not None}, parse_settings(settings)
     )
     planned = plan(dataset, image_size, preset, overrides, minutes)
     path = None if dry_run else files.check_target(out or planned.default_path())
     state = None
     if path is not None and resume:
         if force:
-            raise MdcError("--resume goes on and --force starts again: leave one of them out")
+            raise MdcError("--resume continues a run and --force starts over: leave one of them out")
         planned, state = resumed(path, planned, [name for name in SCHEDULE if name in overrides])
     elif path is not None and not force:
         check_free(path)
     chosen = select_device(device)
-    # Named sets can be missing, which is to be said before anything is measured; headers of others have been read. A
-    # schedule that is to be decided is tried out on the data.
-    is_first = planned.is_named or planned.choice.minutes is not None
-    data = planned.load(data_root, download) if is_first and not dry_run else None
+    # A named set may be missing, which the user should hear before the benchmark; of other data, headers have been
+    # read already. Planning by time needs the data for its pilot run.
+    loads_first = planned.is_named or planned.choice.minutes is not None
+    data = planned.load(data_root, download) if loads_first and not dry_run else None
     planned, here = measured(planned, chosen, data, begun)
     run = tell(planned, here, state, yes or dry_run, as_json and dry_run)
     if path is None:
@@ -153,24 +161,28 @@ def condense(
 def evaluate(
     path: SetFile,
     data: Annotated[
-        str | None, typer.Option(help="The data set it was made from. [default: as recorded]")
+        str | None, typer.Option(help="The data set that it was made from. [default: the recorded one]")
     ] = None,
     k: Annotated[
-        list[int] | None, typer.Option(help="Size to evaluate; may be repeated. [default: all]")
+        list[int] | None, typer.Option(help="Size to evaluate; repeat for several. [default: all]")
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs of each training.")] = None,
     repeats: Annotated[int | None, typer.Option(help="Networks per size. [default: 3]")] = None,
     settings: Settings = None,
-    plot: Annotated[Path | None, typer.Option(help="PNG to draw. [default: SET.png]")] = None,
+    plot: Annotated[Path | None, typer.Option(help="PNG file to draw. [default: SET.png]")] = None,
     changed_data: Annotated[
-        bool, typer.Option("--changed-data", help="Test on held-out images even if the data have changed.")
+        bool,
+        typer.Option("--changed-data", help="Test on held-out images even if the data have changed since."),
     ] = False,
     device: Device = "auto",
     data_root: DataRoot = DEFAULT_ROOT,
     download: Download = False,
     as_json: Json = False,
 ) -> None:
-    """Train networks on the first k images per class, for every k, beside real images; table, verdicts and plot."""
+    """Train networks on the first k images per class, for every k, and compare with real images.
+
+    Prints a table with verdicts and draws a plot.
+    """
     from mdc_cli.plot import accuracy_plot
     from mdc_core.data.load import load
     from mdc_core.training.evaluate import accuracy_rows, summarise
@@ -178,13 +190,13 @@ def evaluate(
     run = files.read_run(path)
     source = data or run.get("data")
     if source is None:
-        raise MdcError(f"{files.run_path(path)} does not say what {path} was made from: name it with --data")
+        raise MdcError(f"{files.run_path(path)} does not name the data of {path}: give them with --data")
     info, tiles = rankmajor.read(files.read(path))
     facts = _facts_at(source, info.image_size)
     _check_alike(path, info, facts)
-    given = {"epochs": epochs, "repeats": repeats, "sizes": k or None}
-    overrides = {name: value for name, value in given.items() if value is not None}
-    if "condense" in run:  # the network that was matched is the one to judge by
+    options = {"epochs": epochs, "repeats": repeats, "sizes": k or None}
+    overrides = {name: value for name, value in options.items() if value is not None}
+    if "condense" in run:  # evaluate with the network that was matched
         overrides["network"] = run["condense"]["network"]
     preset, overrides = run.get("preset", preset_for(facts)), merge(overrides, parse_settings(settings))
     recipe = validated(lambda: evaluate_config(preset, overrides, ipc=info.ipc, factor=info.factor))
@@ -196,7 +208,7 @@ def evaluate(
     synthetic = _delivered(path, info, tiles, loaded)
     is_changed = run.get("data_sha256") not in (None, loaded.train.fingerprint())
     if is_changed:
-        _tell_of_change(path, facts, changed_data)
+        _warn_of_change(path, facts, changed_data)
     done: list[Trial] = []
     try:
         _train_all(synthetic, loaded, recipe, chosen, done)
@@ -222,8 +234,8 @@ def evaluate(
         say(f"Drew {picture}")
 
 
-def preview(path: SetFile, out: Annotated[Path, typer.Argument(help="PNG to write.")]) -> None:
-    """Draw a condensed set: a row per class, a column per rank."""
+def preview(path: SetFile, out: Annotated[Path, typer.Argument(help="PNG file to write.")]) -> None:
+    """Draw a condensed set as a PNG: one row per class, one column per rank."""
     from mdc_core.delivery.preview import preview_png
 
     info, tiles = rankmajor.read(files.read(path))
@@ -232,34 +244,34 @@ def preview(path: SetFile, out: Annotated[Path, typer.Argument(help="PNG to writ
 
 
 def import_released(
-    released: Annotated[Path, typer.Argument(help="A data_*.pt file of the released code.")],
-    out: Annotated[Path, typer.Argument(help="Set to write.")],
+    released: Annotated[Path, typer.Argument(help="A data_*.pt file from the paper's released code.")],
+    out: Annotated[Path, typer.Argument(help="Set file to write.")],
     data: Annotated[str, typer.Option(help="The data set that it was condensed from.")],
-    factor: Annotated[int, typer.Option(help="Its multi-formation factor f.")] = 2,
+    factor: Annotated[int, typer.Option(help="Its multi-formation factor (f).")] = 2,
     force: Force = False,
     data_root: DataRoot = DEFAULT_ROOT,
     download: Download = False,
 ) -> None:
-    """Convert a set that the released code wrote, so that it can be evaluated, previewed and delivered."""
+    """Convert a set from the paper's released code, to evaluate, preview or deliver it."""
     from mdc_core.data.load import load
     from mdc_core.data.released import import_released as convert
     from mdc_core.data.synthetic import SyntheticSet
 
     files.check_target(out)
     if out.exists() and not force:
-        raise MdcError(f"{out} is there already: name another file, or add --force to overwrite it")
+        raise MdcError(f"{out} exists: choose another file, or add --force to overwrite it")
     tiles, info = convert(released, factor)
     facts = _facts_at(data, info["image_size"])
     loaded = load(data, data_root, image_size=facts.image_size, download=download)
     if len(info["classes"]) != loaded.train.num_classes:
         raise MdcError(
-            f"{released} holds {len(info['classes'])} classes, {data} has {loaded.train.num_classes}: "
-            "name the data set it was made from"
+            f"{released} has {len(info['classes'])} classes, but {data} has {loaded.train.num_classes}: "
+            "give the data set that it was made from"
         )
     if (info["image_size"], info["channels"]) != (loaded.train.image_size, loaded.train.channels):
         raise MdcError(
-            f"{released} holds images of {info['image_size']} pixels and {info['channels']} channels, {data} has "
-            f"{loaded.train.image_size} and {loaded.train.channels}: name the data set it was made from"
+            f"{released} has images of {info['image_size']} pixels and {info['channels']} channels, but {data} has "
+            f"{loaded.train.image_size} and {loaded.train.channels}: give the data set that it was made from"
         )
     synthetic = SyntheticSet(tiles, loaded.train.image_size)
     files.write(out, rankmajor.pack(synthetic.quantised().numpy(), synthetic.info(loaded.train)))
@@ -268,14 +280,14 @@ def import_released(
 
 
 def _facts_at(source: str, image_size: int) -> DataFacts:
-    """What is known of data that a set of such images was made from: pictures are read at that side."""
+    """The facts of the data that a set was made from; a folder or zip is taken at the set's image size."""
     from mdc_core.data.load import kind_of, survey
 
     return survey(source, image_size=image_size if kind_of(source) in ("folder", "zip") else None)
 
 
 def _check_alike(path: Path, info: SetInfo, facts: DataFacts) -> None:
-    """Raise `MdcError` when the set is not of such data."""
+    """Raise `MdcError` if the set cannot have been made from such data."""
     ours = (len(info.classes), info.image_size, info.channels)
     theirs = (len(facts.classes), facts.image_size, facts.channels)
     if ours != theirs:
@@ -284,24 +296,24 @@ def _check_alike(path: Path, info: SetInfo, facts: DataFacts) -> None:
 
 def _other_data(path: Path, info: SetInfo, facts: DataFacts) -> MdcError:
     return MdcError(
-        f"{path} has {len(info.classes)} classes of {info.image_size}-pixel images, {facts.name!r} has "
-        f"{len(facts.classes)} of {facts.image_size}: evaluate it on the data it was made from (--data)"
+        f"{path} has {len(info.classes)} classes of {info.image_size}-pixel images, but {facts.name!r} has "
+        f"{len(facts.classes)} of {facts.image_size}: give the data that it was made from with --data"
     )
 
 
-def _tell_of_change(path: Path, facts: DataFacts, is_accepted: bool) -> None:
-    """Warn that the training images are other ones; `MdcError` where some of them may be test images now."""
-    text = f"the training images of {facts.name!r} are not those that {path} was made from"
+def _warn_of_change(path: Path, facts: DataFacts, is_accepted: bool) -> None:
+    """Warn that the training images have changed. `MdcError` if some of them may be test images now."""
+    text = f"the training images of {facts.name!r} have changed since {path} was made"
     if facts.held_out and not is_accepted:
         raise MdcError(
-            f"{text}: the data have changed, and as the test images are held out from the same ones, some may have "
-            "been trained on. Name the data as they were with --data, or add --changed-data to test all the same"
+            f"{text}. The test images are held out from the same images, so some may have been trained on: give the "
+            "original data with --data, or add --changed-data to test anyway"
         )
-    say(f"Warning: {text}; the data have changed since", "yellow")
+    say(f"Warning: {text}", "yellow")
 
 
 def _delivered(path: Path, info: SetInfo, tiles: NDArray[np.uint8], data: DataSet) -> SyntheticSet:
-    """The set as devices see it; `MdcError` when its classes are not those of the data."""
+    """The set as devices see it. `MdcError` if its classes differ from those of the data."""
     import torch
 
     from mdc_core.data.synthetic import SyntheticSet
@@ -314,7 +326,7 @@ def _delivered(path: Path, info: SetInfo, tiles: NDArray[np.uint8], data: DataSe
 def _train_all(
     synthetic: SyntheticSet, data: DataSet, recipe: EvaluateConfig, device: str, done: list[Trial]
 ) -> None:
-    """Every training under a progress bar, each added to `done`, which so outlives an interruption."""
+    """Run every training with a progress bar. Each is added to `done`, so the results survive an interruption."""
     from mdc_core.training.evaluate import evaluate as trainings
 
     with progress_bar() as bar:

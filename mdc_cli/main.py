@@ -19,8 +19,8 @@ app = typer.Typer(
 )
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(is_requested: bool) -> None:
+    if is_requested:
         print(__version__)
         raise typer.Exit
 
@@ -31,7 +31,7 @@ def main(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Condense a data set once, deliver any size of it to any device.
+    """Condense a data set once; deliver any size of it to any device.
 
     Try `mdc condense digits --ipc 10`, or `mdc up` and then `mdc submit digits --watch`.
     """

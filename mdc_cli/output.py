@@ -1,4 +1,4 @@
-"""What the commands print: errors, tables, JSON, progress bars. People read standard error, scripts standard output."""
+"""What the commands print: messages and progress on standard error; tables and JSON on standard output."""
 
 from __future__ import annotations
 
@@ -27,27 +27,27 @@ from mdc_core.delivery.verdict import BETTER, NOT_ABOVE_RANDOM, NOT_ABOVE_SHRUNK
 
 people = Console(stderr=True, highlight=False, markup=False)
 LINE_SECONDS = 30
-"""Between two lines of progress where no terminal shows a bar."""
+"""Interval of progress lines if there is no terminal."""
 _ANY_WIDTH = 10_000
-"""Columns, for measuring a table as if there were room."""
+"""Columns for measuring a table's full width."""
 tables = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 160)
 
 
 def say(text: str, style: str | None = None) -> None:
-    """A line for people. It is never broken, so that a command in it can be copied whole."""
+    """Print a line on standard error. It is never wrapped, so commands in it can be copied."""
     people.print(text, style=style, soft_wrap=True)
 
 
 def print_json(document: Any) -> None:
-    """One JSON document on standard output."""
+    """Print one JSON document on standard output."""
     print(json.dumps(document, indent=2, ensure_ascii=False))
 
 
 class _Progress(Progress):
-    """A bar on a terminal; elsewhere plain lines: one as a task begins, every 30 s, and at its end."""
+    """A bar on a terminal; elsewhere a plain line when a task starts, every 30 s, and when it ends."""
 
-    _told: float | None = None
-    """When the last line was printed, or the first update came, by the monotonic clock."""
+    _printed_at: float | None = None
+    """Monotonic time of the last line, or of the first update."""
 
     def add_task(
         self,
@@ -71,15 +71,15 @@ class _Progress(Progress):
         if not self.disable:
             return
         task, now = self._tasks[task_id], self.get_time()
-        if self._told is None:
-            self._told = now
-        if now - self._told >= LINE_SECONDS or (task.finished and not was_finished):
-            self._told = now
+        if self._printed_at is None:
+            self._printed_at = now
+        if now - self._printed_at >= LINE_SECONDS or (task.finished and not was_finished):
+            self._printed_at = now
             say(_line(task))
 
 
 def progress_bar() -> Progress:
-    """A bar with count, time left, and a `detail` field; plain lines do without when nobody watches."""
+    """A progress bar with count, time left and a `detail` field; plain lines if there is no terminal."""
     return _Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -90,26 +90,26 @@ def progress_bar() -> Progress:
         TextColumn("{task.fields[detail]}", markup=False),
         console=people,
         disable=not people.is_terminal,
-        speed_estimate_period=86_400,  # a loop may take longer than the 30 s that are usual
+        speed_estimate_period=86_400,  # a loop may take longer than rich's default of 30 s
         get_time=time.monotonic,
     )
 
 
 def _line(task: Task) -> str:
-    """Where a task is: `condensing 12/100, 40 s, left 5 min, loss 0.1`."""
+    """A task's progress: `condensing 12/100, 40 s, left 5 min, loss 0.1`."""
     of = "" if task.total is None else f"/{task.total:.0f}"
     left = None if task.finished else task.time_remaining
-    told = [
+    parts = [
         f"{task.description} {task.completed:.0f}{of}",
         duration(task.elapsed or 0),
         *([] if left is None else [f"left {duration(left)}"]),
         *filter(None, [task.fields["detail"]]),
     ]
-    return ", ".join(told)
+    return ", ".join(parts)
 
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    """A table on standard output; where it is wider than the terminal, a few lines per row, of which none is cut."""
+    """Print a table on standard output; if it is wider than the terminal, print each row as a few uncut lines."""
     if title:
         tables.print(title, soft_wrap=True)
     drawn = Table(collapse_padding=True)
@@ -128,7 +128,7 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
 
 
 def accuracy(mean: float | None, std: float | None) -> str:
-    """A share as per cent with its spread, where that is known: `62.10 ± 1.20 %`."""
+    """A fraction as a percentage, with its standard deviation if known: `62.10 ± 1.20 %`."""
     if mean is None:
         return "-"
     return f"{100 * mean:.2f} %" if std is None else f"{100 * mean:.2f} ± {100 * std:.2f} %"
@@ -155,8 +155,8 @@ def accuracy_table(title: str, rows: list[dict[str, Any]], best: Sequence[float]
         for index, row in enumerate(rows)
     ]
     table(title, ["k", *lengths, *sources.values(), "worth it", *best_column], cells)
-    if (told := advice(rows)) is not None:
-        tables.print(told, soft_wrap=True)
+    if (text := advice(rows)) is not None:
+        tables.print(text, soft_wrap=True)
 
 
 _MARKS = {
@@ -169,8 +169,8 @@ _MARKS = {
 
 
 def percent(row: Mapping[str, Any], source: str) -> str:
-    """One cell of an accuracy table, from a manifest's row; that of an earlier release has no shrunk images.
+    """One cell of an accuracy table, from a manifest's row; rows of earlier releases have no shrunk images.
 
-    One network tells nothing of the spread.
+    With one network there is no standard deviation.
     """
     return accuracy(row.get(f"{source}_mean"), row.get(f"{source}_std") if row["repeats"] > 1 else None)

@@ -1,4 +1,4 @@
-"""The picture of an evaluation: accuracy over k."""
+"""Plot an evaluation: accuracy over k."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from mdc_core.training.evaluate import Row
 LABELS = {
     "condensed": "condensed set, first k",
     "random": "k random real images",
-    "shrunk": "shrunk real images of the same bytes",
+    "shrunk": "shrunk real images, same bytes",
 }
 
 
 def accuracy_plot(rows: list[Row], title: str, path: Path) -> None:
-    """Draw mean and spread per source as a PNG."""
+    """Draw mean and standard deviation per source as a PNG."""
     figure = Figure(figsize=(7, 4.5), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()

@@ -1,4 +1,4 @@
-"""Commands that talk to a service: submit, jobs, watch, cancel, sets."""
+"""Commands that use a service: submit, jobs, watch, cancel, sets."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from mdc_core.config.settings import CondenseConfig, DataFacts
 from mdc_core.delivery.verdict import longest
 from mdc_core.errors import MdcError
 
-Url = Annotated[str, typer.Option(help="The service.", envvar="MDC_URL")]
+Url = Annotated[str, typer.Option(help="URL of the service.", envvar="MDC_URL")]
 Key = Annotated[str | None, typer.Option(help="API key. [default: the local admin key]", envvar="MDC_KEY")]
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="A job's id.")]
 ENDED = {"succeeded", "failed", "canceled"}
 POLL_SECONDS = 1.0
 _ID = re.compile(r"[a-z]+_[0-9a-z]+")
-PATIENCE_SECONDS = 60
-"""How long a service that was there may be away."""
+RESTART_SECONDS = 60
+"""How long a service may be unreachable before watching gives up."""
 
 
 def register(app: typer.Typer) -> None:
@@ -40,14 +40,16 @@ def submit(
     dataset: Annotated[
         str,
         typer.Argument(
-            help=f"A named data set ({', '.join(NAMED)}), an uploaded one's id, or a zip or npz to upload."
+            help=f"A named data set ({', '.join(NAMED)}), the id of an upload, or a zip or npz to upload."
         ),
     ],
     ipc: Annotated[int | None, typer.Option(help="Images per class of the whole set. [default: 10]")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the set. [default: DATASET-ipcN]")] = None,
     method: Method = None,
     minutes: Minutes = None,
-    preset: Annotated[str | None, typer.Option(help="Settings to start from. [default: by data set]")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Settings to start from. [default: depends on the data]")
+    ] = None,
     condense: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A setting of the condensation.")
     ] = None,
@@ -56,36 +58,36 @@ def submit(
         typer.Option("--evaluate", metavar="NAME=VALUE", help="A setting of the evaluation."),
     ] = None,
     image_size: ImageSize = None,
-    follow: Annotated[bool, typer.Option("--watch", help="Show its progress until it ends.")] = False,
+    follow: Annotated[bool, typer.Option("--watch", help="Show the job's progress until it ends.")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only tell what was read, and what the job would take.")
+        bool, typer.Option("--dry-run", help="Only show what was read, and what the job would take.")
     ] = False,
     yes: Yes = False,
     url: Url = DEFAULT_URL,
     key: Key = None,
     as_json: Json = False,
 ) -> None:
-    """Submit a condensation job, once the service has told what it will take."""
+    """Submit a condensation job, after showing what it will take."""
     service = Service(url, key)
     if dataset not in NAMED and Path(dataset).exists():
         dataset = _upload(service, Path(dataset))
     elif dataset not in NAMED and not _ID.fullmatch(dataset):
         raise MdcError(
-            f"there is no data set {dataset!r}: use {', '.join(NAMED)}, the id of one that you uploaded "
-            "(`mdc datasets` lists them), or a zip or npz; there is no such file"
+            f"there is no data set or file {dataset!r}: use {', '.join(NAMED)}, the id of an upload (`mdc datasets` "
+            "lists them), or a zip or npz"
         )
     settings = parse_settings(condense) | {
         name: value for name, value in (("ipc", ipc), ("method", method)) if value is not None
     }
-    given: dict[str, Any] = {"name": name, "preset": preset, "image_size": image_size, "minutes": minutes}
+    options: dict[str, Any] = {"name": name, "preset": preset, "image_size": image_size, "minutes": minutes}
     body = {"dataset": dataset, "condense": settings, "evaluate": parse_settings(evaluate)}
-    body |= {field: value for field, value in given.items() if value is not None}
-    _tell_and_ask(service.call("POST", "/v1/jobs", json={**body, "dry_run": True}), dry_run, yes, as_json)
+    body |= {field: value for field, value in options.items() if value is not None}
+    _show_and_ask(service.call("POST", "/v1/jobs", json={**body, "dry_run": True}), dry_run, yes, as_json)
     if dry_run:
         return
     job = service.call("POST", "/v1/jobs", json=body)
     if not as_json:
-        say(f"Job {job['id']}, set {job['name']}. Look at it with: mdc watch {job['id']}")
+        say(f"Job {job['id']}, set {job['name']}. Watch it with: mdc watch {job['id']}")
     if follow:
         _watch_to_the_end(service, job["id"], as_json)
     elif as_json:
@@ -93,29 +95,29 @@ def submit(
 
 
 def jobs(
-    state: Annotated[str | None, typer.Option(help="Only those in this state.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="The newest so many.")] = 20,
+    state: Annotated[str | None, typer.Option(help="Only jobs in this state.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number of rows.")] = 20,
     url: Url = DEFAULT_URL,
     key: Key = None,
     as_json: Json = False,
 ) -> None:
-    """List jobs, the newest first."""
+    """List jobs, newest first."""
     query = {} if state is None else {"state": state}
-    found = Service(url, key).pages("/v1/jobs", limit, **query)
+    newest = Service(url, key).pages("/v1/jobs", limit, **query)
     if as_json:
-        print_json(found)
+        print_json(newest)
         return
-    rows = [[job["id"], job["state"], job["dataset"], job["name"], _progress(job)] for job in found]
+    rows = [[job["id"], job["state"], job["dataset"], job["name"], _progress(job)] for job in newest]
     table("", ["job", "state", "data set", "set", "progress"], rows)
 
 
 def watch(job: JobId, url: Url = DEFAULT_URL, key: Key = None, as_json: Json = False) -> None:
-    """Show a job's progress until it ends; status 1 when it failed. Ctrl-C stops watching, not the job."""
+    """Show a job's progress until it ends; exits with 1 if it fails. Ctrl-C stops watching, not the job."""
     _watch_to_the_end(Service(url, key), job, as_json)
 
 
 def cancel(job: JobId, url: Url = DEFAULT_URL, key: Key = None, as_json: Json = False) -> None:
-    """Stop a job."""
+    """Cancel a job."""
     stopped = Service(url, key).call("POST", f"/v1/jobs/{job}/cancel")
     if as_json:
         print_json(stopped)
@@ -124,28 +126,28 @@ def cancel(job: JobId, url: Url = DEFAULT_URL, key: Key = None, as_json: Json = 
 
 
 def sets(
-    name: Annotated[str | None, typer.Argument(help="Only this one (NAME or NAME@VERSION), in full.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 100,
+    name: Annotated[str | None, typer.Argument(help="Show only this set (NAME or NAME@VERSION).")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number of rows.")] = 100,
     url: Url = DEFAULT_URL,
     key: Key = None,
     as_json: Json = False,
 ) -> None:
-    """List condensed sets, or show one's accuracy at every size."""
+    """List condensed sets, or show the accuracy of one at every size."""
     service = Service(url, key)
     if name is not None:
         one = service.call("GET", f"/v1/sets/{name}")
         print_json(one) if as_json else _print_set(one)
         return
-    found = service.pages("/v1/sets", limit)
+    listed = service.pages("/v1/sets", limit)
     if as_json:
-        print_json(found)
+        print_json(listed)
         return
     columns = ["set", "version", "ipc", "classes", "bytes", "accuracy, k=1", "k=N"]
-    table("", columns, [_summary(one) for one in found])
+    table("", columns, [_summary(one) for one in listed])
 
 
-def _tell_and_ask(plan: dict[str, Any], dry_run: bool, yes: bool, as_json: bool) -> None:
-    """Say what the service has read and expects, and ask where that is long; a dry run only tells."""
+def _show_and_ask(plan: dict[str, Any], dry_run: bool, yes: bool, as_json: bool) -> None:
+    """Show what the service has read and expects; ask for confirmation if the job is long, except in a dry run."""
     estimate, less = plan["estimate"], plan["shorter"]
     config = CondenseConfig.model_validate(plan["condense"])
     summary = RunSummary(
@@ -165,17 +167,17 @@ def _tell_and_ask(plan: dict[str, Any], dry_run: bool, yes: bool, as_json: bool)
     else:
         say(summary.text())
     if summary.is_long and less is not None:
-        given = [("--image-size", less["image_size"]), ("--preset", less["preset"])]
-        options = [f"{option} {value}" for option, value in given if value is not None]
+        resized = [("--image-size", less["image_size"]), ("--preset", less["preset"])]
+        options = [f"{option} {value}" for option, value in resized if value is not None]
         options += [*as_options(less["condense"]), *as_options(less["evaluate"], "--evaluate")]
         ask(warning(summary, " ".join(options), less["seconds"]), yes or dry_run)
 
 
 def _upload(service: Service, path: Path) -> str:
-    """Upload a data set; its id."""
+    """Upload a data set; returns its id."""
     if path.is_dir():
         raise MdcError(
-            f"{path} is a folder: zip it first, with train/ and test/ at the top, and submit the zip"
+            f"{path} is a folder: zip it, with train/ and test/ at the top level, and submit the zip"
         )
     name = re.sub(r"[^a-z0-9]+", "-", path.stem.lower()).strip("-")[:63] or "data"
     media = "application/x-npz" if path.suffix == ".npz" else "application/zip"
@@ -190,7 +192,7 @@ def _upload(service: Service, path: Path) -> str:
 
 
 def _watch_to_the_end(service: Service, job_id: str, as_json: bool) -> None:
-    """Follow a job and print what became of it; `MdcError` when it did not succeed."""
+    """Follow a job and print its outcome. `MdcError` if it did not succeed."""
     job = follow_job(service, job_id)
     if as_json:
         print_json(job)
@@ -201,14 +203,14 @@ def _watch_to_the_end(service: Service, job_id: str, as_json: bool) -> None:
 
 
 def follow_job(service: Service, job_id: str) -> dict[str, Any]:
-    """Follow a job to its end, under a progress bar per phase; returns it as it ended.
+    """Follow a job to its end, with a progress bar per phase; returns its final state.
 
-    Where the service has no stream for us, or the stream breaks off, it is asked once a second.
+    If the event stream is unavailable or breaks, the service is polled once a second.
     """
     with progress_bar() as bar:
         phases: dict[str, TaskID] = {}
         after = ""
-        while (job := _patiently(service, f"/v1/jobs/{job_id}"))["state"] not in ENDED:
+        while (job := _get_through_restart(service, f"/v1/jobs/{job_id}"))["state"] not in ENDED:
             _show(bar, phases, job["progress"])
             try:
                 for event in service.events(f"/v1/jobs/{job_id}/events/stream", after):
@@ -216,31 +218,31 @@ def follow_job(service: Service, job_id: str) -> dict[str, Any]:
                     if event.event == "progress":
                         _show(bar, phases, event.json())
                     else:
-                        _tell(event.json())
+                        _say_state(event.json())
             except MdcError:
                 time.sleep(POLL_SECONDS)
     return job
 
 
-def _patiently(service: Service, path: str) -> dict[str, Any]:
-    """The answer of a service that may be restarting meanwhile; the job goes on."""
+def _get_through_restart(service: Service, path: str) -> dict[str, Any]:
+    """GET JSON from a service that may be restarting; jobs survive that."""
     began = time.monotonic()
     while True:
         try:
-            found: dict[str, Any] = service.call("GET", path)
-            return found
+            document: dict[str, Any] = service.call("GET", path)
+            return document
         except UnreachableError:
-            if time.monotonic() - began > PATIENCE_SECONDS:
+            if time.monotonic() - began > RESTART_SECONDS:
                 raise
             time.sleep(POLL_SECONDS)
 
 
-def _tell(event: dict[str, Any]) -> None:
-    """Say what a progress bar cannot."""
+def _say_state(event: dict[str, Any]) -> None:
+    """Print state changes that the progress bar does not show."""
     if event["state"] == "queued" and event["attempt"]:
-        say(f"Attempt {event['attempt']} was interrupted: {event['detail']}. The job waits again.")
+        say(f"Attempt {event['attempt']} was interrupted: {event['detail']}. The job is queued again.")
     elif event["state"] == "canceling":
-        say("The job was canceled; its worker stops it.")
+        say("The job was canceled; its worker is stopping it.")
 
 
 def _show(bar: Progress, phases: dict[str, TaskID], progress: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Commands about what a service holds for its callers: uploads and API keys."""
+"""Commands for a service's data sets and API keys."""
 
 from __future__ import annotations
 
@@ -20,11 +20,13 @@ def register(app: typer.Typer) -> None:
 
 
 def datasets(
-    dataset: Annotated[str | None, typer.Argument(metavar="ID", help="Only this one, in full.")] = None,
+    dataset: Annotated[
+        str | None, typer.Argument(metavar="ID", help="Show only this data set, in full.")
+    ] = None,
     delete: Annotated[
-        bool, typer.Option("--delete", help="Delete the upload ID; sets that were made of it stay.")
+        bool, typer.Option("--delete", help="Delete the upload ID; sets made from it remain.")
     ] = False,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 100,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number of rows.")] = 100,
     url: Url = DEFAULT_URL,
     key: Key = None,
     as_json: Json = False,
@@ -33,51 +35,51 @@ def datasets(
     service = Service(url, key)
     if delete:
         if dataset is None:
-            raise MdcError("say which upload is to be deleted: mdc datasets ID --delete")
+            raise MdcError("name the upload to delete: mdc datasets ID --delete")
         service.send("DELETE", f"/v1/datasets/{dataset}")
-        say(f"Data set {dataset} is deleted.")
+        say(f"Deleted data set {dataset}.")
         return
     if dataset is not None:
         print_json(service.call("GET", f"/v1/datasets/{dataset}"))
         return
-    found = service.pages("/v1/datasets", limit)
+    rows = service.pages("/v1/datasets", limit)
     if as_json:
-        print_json(found)
+        print_json(rows)
         return
     columns = ["data set", "name", "classes", "images", "bytes", "uploaded"]
-    table("", columns, [_dataset(one) for one in found])
+    table("", columns, [_dataset(one) for one in rows])
 
 
 def keys(
-    create: Annotated[str | None, typer.Option(metavar="NAME", help="Make a key for this use.")] = None,
+    create: Annotated[str | None, typer.Option(metavar="NAME", help="Create a key with this name.")] = None,
     scope: Annotated[
         list[str] | None,
-        typer.Option(help="What a new key may do; may be repeated. [default: subsets:read]"),
+        typer.Option(help="Scope of the new key; repeat for several. [default: subsets:read]"),
     ] = None,
-    revoke: Annotated[str | None, typer.Option(metavar="ID", help="Make this key useless.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 100,
+    revoke: Annotated[str | None, typer.Option(metavar="ID", help="Revoke this key.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number of rows.")] = 100,
     url: Url = DEFAULT_URL,
     key: Key = None,
     as_json: Json = False,
 ) -> None:
-    """List API keys, make one, or revoke one; takes an admin key."""
+    """List API keys, create one, or revoke one; needs an admin key."""
     service = Service(url, key)
     if create is not None and revoke is not None:
-        raise MdcError("make a key or revoke one: give --create or --revoke, not both")
+        raise MdcError("create a key or revoke one: give --create or --revoke, not both")
     if create is not None:
-        wanted = {"name": create, "scopes": scope or ["subsets:read"]}
-        made = service.call("POST", "/v1/keys", json=wanted)
-        print_json(made) if as_json else say(made["key"])
+        request = {"name": create, "scopes": scope or ["subsets:read"]}
+        created = service.call("POST", "/v1/keys", json=request)
+        print_json(created) if as_json else say(created["key"])
         return
     if revoke is not None:
         service.send("DELETE", f"/v1/keys/{revoke}")
-        say(f"Key {revoke} is revoked.")
+        say(f"Revoked key {revoke}.")
         return
-    found = service.pages("/v1/keys", limit)
+    rows = service.pages("/v1/keys", limit)
     if as_json:
-        print_json(found)
+        print_json(rows)
         return
-    table("", ["key", "name", "scopes", "last used", "state"], [_key(one) for one in found])
+    table("", ["key", "name", "scopes", "last used", "state"], [_key(one) for one in rows])
 
 
 def _dataset(one: dict[str, Any]) -> list[str]:
@@ -93,7 +95,7 @@ def _key(one: dict[str, Any]) -> list[str]:
         if one["revoked_at"]
         else f"until {one['expires_at'][:16]}"
         if one["expires_at"]
-        else "works"
+        else "active"
     )
     used = (one["last_used_at"] or "never")[:16]
     return [one["id"], one["name"], " ".join(one["scopes"]), used, state]

@@ -1,4 +1,4 @@
-"""`mdc up`: the API and a worker on this machine, with no server to install."""
+"""`mdc up`: the API and workers on this machine, without other servers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 START_SECONDS = 60
 STOP_SECONDS = 150
-"""More than a job's grace for its checkpoint."""
+"""Longer than a job gets to write its checkpoint."""
 
 
 def register(app: typer.Typer) -> None:
@@ -33,16 +33,16 @@ def register(app: typer.Typer) -> None:
 
 
 def up(
-    data_dir: Annotated[Path, typer.Option(help="Database, objects and keys.", envvar="MDC_DATA_DIR")] = Path(
-        "mdc-data"
-    ),
+    data_dir: Annotated[
+        Path, typer.Option(help="Folder for the database, objects and keys.", envvar="MDC_DATA_DIR")
+    ] = Path("mdc-data"),
     host: Annotated[str, typer.Option(help="Address to listen on.", envvar="MDC_HOST")] = "127.0.0.1",
     port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.", envvar="MDC_PORT")
+        int, typer.Option(min=0, max=65535, help="Port to listen on; 0 for a free one.", envvar="MDC_PORT")
     ] = 8000,
     workers: Annotated[int, typer.Option(min=0, max=64, help="Worker processes; each runs one job.")] = 1,
 ) -> None:
-    """Start the API and a worker; Ctrl-C stops both, and running jobs go on at the next start."""
+    """Start the API and workers. Ctrl-C stops them; running jobs resume at the next start."""
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
@@ -62,18 +62,18 @@ def up(
         while not stop.wait(0.5):
             for child in children:
                 _refuse_ended(child, log)
-        say("Stopping; a running job writes its checkpoint first.")
+        say("Stopping. Running jobs write their checkpoints first.")
     finally:
         _stop(children)
 
 
 def _settings() -> Settings:
-    """The service's settings; `MdcError` names the extra that is missing, or the setting that is wrong."""
+    """The service's settings. `MdcError` names the missing extra or the invalid setting."""
     try:
         from server.settings import Settings, wrong_settings
     except ModuleNotFoundError as error:
         raise MdcError(
-            f"the service needs {error.name}: install multisize-condensation[worker], which has all of it"
+            f"the service needs {error.name}: run pip install 'multisize-condensation[worker]'"
         ) from error
     try:
         return Settings()
@@ -86,8 +86,8 @@ def _api_command(host: str, port: int) -> list[str]:
 
 
 def _announce(url: str, settings: Settings, log: Path) -> None:
-    """What a person needs to go on; the demonstration waits for its last line."""
-    say(f"API        {url}   (description: {url}/docs)")
+    """Print what to do next; the demo waits for the last line."""
+    say(f"API        {url}   (documentation: {url}/docs)")
     if settings.embedded:
         say(f"Admin key  {settings.data_dir / 'admin.key'}")
     say(f"Log        {log}")
@@ -97,7 +97,7 @@ def _announce(url: str, settings: Settings, log: Path) -> None:
 def _start(command: list[str], log: Path) -> subprocess.Popen[bytes]:
     """Run a module until it is stopped, or until this process ends.
 
-    In a session of its own: Ctrl-C in the terminal reaches `mdc up` alone, which stops its children in order.
+    It gets its own session, so Ctrl-C only reaches `mdc up`, which then stops its children in order.
     """
     whole = [sys.executable, "-m", "mdc_cli.run_with_parent", *command]
     with log.open("ab") as output:
@@ -107,7 +107,7 @@ def _start(command: list[str], log: Path) -> subprocess.Popen[bytes]:
 
 
 def _is_ready(url: str, api: subprocess.Popen[bytes], log: Path, stop: threading.Event) -> bool:
-    """Wait for the API; False when asked to stop meanwhile, `MdcError` when it does not come."""
+    """Wait for the API. False if asked to stop meanwhile; `MdcError` if it does not start."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         _refuse_ended(api, log)
@@ -122,14 +122,14 @@ def _is_ready(url: str, api: subprocess.Popen[bytes], log: Path, stop: threading
 
 
 def _refuse_ended(child: subprocess.Popen[bytes], log: Path) -> None:
-    """Raise `MdcError` with the end of the log when a process has ended."""
+    """Raise `MdcError` with the end of the log if a process has ended."""
     if child.poll() is not None:
         last = "\n".join(log.read_text(errors="replace").splitlines()[-5:])
         raise MdcError(f"a process ended with status {child.returncode}; {log} ends with:\n{last}")
 
 
 def _stop(children: list[subprocess.Popen[bytes]]) -> None:
-    """TERM to all of them at once; whoever is not done in time is killed."""
+    """Send SIGTERM to all of them at once; kill those that do not end in time."""
     deadline = time.monotonic() + STOP_SECONDS
     for child in children:
         child.terminate()
@@ -142,12 +142,12 @@ def _stop(children: list[subprocess.Popen[bytes]]) -> None:
 
 
 def _checked_port(host: str, port: int) -> int:
-    """The port, or a free one for 0; `MdcError` when nothing can listen there."""
+    """The port, or a free one for 0. `MdcError` if it cannot be used."""
     try:
         with socket.create_server((host, port)) as listener:
             free: int = listener.getsockname()[1]
             return free
     except OSError as error:
         raise MdcError(
-            f"cannot listen on {host}:{port} ({error.strerror}): stop what listens there, or choose another --port"
+            f"cannot listen on {host}:{port} ({error.strerror}): stop the process there, or choose another --port"
         ) from error

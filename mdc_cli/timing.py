@@ -1,4 +1,4 @@
-"""A run of a given time: its schedule, by a calibration and a pilot of this machine."""
+"""Choose the schedule of a run with a given time, after a short benchmark and a pilot run on this machine."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ if TYPE_CHECKING:  # torch is loaded by the commands that need it, so that --hel
     from mdc_core.data.real_set import DataSet
 
 _PILOT_SHARE, _LEAST_PILOT, _MOST_PILOT = 0.05, 0.5, 10.0
-"""Of the time, for each pilot, and its seconds."""
+"""Share of the time for each pilot run, and its bounds in seconds."""
 
 
 def clock() -> float:
-    """When this process began, by `time.monotonic`: what it has computed so far belongs to a run's time too."""
+    """When this process started computing, on the clock of `time.monotonic`: this counts towards the run's time."""
     return time.monotonic() - time.process_time()
 
 
 def measured(planned: Planned, device: str, data: DataSet | None, begun: float) -> tuple[Planned, Machine]:
-    """This machine, and the run with the schedule that its time decides, where it is not given.
+    """Measure this machine, and set the schedule of a run that is planned by time.
 
-    Without data, as in a dry run, that goes by the calibration alone.
+    Without data, as in a dry run, only the benchmark decides.
     """
     choice, facts = planned.choice, planned.facts
     if choice.minutes is None:
@@ -37,16 +37,16 @@ def measured(planned: Planned, device: str, data: DataSet | None, begun: float) 
     here = machine(with_changes(planned.config, between), facts, device)
     total = 60 * choice.minutes
     ratio = Pace(1.0, 1.0)
-    # A calibration in a process that has just begun, beside other work, may be far too slow: a pilot decides.
-    looks_on = data is not None
-    found = _timed(planned, total - (time.monotonic() - begun), here, ratio, or_longer=looks_on)
+    # A benchmark in a new process, beside other work, may be far too slow: the pilot run decides.
+    has_pilot = data is not None
+    timed = _timed(planned, total - (time.monotonic() - begun), here, ratio, or_longer=has_pilot)
     piloted: int | None = None
-    while data is not None and found.condense.network.width != piloted:
-        # What is found at one width is believed of narrower ones, and is looked at there, but of no wider ones.
-        piloted = found.condense.network.width
-        ratio = _ratio(planned, found.condense, data, device, here)
-        found = _timed(planned, total - (time.monotonic() - begun), here, ratio, piloted)
-    return replace(planned, choice=replace(choice, condense=found.condense), timed=found), here
+    while data is not None and timed.condense.network.width != piloted:
+        # A pilot's ratio is assumed for narrower networks and then measured there, but never used for wider ones.
+        piloted = timed.condense.network.width
+        ratio = _ratio(planned, timed.condense, data, device, here)
+        timed = _timed(planned, total - (time.monotonic() - begun), here, ratio, piloted)
+    return replace(planned, choice=replace(choice, condense=timed.condense), timed=timed), here
 
 
 def _timed(
@@ -69,11 +69,11 @@ def _scaled(ratio: Pace) -> Callable[[Pace], Pace]:
 
 
 def _ratio(planned: Planned, config: CondenseConfig, data: DataSet, device: str, here: Machine) -> Pace:
-    """What a pilot takes, in what is expected."""
+    """The measured pace of a pilot run, relative to the expected pace."""
     from mdc_core.condensation.pilot import pilot
 
     assert planned.choice.minutes is not None
-    say(f"Trying {config.network.label()} on the data")
+    say(f"Running a pilot of {config.network.label()} on the data")
     seconds = min(_MOST_PILOT, max(_LEAST_PILOT, _PILOT_SHARE * 60 * planned.choice.minutes))
     took, expected = pilot(config, data.train, device, seconds), pace_of(config, planned.facts, here)
     return Pace(took.sample / expected.sample, took.update / expected.update)

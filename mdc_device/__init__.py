@@ -1,1 +1,1 @@
-"""What runs on the device: plan, fetch, grow, shrink, verify, decode. Needs numpy, httpx, cryptography; no torch."""
+"""The device side: plan, fetch, grow, shrink, verify and decode. Needs numpy, httpx and cryptography, but no torch."""

@@ -1,4 +1,4 @@
-"""What `mdc-device` does, as functions of the same names.
+"""The commands of `mdc-device` as Python functions of the same names.
 
     from mdc_device import api
 
@@ -6,7 +6,7 @@
     api.grow("digits.mdc", 8)
     api.shrink("digits.mdc", 2)
 
-Every function raises `MdcError`s whose message says what to do next, and `OSError` for what storage refuses.
+Every function raises an `MdcError` whose message says what to do next, or an `OSError` if storage fails.
 """
 
 from __future__ import annotations
@@ -52,16 +52,16 @@ DEFAULT = Access()
 
 @dataclass(frozen=True)
 class Status:
-    """What a file holds, compared with what its manifest promises."""
+    """What a file holds, compared with its manifest."""
 
     path: str
     """The file."""
     set_name: str
-    """Name of the set, as the manifest has it."""
+    """Name of the set, from the manifest."""
     version: int
     """Version of the set."""
     k: int
-    """Size of the subset, as the header says; of a damaged one, as remembered."""
+    """Size of the subset, from the header; if that is damaged, from the saved state."""
     ipc: int
     """N: size of the whole set."""
     bytes: int
@@ -69,36 +69,36 @@ class Status:
     expected_bytes: int
     """Bytes of subset k."""
     sha256: str
-    """Of the file as it is."""
+    """Digest of the file."""
     intact: bool
-    """Whether that is the promised one."""
+    """Whether the digest matches the manifest."""
     damaged_ranks: tuple[int, ...]
-    """Ranks 1..k that are not what the manifest promises."""
+    """Ranks 1..k whose digests do not match the manifest."""
     expired: bool
     """Whether the manifest has expired."""
     url: str | None
-    """The server that the file came from; None: not remembered."""
+    """The server that the file came from; None if unknown."""
     trust: str | None
-    """Where the keys came from that vouch for the manifest; see `mdc_device.trust`. None: not remembered."""
+    """Where the keys that signed the manifest came from; see `mdc_device.trust`. None if unknown."""
     clock_behind: bool
-    """Whether this device's clock is before the time at which the manifest was made: then no expiry is noticed."""
+    """Whether this device's clock is earlier than the manifest's creation, so that expiry goes unnoticed."""
     part_bytes: int = 0
-    """Bytes that an unfinished fetch or growth has left beside the file, for the next one to go on from."""
+    """Bytes in FILE.part, left by an unfinished fetch or grow; the next one resumes from them."""
     repaired_ranks: tuple[int, ...] = ()
-    """Ranks that have just been fetched again."""
+    """Ranks that this call fetched again."""
 
     @property
     def signed(self) -> bool:
-        """Whether the manifest came with a signature of the server's keys."""
+        """Whether the server's keys signed the manifest."""
         return self.trust not in (None, trust.UNSIGNED)
 
     @property
     def verified(self) -> bool:
-        """Whether the digests are right and tell who made the bytes."""
+        """Whether the digests match and prove who made the bytes."""
         return self.intact and self.trust in trust.VOUCHED
 
     def to_dict(self) -> dict[str, object]:
-        """As JSON: field by field; `set_name` is called `set`."""
+        """The fields as JSON; `set_name` is called `set`."""
         values = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
         return {
             "set": values.pop("set_name"),
@@ -117,19 +117,20 @@ def plan(
     budget: Budget = NO_LIMIT,
     access: Access = DEFAULT,
 ) -> tuple[Manifest, Plan]:
-    """The subset that a budget affords, and the manifest that tells; `k` is the largest that is wanted.
+    """The manifest, and the subset of it that fits the budget; `k` is the largest size to consider.
 
-    From the server at `url`, or without any connection from a `manifest` that was kept. Raises `BudgetError`.
+    The manifest comes from the server at `url`, or offline from the file `manifest`. Raises `BudgetError` if no
+    subset fits.
     """
     if manifest is not None:
-        found = files.load_manifest(Path(manifest))
-        client.check_current(found, "keep a current one")
+        current = files.load_manifest(Path(manifest))
+        client.check_current(current, "save a current one")
     elif url is not None and set_name is not None:
         with Link.to(url, access) as link:
-            found = client.fetch_manifest(link, set_name).manifest
+            current = client.fetch_manifest(link, set_name).manifest
     else:
         raise ConfigError("give the URL of a server and the name of a set, or a manifest")
-    return found, budgets.plan(found, budget, at_most=k)
+    return current, budgets.plan(current, budget, at_most=k)
 
 
 def fetch(
@@ -142,7 +143,7 @@ def fetch(
     access: Access = DEFAULT,
     report: Report | None = None,
 ) -> tuple[Manifest, Plan, Fetched]:
-    """Bring the subset that the budget affords (at most `k`) to the file `to`, verified."""
+    """Fetch the subset that fits the budget (at most `k`) to the file `to`, and verify it."""
     target = Path(to)
     with files.locked(target), Link.to(url, access) as link:
         published = client.fetch_manifest(link, set_name, state.load(target))
@@ -152,41 +153,44 @@ def fetch(
 
 
 def grow(file: File, k: int, *, access: Access = DEFAULT, report: Report | None = None) -> Fetched:
-    """Make a fetched file subset `k`, larger than it is, by fetching only the ranks that it lacks.
+    """Grow a fetched file to subset `k`, fetching only the missing ranks.
 
-    They are of the version that the file is of, whatever has been published since. `ConfigError` when it is larger
-    already. Until it is done the file stays what it was; interrupted, the same call goes on.
+    The ranks come from the file's own version, even if a newer one has been published. The file stays unchanged until
+    the growth is complete; call again to resume after an interruption. Raises `ConfigError` if the file is larger
+    already.
     """
     path = Path(file)
     with files.locked(path):
-        remembered = _remembered(path)
+        remembered = _required_state(path)
         manifest = state.load_manifest(path, remembered)
-        held = _held(path, manifest, remembered)
-        if rankmajor.check_size(manifest.info, k) < held:
-            raise ConfigError(f"{path} is subset {held} already: `mdc-device shrink` makes it smaller")
+        held_k = _held_k(path, manifest, remembered)
+        if rankmajor.check_size(manifest.info, k) < held_k:
+            raise ConfigError(
+                f"{path} is subset {held_k} already: use `mdc-device shrink` to make it smaller"
+            )
         with Link.to(remembered.url, access) as link:
             published = client.fetch_manifest(link, remembered.set_name, remembered, remembered.version)
-            state.remember(path, published, held)
+            state.remember(path, published, held_k)
             return client.change(link, published, k, path, report, seed=path)
 
 
 def shrink(file: File, k: int) -> Status:
-    """Make a fetched file subset `k`, smaller than it is, without any connection.
+    """Cut a fetched file down to subset `k`, offline.
 
-    `ConfigError` when it is smaller already, `DigestError` when a rank that would stay is damaged, `FormatError` when
-    the manifest has expired.
+    Raises `ConfigError` if the file is smaller already, `DigestError` if a remaining rank is damaged, and `FormatError`
+    if the manifest has expired.
     """
     path = Path(file)
     with files.locked(path):
         remembered = state.load(path)
         manifest = state.load_manifest(path, remembered)
         client.check_current(manifest)
-        held = _held(path, manifest, remembered)
-        if rankmajor.check_size(manifest.info, k) > held:
-            raise ConfigError(f"{path} is subset {held}: `mdc-device grow` makes it larger")
+        held_k = _held_k(path, manifest, remembered)
+        if rankmajor.check_size(manifest.info, k) > held_k:
+            raise ConfigError(f"{path} is only subset {held_k}: use `mdc-device grow` to make it larger")
         assembly.shrink(path, k, manifest)
         state.remember_size(path, k)
-        return _right(path, k, manifest, remembered)
+        return _intact_status(path, k, manifest, remembered)
 
 
 def verify(
@@ -197,10 +201,10 @@ def verify(
     access: Access = DEFAULT,
     report: Report | None = None,
 ) -> Status:
-    """Check a file against its manifest: `FormatError`, or `DigestError` with the ranks, unless right and current.
+    """Check a file against its manifest.
 
-    With `repair`, what is wrong is put right: the manifest, the header and the length, and ranks by fetching
-    those alone. The server is only asked for what is missing.
+    Raises `DigestError` with the damaged ranks, or `FormatError` if the manifest is damaged or has expired. With
+    `repair`, the manifest, the header, the length and the ranks are repaired instead. Only what is missing is fetched.
     """
     path = Path(file)
     with files.locked(path, shared=not repair):
@@ -213,7 +217,7 @@ def verify(
 
 
 def status(file: File) -> Status:
-    """What a file holds; changes and fetches nothing. `FormatError` when its manifest is not to be trusted."""
+    """What a file holds; changes and fetches nothing. Raises `FormatError` if its manifest cannot be trusted."""
     path = Path(file)
     with files.locked(path, shared=True):
         remembered = state.load(path)
@@ -231,13 +235,23 @@ def train(
     seed: int = 0,
     report: Report | None = None,
 ) -> Trained:
-    """Train the network of the manifest on a fetched file by its recipe, and write the weights to `to`.
+    """Train the manifest's network on a fetched file by its recipe, and write the weights to `to`.
 
-    The file is verified first. The budget's epochs and batch size count more than the recipe's; where it does not
-    afford all ranks that are held, the largest part that it affords is trained on. `test` is what `mdc condense`
-    takes as data, whose test images tell the accuracy; named sets are below `data_root`. `to` is by default
-    FILE.weights.safetensors; `report` gets the epochs. Needs the extra `core`: `ConfigError` without it. On a CPU it is
-    faster after `mdc_core.malloc.keep_freed_memory()`, which holds for the whole process and is left to the caller.
+    The file is verified first. The budget's epochs and batch size override the recipe's. If the budget does not fit
+    all held ranks, training uses as many as fit.
+
+    Args:
+        file: what `fetch` wrote.
+        to: file for the weights; by default FILE.weights.safetensors.
+        budget: what the device can spend.
+        test: data as `mdc condense` takes it; the accuracy is measured on its test images.
+        data_root: folder of the named data sets.
+        device: the torch device.
+        seed: of weights, order and augmentation.
+        report: called with the epochs done and the total.
+
+    Raises `ConfigError` if the extra `core` is not installed. On a CPU, call `mdc_core.malloc.keep_freed_memory()`
+    first: training gets faster, but the setting affects the whole process.
     """
     try:
         from mdc_device import trainer
@@ -247,8 +261,8 @@ def train(
         ) from None
     path = Path(file)
     weights = path.with_name(path.name + ".weights.safetensors") if to is None else Path(to)
-    if weights.resolve() in {beside.resolve() for beside in files.all_of(path)}:
-        raise ConfigError(f"the weights would overwrite {weights}: give another file with --to")
+    if weights.resolve() in {used.resolve() for used in files.all_of(path)}:
+        raise ConfigError(f"the weights would overwrite {weights}: choose another file with --to")
     with files.locked(weights):
         with files.locked(path, shared=True):
             remembered = state.load(path)
@@ -268,15 +282,15 @@ def train(
 
 
 def _status(path: Path, manifest: Manifest, remembered: State | None) -> Status:
-    """What is in the file, which is read once."""
+    """What the file holds; reads it once."""
     with path.open("rb") as file:
         k = files.size_of(file, manifest, remembered.k if remembered else None)
         scanner = files.scan(file, k, manifest)
-    right = _right(path, k, manifest, remembered)
+    intact = _intact_status(path, k, manifest, remembered)
     if scanner.is_right:
-        return right
+        return intact
     return replace(
-        right,
+        intact,
         bytes=scanner.position,
         sha256=scanner.digest,
         intact=False,
@@ -284,8 +298,8 @@ def _status(path: Path, manifest: Manifest, remembered: State | None) -> Status:
     )
 
 
-def _right(path: Path, k: int, manifest: Manifest, remembered: State | None) -> Status:
-    """Of a file whose bytes have just been checked: it is subset k."""
+def _intact_status(path: Path, k: int, manifest: Manifest, remembered: State | None) -> Status:
+    """The status of a file whose bytes were just verified to be subset k."""
     size = rankmajor.subset_size(manifest.info, k)
     return Status(
         path=str(path),
@@ -307,74 +321,77 @@ def _right(path: Path, k: int, manifest: Manifest, remembered: State | None) -> 
 
 
 def _verify(path: Path, manifest: Manifest, remembered: State | None) -> Status:
-    """What is in the file, if it is all right and current."""
+    """The status of an intact file with a current manifest; raises otherwise."""
     client.check_current(manifest)
     with path.open("rb") as opened:
         info, k = rankmajor.read_header(files.beginning_of(opened))
     if info != manifest.info:
-        raise DigestError(f"{path} is not of the set {manifest.name!r} that the manifest describes")
-    found = _status(path, manifest, remembered)
-    _check(found, k, info)
-    return found
-
-
-def _check(found: Status, k: int, info: rankmajor.SetInfo) -> None:
-    """Raise `DigestError`, with the ranks to fetch again, unless the file is right."""
-    if found.bytes != found.expected_bytes:
         raise DigestError(
-            f"subset {k} has {found.expected_bytes} bytes, but these are {found.bytes}: run "
+            f"{path} does not belong to the set {manifest.name!r} of its manifest: fetch it again"
+        )
+    now = _status(path, manifest, remembered)
+    _check(now, k, info)
+    return now
+
+
+def _check(now: Status, k: int, info: rankmajor.SetInfo) -> None:
+    """Raise `DigestError`, with the ranks to fetch again, unless the file is intact."""
+    if now.bytes != now.expected_bytes:
+        raise DigestError(
+            f"subset {k} should have {now.expected_bytes} bytes, but the file has {now.bytes}: run "
             "`mdc-device verify --repair`",
-            rankmajor.missing_ranks(found.bytes, k, info),
+            rankmajor.missing_ranks(now.bytes, k, info),
         )
-    if found.damaged_ranks:
+    if now.damaged_ranks:
         raise DigestError(
-            f"the sha256 of rank {', '.join(map(str, found.damaged_ranks))} of subset {k} is not the promised one: "
-            "run `mdc-device verify --repair`, which fetches these alone",
-            found.damaged_ranks,
+            f"the sha256 of rank {', '.join(map(str, now.damaged_ranks))} of subset {k} does not match the manifest: "
+            "run `mdc-device verify --repair`, which fetches only these ranks",
+            now.damaged_ranks,
         )
-    if not found.intact:
+    if not now.intact:
         raise DigestError(
-            f"the sha256 of the header of subset {k} is not the promised one: run `mdc-device verify --repair`"
+            f"the sha256 of the header of subset {k} does not match the manifest: run `mdc-device verify --repair`"
         )
 
 
-def _held(path: Path, manifest: Manifest, remembered: State | None) -> int:
+def _held_k(path: Path, manifest: Manifest, remembered: State | None) -> int:
     with path.open("rb") as file:
         return files.size_of(file, manifest, remembered.k if remembered else None)
 
 
 def _repair(path: Path, access: Access, report: Report | None) -> Status:
-    """Put right what is wrong with the file and its manifest."""
-    remembered = _remembered(path)
+    """Repair the file and its manifest: offline if possible, else from the server."""
+    remembered = _required_state(path)
     try:
         manifest = state.load_manifest(path, remembered)
         client.check_current(manifest)
     except (FileNotFoundError, FormatError):
         pass
     else:
-        k = _held(path, manifest, remembered)
+        k = _held_k(path, manifest, remembered)
         with path.open("rb") as file:
-            found = files.scan(file, k, manifest)
-        if not found.bad_ranks:
-            if not found.is_right:
+            scanner = files.scan(file, k, manifest)
+        if not scanner.bad_ranks:
+            if not scanner.is_right:
                 assembly.shrink(path, k, manifest)
             state.remember_size(path, k)
-            return _right(path, k, manifest, remembered)
+            return _intact_status(path, k, manifest, remembered)
     with Link.to(remembered.url, access) as link:
         published = client.fetch_manifest(link, remembered.set_name, remembered, remembered.version)
-        k = _held(path, published.manifest, remembered)
+        k = _held_k(path, published.manifest, remembered)
         with path.open("rb") as file:
-            found = files.scan(file, k, published.manifest)
+            scanner = files.scan(file, k, published.manifest)
         state.remember(path, published, k)
-        if not found.is_right:
+        if not scanner.is_right:
             client.change(link, published, k, path, report, seed=path)
-    return replace(_right(path, k, published.manifest, state.load(path)), repaired_ranks=found.bad_ranks)
+    repaired = _intact_status(path, k, published.manifest, state.load(path))
+    return replace(repaired, repaired_ranks=scanner.bad_ranks)
 
 
-def _remembered(path: Path) -> State:
+def _required_state(path: Path) -> State:
     remembered = state.load(path)
     if remembered is None:
         raise ConfigError(
-            f"{files.state_of(path)} is missing, so it is not known where {path} came from: fetch it again"
+            f"{files.state_of(path)} is missing, so the server of {path} is unknown: fetch it again"
         )
     return remembered

@@ -1,9 +1,9 @@
-"""Making a new file beside the old one: whatever happens, the file itself is a whole subset at every moment.
+"""Build the new file beside the old one, so that the file itself is a complete subset at every moment.
 
-FILE.part grows from what is there already (an interrupted run's, or the ranks of the file itself) and from the server.
-It is checked while it is written, put on the storage, and renamed. An interrupted run leaves FILE.part, and the next
-one goes on where it ends: whatever it holds (less, more, another k, another version) is checked rank by rank, and only
-what is wrong is fetched again.
+FILE.part is filled from local data (an interrupted run's, or the ranks of the file itself) and from the server. It is
+checked while being written, synced to storage, and renamed. An interrupted run leaves FILE.part, and the next run
+resumes from it. Whatever it holds (too little, too much, another k, another version) is checked rank by rank; only
+wrong ranks are fetched again.
 """
 
 from __future__ import annotations
@@ -21,43 +21,42 @@ from mdc_device import files
 from mdc_device.files import Scanner
 
 Fill = Callable[[BinaryIO, int, int, Scanner | None], None]
-"""Brings bytes [start, end) of the subset to the same place of an open file, past a scanner if there is one."""
+"""Writes bytes [start, end) of the subset to the same position of an open file, feeding a scanner if there is one."""
 
 
 class Assembled(NamedTuple):
-    """What a part was made of."""
+    """Where the bytes of a part came from."""
 
-    kept: int
+    reused: int
     """Bytes that were there before."""
     repaired: tuple[int, ...]
-    """Ranks that were damaged, and have been fetched again."""
+    """Damaged ranks that were fetched again."""
 
 
 def assemble(
     part: Path, k: int, manifest: Manifest, fill: Fill | None, seed: Path | None = None
 ) -> Assembled:
-    """Make `part` subset k, to the byte and on the storage; the ranks that the file `seed` has are copied.
+    """Make `part` exactly subset k, synced to storage. Ranks that the file `seed` has are copied.
 
-    Every byte passes once, on its way from the seed or the server to the part; those that the part has are read.
-    Raises `DigestError` when ranks are damaged even after they were fetched again, or without a `fill` at once, and
-    `OSError` when there is no room.
+    Every byte is hashed once, while it is read from the part or written to it. Raises `DigestError` if ranks are
+    damaged even after a second fetch, or at all without a `fill`, and `OSError` if there is no space.
     """
     size = rankmajor.subset_size(manifest.info, k)
     part.touch()
     what = f"subset {k} of {manifest.name!r}, which has {size} bytes"
     with files.named(part, what), part.open("r+b") as file:
-        file.truncate(min(files.length_of(file), size))  # a larger k may have left more
+        file.truncate(min(files.length_of(file), size))  # a run for a larger k may have left more
         files.check_room(part.parent, size - files.length_of(file), f"subset {k} of {manifest.name!r}")
         if seed is not None or files.length_of(file) >= rankmajor.header_size(manifest.info):
-            _write_header(file, k, manifest)  # it follows from the manifest
+            _write_header(file, k, manifest)  # the manifest determines it
         scanner = files.scan(file, k, manifest)
         if seed is not None:
             _copy(seed, file, size, scanner)
-        kept = scanner.position
-        if kept < size and fill is not None:
-            fill(file, kept, size, scanner)
+        reused = scanner.position
+        if reused < size and fill is not None:
+            fill(file, reused, size, scanner)
             file.flush()
-            if scanner.position < size:  # pieces came in another order than they lie
+            if scanner.position < size:  # pieces arrived out of order
                 scanner.read(file)
         repaired: tuple[int, ...] = ()
         if not scanner.is_right:
@@ -74,13 +73,13 @@ def assemble(
         if not scanner.is_right:
             raise _damaged_twice(scanner.bad_ranks, k, manifest)
         sync(file)
-    return Assembled(kept, repaired)
+    return Assembled(reused, repaired)
 
 
 def shrink(path: Path, k: int, manifest: Manifest) -> None:
-    """Make a file subset k of the ranks that it has; where there is no room for another file, in place.
+    """Cut a file down to subset k; in place if there is no space for a second file.
 
-    Raises `DigestError` when a rank that would stay is damaged.
+    Raises `DigestError` if a remaining rank is damaged.
     """
     part = files.part_of(path)
     part.unlink(missing_ok=True)
@@ -109,24 +108,24 @@ def _cut(path: Path, k: int, manifest: Manifest) -> None:
         if bad := scanner.bad_ranks:
             raise _damaged(bad)
         _write_header(file, k, manifest)
-        sync(file)  # a longer file than its header says can be cut, a shorter one is lost
+        sync(file)  # header first: a file longer than its header says is still valid, a shorter one is lost
         file.truncate(end)
         sync(file)
 
 
 def runs(ranks: Sequence[int]) -> list[tuple[int, int]]:
-    """First and last of every run of consecutive ranks: one request each."""
-    found: list[tuple[int, int]] = []
+    """First and last rank of every run of consecutive ranks: each needs one request."""
+    pairs: list[tuple[int, int]] = []
     for rank in ranks:
-        if found and found[-1][1] == rank - 1:
-            found[-1] = found[-1][0], rank
+        if pairs and pairs[-1][1] == rank - 1:
+            pairs[-1] = pairs[-1][0], rank
         else:
-            found.append((rank, rank))
-    return found
+            pairs.append((rank, rank))
+    return pairs
 
 
 def _copy(seed: Path, file: BinaryIO, size: int, scanner: Scanner) -> None:
-    """What the seed has behind the end of the part, past the scanner; its header is of another size."""
+    """Append what the seed has beyond the end of the part, feeding the scanner. The seed's header has another k."""
     with seed.open("rb") as source:
         source.seek(scanner.position)
         file.seek(scanner.position)
@@ -147,13 +146,13 @@ def _damaged(bad: tuple[int, ...]) -> DigestError:
 
 
 def _damaged_twice(bad: tuple[int, ...], k: int, manifest: Manifest) -> DigestError:
-    if not bad:  # the manifest contradicts itself
+    if not bad:  # ranks match but the whole does not: the manifest contradicts itself
         return DigestError(
             f"the file is not subset {k} of {manifest.name!r} version {manifest.version}, "
             f"whose sha256 is {manifest.digests.subsets[k - 1]}: fetch it again"
         )
     return DigestError(
-        f"rank {', '.join(map(str, bad))} of subset {k} of {manifest.name!r} came damaged twice: the server's "
-        "copy or the connection is bad; tell whoever runs the server",
+        f"rank {', '.join(map(str, bad))} of subset {k} of {manifest.name!r} arrived damaged twice: the server's "
+        "copy or the connection is bad; tell the server's operator",
         bad,
     )

@@ -1,4 +1,4 @@
-"""`mdc-device`: the functions of `mdc_device.api` from the command line of a device."""
+"""The command `mdc-device`: the functions of `mdc_device.api` on the command line."""
 
 from __future__ import annotations
 
@@ -25,18 +25,16 @@ INTERRUPTED = 130
 DAMAGED = 5
 BUSY = 7
 UNAUTHORISED = 401
-CLOCK = (
-    "this device's clock is before the time at which the set was published, so expiry is not noticed: set it"
-)
+CLOCK = "this device's clock is earlier than the set's publication, so expiry goes unnoticed: set the clock"
 _TRUST: dict[str | None, str] = {
-    trust.GIVEN: "signed by the keys that were given",
-    trust.HTTPS: "signed by the keys that the server had over https",
+    trust.GIVEN: "signed by the keys of --keyset",
+    trust.HTTPS: "signed by the server's keys, obtained over https",
     trust.LOCAL: "signed by the keys of a server on this machine",
-    trust.HTTP: "signed by keys that were believed at first use, over a connection that is not secure",
+    trust.HTTP: "signed by keys that were trusted on first use, over an insecure connection",
     trust.UNSIGNED: "not signed",
 }
 LINE_SECONDS = 30
-"""Between two lines of progress where no terminal shows one."""
+"""Interval of progress lines if stderr is not a terminal."""
 _CODES: tuple[tuple[type[Exception], int], ...] = (
     (ConfigError, 2),
     (DataError, 2),
@@ -51,8 +49,8 @@ _CONTINUED = ("fetch", "grow", "verify")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command and return its exit code; `--help` lists them. Unknown options exit with 2 at once."""
-    given = arguments.parser().parse_args(argv)
+    """Run one command and return its exit code; `--help` lists the codes. Unknown options exit with 2."""
+    args = arguments.parser().parse_args(argv)
     commands = {
         "fetch": _fetch,
         "grow": _grow,
@@ -64,12 +62,10 @@ def main(argv: list[str] | None = None) -> int:
         "verify": _verify,
     }
     try:
-        return commands[given.command](given)
+        return commands[args.command](args)
     except KeyboardInterrupt:
-        kept = "; what was fetched is kept, run the same command again to go on" * (
-            given.command in _CONTINUED
-        )
-        _say(f"interrupted{kept}")
+        hint = "; fetched data are kept, run the same command again to resume" * (args.command in _CONTINUED)
+        _say(f"interrupted{hint}")
         return INTERRUPTED
     except (MdcError, OSError) as error:
         hint = "; give an API key with --key, or set MDC_KEY" if _wants_key(error) else ""
@@ -77,17 +73,17 @@ def main(argv: list[str] | None = None) -> int:
         return next(code for kind, code in _CODES if isinstance(error, kind))
 
 
-def _fetch(given: argparse.Namespace) -> int:
+def _fetch(args: argparse.Namespace) -> int:
     manifest, chosen, done = api.fetch(
-        given.url,
-        given.set,
-        given.to,
-        k=given.k,
-        budget=arguments.budget(given),
-        access=_access(given),
+        args.url,
+        args.set,
+        args.to,
+        k=args.k,
+        budget=arguments.budget(args),
+        access=_access(args),
         report=_progress(),
     )
-    if given.json:
+    if args.json:
         about = {"set": manifest.name, "version": manifest.version}
         print(json.dumps({**about, **done.to_dict(), "plan": chosen.to_dict()}))
     else:
@@ -97,38 +93,38 @@ def _fetch(given: argparse.Namespace) -> int:
     return 0
 
 
-def _grow(given: argparse.Namespace) -> int:
-    done = api.grow(given.file, given.k, access=_access(given), report=_progress())
-    if given.json:
+def _grow(args: argparse.Namespace) -> int:
+    done = api.grow(args.file, args.k, access=_access(args), report=_progress())
+    if args.json:
         print(json.dumps(done.to_dict()))
     else:
-        print(f"{given.file} is subset {done.k} now")
+        print(f"{args.file} is now subset {done.k}")
         _show_fetched(done)
-    _tell_clock_of(given.file)
+    _tell_clock_of(args.file)
     return 0
 
 
-def _shrink(given: argparse.Namespace) -> int:
-    now = api.shrink(given.file, given.k)
-    if given.json:
+def _shrink(args: argparse.Namespace) -> int:
+    now = api.shrink(args.file, args.k)
+    if args.json:
         print(json.dumps(now.to_dict()))
     else:
-        print(f"{given.file} is subset {now.k} now, {now.bytes} bytes, sha256 {now.sha256}")
-    _tell_clock_of(given.file)
+        print(f"{args.file} is now subset {now.k}, {now.bytes} bytes, sha256 {now.sha256}")
+    _tell_clock_of(args.file)
     return 0
 
 
-def _plan(given: argparse.Namespace) -> int:
+def _plan(args: argparse.Namespace) -> int:
     manifest, chosen = api.plan(
-        given.url,
-        given.set,
-        manifest=given.manifest,
-        k=given.k,
-        budget=arguments.budget(given),
-        access=_access(given),
+        args.url,
+        args.set,
+        manifest=args.manifest,
+        k=args.k,
+        budget=arguments.budget(args),
+        access=_access(args),
     )
     _tell_clock(manifest)
-    if given.json:
+    if args.json:
         print(json.dumps({"set": manifest.name, "version": manifest.version, **chosen.to_dict()}))
         return 0
     _show_choice(manifest, chosen)
@@ -141,91 +137,87 @@ def _plan(given: argparse.Namespace) -> int:
         ("training", chosen.epochs, "epochs"),
         ("accuracy", chosen.accuracy, "measured"),
     )
-    for what, value, unit in rows:
-        print(f"{what:<16} {'not known' if value is None else f'{value:.10g} {unit}'}")
+    for label, value, unit in rows:
+        print(f"{label:<16} {'unknown' if value is None else f'{value:.10g} {unit}'}")
     return 0
 
 
-def _profile(given: argparse.Namespace) -> int:
-    budget = api.profile(
-        given.url, given.set, folder=given.folder, seconds=given.seconds, access=_access(given)
-    )
+def _profile(args: argparse.Namespace) -> int:
+    budget = api.profile(args.url, args.set, folder=args.folder, seconds=args.seconds, access=_access(args))
     print(json.dumps(budget.to_dict()))
     return 0
 
 
-def _verify(given: argparse.Namespace) -> int:
-    found = api.verify(
-        given.file,
-        manifest=given.manifest,
-        repair=given.repair,
-        access=_access(given),
-        report=_progress() if given.repair else None,
+def _verify(args: argparse.Namespace) -> int:
+    now = api.verify(
+        args.file,
+        manifest=args.manifest,
+        repair=args.repair,
+        access=_access(args),
+        report=_progress() if args.repair else None,
     )
-    if found.clock_behind:
+    if now.clock_behind:
         _say(CLOCK)
-    if given.json:
-        print(json.dumps(found.to_dict()))
+    if args.json:
+        print(json.dumps(now.to_dict()))
         return 0
-    if found.repaired_ranks:
-        print(f"repaired: rank {', '.join(map(str, found.repaired_ranks))}")
-    print(
-        f"{found.path}: subset {found.k} of {found.set_name} version {found.version}, every digest is right"
-    )
+    if now.repaired_ranks:
+        print(f"repaired: rank {', '.join(map(str, now.repaired_ranks))}")
+    print(f"{now.path}: subset {now.k} of {now.set_name} version {now.version}, all digests match")
     return 0
 
 
-def _status(given: argparse.Namespace) -> int:
-    found = api.status(given.file)
-    if given.json:
-        print(json.dumps(found.to_dict()))
+def _status(args: argparse.Namespace) -> int:
+    now = api.status(args.file)
+    if args.json:
+        print(json.dumps(now.to_dict()))
     else:
-        print(f"{found.path}: subset {found.k} of {found.ipc} of {found.set_name} version {found.version}")
-        right = "verified" if found.verified else "every digest is right" if found.intact else "DAMAGED"
-        print(f"{found.bytes} bytes, sha256 {found.sha256}, {right}")
+        print(f"{now.path}: subset {now.k} of {now.ipc} of {now.set_name} version {now.version}")
+        integrity = "verified" if now.verified else "all digests match" if now.intact else "DAMAGED"
+        print(f"{now.bytes} bytes, sha256 {now.sha256}, {integrity}")
         print(
-            f"from {found.url or 'an unknown server'}, {_TRUST.get(found.trust, 'not known who made it')}"
-            f"{'; the manifest has expired' * found.expired}"
+            f"from {now.url or 'an unknown server'}, {_TRUST.get(now.trust, 'origin unknown')}"
+            f"{'; the manifest has expired' * now.expired}"
         )
-        if found.damaged_ranks:
-            print(f"damaged: rank {', '.join(map(str, found.damaged_ranks))}")
-        if found.part_bytes:
+        if now.damaged_ranks:
+            print(f"damaged: rank {', '.join(map(str, now.damaged_ranks))}")
+        if now.part_bytes:
             print(
-                f"unfinished: {found.path}.part has {found.part_bytes} bytes, from which the same fetch or grow goes on"
+                f"unfinished: {now.path}.part has {now.part_bytes} bytes; run the same fetch or grow again to resume"
             )
-    repair = f"run `mdc-device verify --repair {found.path}`"
-    if found.clock_behind:
+    repair = f"run `mdc-device verify --repair {now.path}`"
+    if now.clock_behind:
         _say(CLOCK)
-    if not found.intact:
-        _say(f"{found.path} is not what its manifest promises: {repair}")
-    elif found.expired:
+    if not now.intact:
+        _say(f"{now.path} does not match its manifest: {repair}")
+    elif now.expired:
         _say(
-            f"the manifest of {found.path} has expired: {repair} for a current one, or correct this device's clock"
+            f"the manifest of {now.path} has expired: {repair} to get a current one, or correct this device's clock"
         )
-    return 0 if found.intact and not found.expired else DAMAGED
+    return 0 if now.intact and not now.expired else DAMAGED
 
 
-def _train(given: argparse.Namespace) -> int:
+def _train(args: argparse.Namespace) -> int:
     keep_freed_memory()
     done = api.train(
-        given.file,
-        to=given.to,
-        budget=arguments.budget(given),
-        test=given.test,
-        data_root=given.data_root,
-        device=given.device,
-        seed=given.seed,
+        args.file,
+        to=args.to,
+        budget=arguments.budget(args),
+        test=args.test,
+        data_root=args.data_root,
+        device=args.device,
+        seed=args.seed,
         report=_progress("epochs"),
     )
-    _tell_clock_of(given.file)
-    if given.json:
+    _tell_clock_of(args.file)
+    if args.json:
         print(json.dumps(done.to_dict()))
         return 0
     print(
         f"{done.network} trained on subset {done.k} ({done.images} images): {done.epochs} epochs, {done.seconds:.1f} s"
     )
     if done.accuracy is not None:
-        print(f"accuracy on the test images of {given.test}: {done.accuracy:.2%}")
+        print(f"accuracy on the test images of {args.test}: {done.accuracy:.2%}")
     print(f"weights: {done.path}")
     return 0
 
@@ -240,11 +232,11 @@ def _show_choice(manifest: Manifest, chosen: Plan) -> None:
 
 def _show_fetched(done: Fetched) -> None:
     print(f"{done.path}: {done.total_bytes} bytes, {done.received_bytes} of them fetched now")
-    print(f"sha256 {done.sha256}, {'verified' if done.verified else 'as the manifest says'}")
+    print(f"sha256 {done.sha256}, {'verified' if done.verified else 'matches the manifest'}")
     if not done.verified:
-        print(f"{_TRUST[done.trust]}: right digests tell that nothing was damaged, not who made it")
+        print(f"{_TRUST[done.trust]}: matching digests prove that nothing was damaged, but not who made it")
     if done.trust == trust.HTTP:
-        print("compare these keys by a way that you trust, or give them as --keyset FILE")
+        print("compare these keys with a source you trust, or give them as --keyset FILE")
     if done.repaired_ranks:
         print(f"repaired: rank {', '.join(map(str, done.repaired_ranks))}")
 
@@ -255,12 +247,12 @@ def _tell_clock(manifest: Manifest) -> None:
 
 
 def _tell_clock_of(file: str) -> None:
-    """By the manifest that lies beside it."""
+    """Warn if the clock is behind the manifest of a file."""
     _tell_clock(state.load_manifest(Path(file), state.load(Path(file))))
 
 
 def _say(text: str) -> None:
-    """A message on stderr, in place of the progress line that a terminal may show."""
+    """Print a message on stderr, replacing the progress line on a terminal."""
     clear = "\r\033[K" if sys.stderr.isatty() else ""
     print(f"{clear}mdc-device: {text}", file=sys.stderr)
 
@@ -269,23 +261,23 @@ def _wants_key(error: Exception) -> bool:
     return isinstance(error, RefusedError) and error.status == UNAUTHORISED
 
 
-def _access(given: argparse.Namespace) -> Access:
+def _access(args: argparse.Namespace) -> Access:
     return Access(
-        key=given.key or os.environ.get("MDC_KEY") or _local_key(given),
-        timeout_s=given.timeout,
-        retries=given.retries,
-        keyset=read_keyset(Path(given.keyset)) if given.keyset else None,
-        unsigned=given.unsigned,
+        key=args.key or os.environ.get("MDC_KEY") or _local_key(args),
+        timeout_s=args.timeout,
+        retries=args.retries,
+        keyset=read_keyset(Path(args.keyset)) if args.keyset else None,
+        unsigned=args.unsigned,
     )
 
 
-def _local_key(given: argparse.Namespace) -> str | None:
-    """The key of a service on this machine, where the command is for one."""
-    url = getattr(given, "url", None)
-    if url is None and hasattr(given, "file"):
+def _local_key(args: argparse.Namespace) -> str | None:
+    """The key of a service on this machine, if the command addresses one."""
+    url = getattr(args, "url", None)
+    if url is None and hasattr(args, "file"):
         try:
-            remembered = state.load(Path(given.file))
-        except (MdcError, OSError):  # which the command itself will tell
+            remembered = state.load(Path(args.file))
+        except (MdcError, OSError):  # the command itself will report it
             remembered = None
         url = remembered and remembered.url
     return local_key(url) if url else None
@@ -294,25 +286,25 @@ def _local_key(given: argparse.Namespace) -> str | None:
 def _size_text(chosen: Plan, ipc: int) -> str:
     reasons = {
         None: "",
-        "accuracy": "; a larger one is not measured to be better",
-        "min_accuracy": "; it is the least that is accurate enough",
+        "accuracy": "; no larger one is measured to be better",
+        "min_accuracy": "; it is the smallest that is accurate enough",
     }
     reason = reasons.get(chosen.limited_by, f"; {chosen.limited_by} allows no larger one")
     return f"subset {chosen.k} of {ipc}{reason}"
 
 
 def _progress(what: str = "bytes") -> Report:
-    """A line that is rewritten on a terminal; elsewhere a line every 30 s."""
+    """Rewrite one line on a terminal; elsewhere print a line every 30 s."""
     on_terminal = sys.stderr.isatty()
-    told = time.monotonic()
+    printed_at = time.monotonic()
 
     def report(done: int, total: int) -> None:
-        nonlocal told
+        nonlocal printed_at
         text = f"{done} of {total} {what} ({done / total:.0%})"
         if on_terminal:
             print(f"\r{text}", end="\n" if done >= total else "", file=sys.stderr, flush=True)
-        elif time.monotonic() - told >= LINE_SECONDS:
-            told = time.monotonic()
+        elif time.monotonic() - printed_at >= LINE_SECONDS:
+            printed_at = time.monotonic()
             print(text, file=sys.stderr, flush=True)
 
     return report

@@ -1,6 +1,6 @@
-"""Fetching: the manifest, and a subset that survives broken connections, damaged bytes and restarts.
+"""Fetch the manifest and a subset, despite broken connections, damaged bytes and restarts.
 
-How the file is put together is told in `mdc_device.assembly`.
+`mdc_device.assembly` puts the file together.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from mdc_device.files import Scanner
 from mdc_device.state import Published, State
 
 CLOCK_SLACK = timedelta(hours=1)
-"""By how much clocks may differ."""
+"""How much clocks may differ."""
 Report = Callable[[int, int], None]
-"""Called with the bytes that are in place and the bytes of the whole file."""
+"""Called with the bytes in place and the bytes of the whole file."""
 
 
 @dataclass(frozen=True)
@@ -45,29 +45,29 @@ class Fetched:
     total_bytes: int
     """Bytes of the file."""
     received_bytes: int
-    """Bytes of it that came over the network."""
+    """Bytes received over the network."""
     resumed_from: int
     """Bytes that were there before."""
     repaired_ranks: tuple[int, ...]
-    """Ranks that were damaged and have been fetched again."""
+    """Damaged ranks that were fetched again."""
     sha256: str
-    """Of the file; the one that the manifest promises."""
+    """Digest of the file; it matches the manifest."""
     trust: str
-    """Where the keys came from that vouch for the manifest; see `mdc_device.trust`."""
+    """Where the keys that signed the manifest came from; see `mdc_device.trust`."""
 
     @property
     def verified(self) -> bool:
-        """Whether the digests, which are right, tell who made the bytes."""
+        """Whether the matching digests prove who made the bytes."""
         return self.trust in trust.VOUCHED
 
     def to_dict(self) -> dict[str, object]:
-        """As JSON: field by field."""
+        """The fields as JSON."""
         return {**asdict(self), "repaired_ranks": list(self.repaired_ranks), "verified": self.verified}
 
 
 @dataclass(frozen=True)
 class Link:
-    """An open connection, and what this device expects of it."""
+    """An open connection and its settings."""
 
     http: httpx.Client
     access: wire.Access
@@ -75,7 +75,7 @@ class Link:
     @classmethod
     @contextmanager
     def to(cls, url: str, access: wire.Access) -> Iterator[Link]:
-        """A link to the server at `url`, closed at the end."""
+        """Connect to the server at `url`; the link is closed on exit."""
         with wire.connect(url, access) as http:
             yield cls(http, access)
 
@@ -83,11 +83,13 @@ class Link:
 def fetch_manifest(
     link: Link, set_name: str, remembered: State | None = None, version: int | None = None
 ) -> Published:
-    """The manifest of a set, if it is to be trusted after all that is `remembered` of a file that was fetched before.
+    """Fetch the manifest of a set and check that it can be trusted.
 
-    Without a `version` it is the one that `set_name` names, or else the latest. Raises `FormatError` when it is
-    damaged, has expired or is of another set, `SignatureError` when it is not signed by the keys of the server, or
-    those that are pinned, and `RollbackError` when it is older than the one seen.
+    `remembered` is the state of a file fetched before. Without a `version`, the one in `set_name` (NAME@VERSION) is
+    fetched, else the latest.
+
+    Raises `FormatError` if the manifest is damaged, has expired or belongs to another set; `SignatureError` if it is
+    not signed by the pinned keys, or the server's; and `RollbackError` if it is older than the one seen.
     """
     url = str(link.http.base_url).rstrip("/")
     name, _, number = set_name.partition("@")
@@ -104,13 +106,13 @@ def fetch_manifest(
         except (UnreachableError, RefusedError) as error:
             backoff.wait_or_raise(error)
     manifest = files.decode_manifest(opened.text, f"the manifest of {set_name!r}")
-    check_current(manifest, "something between this device and the server keeps old copies; try again later")
+    check_current(manifest, "a cache between this device and the server keeps old copies; try again later")
     published = Published(url, set_name, manifest, *opened)
     wanted = number if version is None else str(version)
     if manifest.name != name or (wanted and wanted != str(manifest.version)):
         raise FormatError(
-            f"the server was asked for {reference!r}, but sent the manifest of {published.reference!r}: something "
-            "between this device and the server mixes up what is delivered"
+            f"the manifest of {reference!r} was requested, but that of {published.reference!r} arrived: a proxy "
+            "between this device and the server mixes up responses; try another connection"
         )
     state.check_newer(seen, published, manifest.version if wanted else None)
     known_servers.learn(published)
@@ -118,8 +120,9 @@ def fetch_manifest(
 
 
 def _known(url: str, name: str, remembered: State | None) -> tuple[trust.Keyset | None, str, dict[int, str]]:
-    """The pinned keys of a server, where they came from, and the versions of a set that were seen; what holds for the
-    whole device counts more than what is `remembered` of one file.
+    """The pinned keys of a server, their origin, and the seen versions of a set.
+
+    What the whole device knows takes precedence over what is `remembered` for one file.
     """
     keyset, how, seen = None, trust.UNSIGNED, {}
     if remembered is not None and remembered.url == url:
@@ -134,9 +137,9 @@ def _known(url: str, name: str, remembered: State | None) -> tuple[trust.Keyset 
 
 
 def check_current(
-    manifest: Manifest, advice: str = "run `mdc-device verify --repair FILE` for a current one"
+    manifest: Manifest, advice: str = "run `mdc-device verify --repair FILE` to get a current one"
 ) -> None:
-    """Raise `FormatError`, with the advice, when the manifest has expired."""
+    """Raise `FormatError`, with the advice, if the manifest has expired."""
     if is_expired(manifest):
         assert manifest.expires is not None
         raise FormatError(
@@ -146,26 +149,26 @@ def check_current(
 
 
 def now() -> datetime:
-    """What this device's clock tells."""
+    """The time on this device's clock."""
     return datetime.now(UTC)
 
 
 def is_expired(manifest: Manifest) -> bool:
-    """Whether the manifest must not be used any more."""
+    """Whether the manifest has expired and must not be used."""
     return manifest.expires is not None and manifest.expires <= now()
 
 
 def is_clock_behind(manifest: Manifest) -> bool:
-    """Whether this device's clock is before the time at which the manifest was made: then no expiry is noticed."""
+    """Whether this device's clock is earlier than the manifest's creation, so that expiry goes unnoticed."""
     return manifest.created > now() + CLOCK_SLACK
 
 
 def fetch(link: Link, published: Published, k: int, target: Path, report: Report | None = None) -> Fetched:
-    """Bring subset k to the file `target`, verified, and its manifest and state beside it.
+    """Fetch subset k to the file `target`, verify it, and write its manifest and state beside it.
 
-    Ranks that an older `target` of this version has are not fetched again. Raises `UnreachableError` when the
-    connection keeps breaking without progress, `RefusedError` when the server refuses, `DigestError` when ranks are
-    damaged even after they were fetched again.
+    Ranks that an existing `target` of this version has are not fetched again. Raises `UnreachableError` if the
+    connection keeps breaking without progress, `RefusedError` if the server refuses, and `DigestError` if ranks are
+    damaged even after a second fetch.
     """
     manifest = published.manifest
     size = rankmajor.subset_size(manifest.info, k)
@@ -181,30 +184,30 @@ def fetch(link: Link, published: Published, k: int, target: Path, report: Report
 def change(
     link: Link, published: Published, k: int, target: Path, report: Report | None, *, seed: Path | None
 ) -> Fetched:
-    """Make `target` subset k of the ranks that `seed` has and those that the server gives."""
+    """Make `target` subset k, from the ranks that `seed` has and from the server."""
     part = files.part_of(target)
     source = Source(link, published, k, report)
     made = assemble(part, k, published.manifest, source.fill, seed)
     state.remember(target, published, k)
     publish(part, target)
-    return result(published, k, target, received=source.received, resumed=made.kept, repaired=made.repaired)
+    return result(published, k, target, received=source.received, resumed=made.reused, repaired=made.repaired)
 
 
 @dataclass
 class Source:
-    """Where the bytes of subset k come from, and how many came."""
+    """Fetches the bytes of subset k and counts them."""
 
     link: Link
     published: Published
     k: int
     report: Report | None = None
     received: int = 0
-    """Bytes that came over the network."""
+    """Bytes received over the network."""
 
     def fill(self, file: BinaryIO, start: int, end: int, scanner: Scanner | None) -> None:
-        """Fetch bytes [start, end) to their place in the file, across as many connections as it takes.
+        """Fetch bytes [start, end) to their position in the file, over as many connections as needed.
 
-        A connection that breaks is opened again where it broke, after a wait.
+        After a broken connection, it waits and resumes where the connection broke.
         """
         backoff = Backoff(self.link.access.retries)
         while start < end:
@@ -212,7 +215,7 @@ class Source:
             try:
                 self._receive(file, start, end, scanner)
                 failure: UnreachableError | RefusedError = UnreachableError(
-                    f"{self.link.http.base_url} ended its answer early"
+                    f"{self.link.http.base_url} ended its response early"
                 )
             except (UnreachableError, RefusedError) as error:
                 failure = error
@@ -223,13 +226,13 @@ class Source:
                 except UnreachableError as error:
                     size = rankmajor.subset_size(self.published.manifest.info, self.k)
                     raise UnreachableError(
-                        f"{error}; {start} of {size} bytes are kept, run the same command again to go on from there"
+                        f"{error}; {start} of {size} bytes are kept, run the same command again to resume"
                     ) from error
 
     def _receive(self, file: BinaryIO, start: int, end: int, scanner: Scanner | None) -> None:
-        """One request."""
+        """Send one request, and write what arrives."""
         info = self.published.manifest.info
-        wanted = wire.Span(
+        span = wire.Span(
             path=self.published.path(self.k),
             etag=self.published.manifest.digests.subsets[self.k - 1],
             start=start,
@@ -237,18 +240,18 @@ class Source:
             size=rankmajor.subset_size(info, self.k),
         )
         self._at = start
-        for count in wire.receive(self.link.http, wanted, file, scanner):
+        for count in wire.receive(self.link.http, span, file, scanner):
             self.received += count
             self._at = max(start, file.tell())
             if self.report is not None:
-                self.report(self._at, wanted.size)
+                self.report(self._at, span.size)
 
 
 def _is_there(manifest: Manifest, k: int, target: Path) -> bool:
-    """Whether the file already is this subset."""
+    """Whether the file is already this subset."""
     try:
         with target.open("rb") as file:
-            # Another length is another file: its bytes need not be read to know it.
+            # The length is checked first: a file of another length need not be read.
             return files.length_of(file) == rankmajor.subset_size(manifest.info, k) and (
                 files.scan(file, k, manifest).is_right
             )
@@ -259,7 +262,7 @@ def _is_there(manifest: Manifest, k: int, target: Path) -> bool:
 def result(
     published: Published, k: int, target: Path, *, received: int, resumed: int, repaired: tuple[int, ...]
 ) -> Fetched:
-    """What was done to bring the file `target` to subset k."""
+    """The result for a file `target` that is now subset k."""
     return Fetched(
         k=k,
         path=str(target),

@@ -1,4 +1,4 @@
-"""From the file of a subset to training images, in numpy alone."""
+"""Decode the file of a subset to training images, with numpy alone."""
 
 from __future__ import annotations
 
@@ -45,10 +45,11 @@ class Subset:
 
 
 def open_subset(path: str | Path) -> Subset:
-    """The subset in a file. `FormatError` when the file is damaged, cut short or of an unknown version.
+    """Open the subset in a file. Raises `FormatError` if the file is damaged, truncated or of an unknown version.
 
-    The file is mapped, not read: `tiles` take no memory of their own. The commands put another file in its place, which
-    leaves these as they are. A file that is longer than its header says was cut too late: the header tells what counts.
+    The file is memory-mapped, so `tiles` take no memory of their own. Commands replace the file instead of changing it,
+    so open tiles stay valid. If the file is longer than its header says, an interrupted shrink left it so; the header
+    counts.
     """
     with Path(path).open("rb") as file:
         info, k = rankmajor.read_header(files.beginning_of(file))
@@ -63,9 +64,9 @@ def open_subset(path: str | Path) -> Subset:
 
 
 def upsample(tiles: Images, side: int) -> Images:
-    """Bilinear enlargement of `(…, s, s)` to `(…, side, side)`, float32; edges are repeated.
+    """Enlarge `(…, s, s)` bilinearly to `(…, side, side)`, float32, repeating the edges.
 
-    The same as `torch.nn.functional.interpolate(mode="bilinear", align_corners=False)`.
+    Equals `torch.nn.functional.interpolate(mode="bilinear", align_corners=False)`.
     """
     lower, upper, weight = _taps(tiles.shape[-1], side)
     keep = np.float32(1) - weight
@@ -75,8 +76,8 @@ def upsample(tiles: Images, side: int) -> Images:
 
 
 def _taps(source: int, side: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], Images]:
-    """For each output position the two input positions that it mixes, and the weight of the second."""
-    # As torch has it: the scale in float32, then one fused multiply-add, rounded once to float32.
+    """For each output position, the two input positions that it blends, and the weight of the second."""
+    # As torch computes it: the scale in float32, then one fused multiply-add, rounded once to float32.
     scale = np.float64(np.float32(source) / np.float32(side))
     centre = np.maximum(((np.arange(side) + 0.5) * scale - 0.5).astype(np.float32), np.float32(0))
     lower = np.minimum(centre.astype(np.intp), source - 1)

@@ -1,11 +1,11 @@
-"""Errors of the conversation with the server; all others are those of `mdc_core.errors`.
+"""Errors in talking to the server; all other errors are in `mdc_core.errors`.
 
 MdcError
-├── UnreachableError   no answer, a broken connection, or a server that failed (5xx)
-├── RefusedError       the server understood and said no (4xx)
-├── BusyError          another process is at the file
+├── UnreachableError   no response, a broken connection, or a server error (5xx)
+├── RefusedError       the server refused the request (4xx)
+├── BusyError          another process uses the file
 └── FormatError
-    └── RollbackError  the server offers an older state of a set than this device has seen
+    └── RollbackError  the server offers an older version of a set than this device has seen
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from mdc_core.errors import FormatError, MdcError
 
 
 class UnreachableError(MdcError):
-    """The server did not answer, or not to the end; the same request may succeed later.
+    """The server sent no complete response; the same request may succeed later.
 
-    `retry_after` is the number of seconds that the server asked for, or None.
+    `retry_after` is the wait in seconds that the server asked for, or None.
     """
 
     def __init__(self, message: str, retry_after: float | None = None) -> None:
@@ -25,7 +25,7 @@ class UnreachableError(MdcError):
 
 
 class RefusedError(MdcError):
-    """The server refused; `status` is the HTTP status and `code` the server's stable name of the problem."""
+    """The server refused; `status` is the HTTP status and `code` the server's stable name for the problem."""
 
     def __init__(
         self, message: str, status: int, code: str | None = None, retry_after: float | None = None
@@ -37,8 +37,8 @@ class RefusedError(MdcError):
 
 
 class BusyError(MdcError):
-    """Another process reads or changes the file; nothing was done."""
+    """Another process is reading or changing the file; nothing was done."""
 
 
 class RollbackError(FormatError):
-    """A manifest that is older than the one seen before, or another one under the same version."""
+    """A manifest older than the one seen before, or a different one under the same version."""

@@ -1,4 +1,4 @@
-"""Files on the device: what in them is damaged, and replacing them without ever leaving half a file."""
+"""Files on the device: finding damage, locking, and replacing files atomically."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ from mdc_device.errors import BusyError
 
 BLOCK = 1 << 20
 BRIEFLY_S = 0.1
-"""What is waited for a lock."""
+"""How long to wait for a lock, in seconds."""
 
 
 def part_of(path: Path) -> Path:
-    """Where the file is while it is incomplete: FILE.part."""
+    """The incomplete file: FILE.part."""
     return path.with_name(path.name + ".part")
 
 
 def manifest_of(path: Path) -> Path:
-    """Where the manifest of the file is: FILE.manifest.json."""
+    """The file's manifest: FILE.manifest.json."""
     return path.with_name(path.name + ".manifest.json")
 
 
 def all_of(path: Path) -> tuple[Path, ...]:
-    """The file of a subset and all that may lie beside it."""
+    """The file of a subset and every file that may lie beside it."""
     return path, part_of(path), manifest_of(path), state_of(path), lock_of(path)
 
 
 def part_bytes(path: Path) -> int:
-    """Bytes of FILE.part; 0 when there is none."""
+    """Bytes of FILE.part; 0 if there is none."""
     try:
         return part_of(path).stat().st_size
     except FileNotFoundError:
@@ -49,7 +49,7 @@ def part_bytes(path: Path) -> int:
 
 
 def state_of(path: Path) -> Path:
-    """Where the state of the file is: FILE.state.json."""
+    """The file's state: FILE.state.json."""
     return path.with_name(path.name + ".state.json")
 
 
@@ -59,28 +59,28 @@ def length_of(file: BinaryIO) -> int:
 
 
 def lock_of(path: Path) -> Path:
-    """What processes lock while they are at the file: FILE.lock. Whoever is the last removes it."""
+    """The lock that processes hold while they use the file: FILE.lock. The last one removes it."""
     return path.with_name(path.name + ".lock")
 
 
 @contextmanager
 def locked(path: Path, *, shared: bool = False) -> Iterator[None]:
-    """Keep others from the file and what lies beside it; `shared` is for those who only read, any number of them.
+    """Lock the file and what lies beside it; any number of readers may hold a `shared` lock at once.
 
     Raises:
-        BusyError: another process is at it.
+        BusyError: another process uses the file.
     """
     try:
         handle = _locked_file(path, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
     except OSError as error:
-        if shared and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):  # nobody can change it
+        if shared and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):  # nobody can change the file
             yield
             return
         raise
     try:
         yield
     finally:
-        # Only who is alone may remove it: those who wait for nobody's lock look whether theirs is still there.
+        # Only a sole holder may remove the lock file; others check that the one they locked is still in place.
         with suppress(OSError):
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _is_at(handle, lock_of(path)):
@@ -96,11 +96,13 @@ def _locked_file(path: Path, kind: int) -> int:
             fcntl.flock(handle, kind | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(handle)
-            if time.monotonic() < deadline:  # a reader that ends is alone for a moment, to remove the lock
+            if (
+                time.monotonic() < deadline
+            ):  # a finishing reader locks exclusively for a moment, to remove the file
                 time.sleep(BRIEFLY_S / 20)
                 continue
             raise BusyError(
-                f"{path} is being read or changed by another process: nothing was done; wait for it to end"
+                f"another process is reading or changing {path}: nothing was done; try again when it has ended"
             ) from None
         if _is_at(handle, lock_of(path)):
             return handle
@@ -115,10 +117,10 @@ def _is_at(handle: int, path: Path) -> bool:
 
 
 class Scanner:
-    """Digests of the file of subset k, taken while its bytes pass in order: nothing is read twice."""
+    """Hashes the file of subset k and its ranks in one pass over its bytes."""
 
     def __init__(self, k: int, manifest: Manifest) -> None:
-        """Nothing has passed yet."""
+        """Start before the first byte."""
         self._k, self._manifest = k, manifest
         self._ends = [rankmajor.header_size(manifest.info)]
         self._ends += [rankmajor.subset_size(manifest.info, r) for r in range(1, k + 1)]
@@ -126,10 +128,10 @@ class Scanner:
         self._piece = hashlib.sha256()
         self._pieces: list[str] = []
         self.position = 0
-        """Bytes that have passed."""
+        """Bytes hashed so far."""
 
     def update(self, data: bytes | memoryview) -> None:
-        """The next bytes; beyond the end of the file they count for the whole alone."""
+        """Hash the next bytes. Bytes beyond the end of subset k only change the digest of the whole."""
         self._whole.update(data)
         view = memoryview(data)
         while view and len(self._pieces) < len(self._ends):
@@ -143,40 +145,38 @@ class Scanner:
         self.position += len(view)
 
     def read(self, file: BinaryIO, end: int | None = None) -> None:
-        """All that the open file has behind what has passed, up to the byte `end` if there is one."""
+        """Hash the rest of an open file, from `position` to byte `end` (default: to its end)."""
         file.seek(self.position)
         while block := file.read(BLOCK if end is None else min(BLOCK, end - self.position)):
             self.update(block)
 
     @property
     def digest(self) -> str:
-        """Hex sha256 of all that has passed."""
+        """Hex sha256 of all bytes so far."""
         return self._whole.hexdigest()
 
     @property
     def is_right(self) -> bool:
-        """Whether it was, to the byte, the file of subset k."""
+        """Whether the bytes were exactly the file of subset k."""
         return self.digest == self._manifest.digests.subsets[self._k - 1]
 
     @property
     def bad_ranks(self) -> tuple[int, ...]:
         """The ranks 1..k that are damaged or missing."""
-        promised = self._manifest.digests.ranks
-        found = self._pieces[1:]
-        return tuple(r for r in range(1, self._k + 1) if found[r - 1 : r] != [promised[r - 1]])
+        expected = self._manifest.digests.ranks
+        actual = self._pieces[1:]
+        return tuple(r for r in range(1, self._k + 1) if actual[r - 1 : r] != [expected[r - 1]])
 
 
 def scan(file: BinaryIO, k: int, manifest: Manifest) -> Scanner:
-    """The digests of an open file that should be subset k; reads it once."""
+    """Hash an open file that should be subset k; reads it once."""
     scanner = Scanner(k, manifest)
     scanner.read(file)
     return scanner
 
 
 def size_of(file: BinaryIO, manifest: Manifest, remembered: int | None = None) -> int:
-    """The k that a file is, or was before it was damaged: as its header says, or else as remembered, or else by
-    its length.
-    """
+    """The k of a file, even if it is damaged: from its header, else as remembered, else from its length."""
     ipc = manifest.info.ipc
     try:
         info, k = rankmajor.read_header(beginning_of(file))
@@ -191,7 +191,7 @@ def size_of(file: BinaryIO, manifest: Manifest, remembered: int | None = None) -
 
 
 def beginning_of(file: BinaryIO) -> bytes:
-    """The header of a file, or the first bytes when their length is no possible one."""
+    """The header of a file, or its first bytes if they state an impossible length."""
     file.seek(0)
     first = file.read(rankmajor.HEADER_STEP)
     length = int.from_bytes(first[:8], "little") + 8
@@ -202,19 +202,19 @@ def beginning_of(file: BinaryIO) -> bytes:
 
 
 def check_room(folder: Path, wanted: int, what: str) -> None:
-    """Raise `OSError` unless so many bytes can be written to the folder."""
+    """Raise `OSError` unless the folder has space for `wanted` bytes."""
     free = shutil.disk_usage(folder).free
     if wanted > free:
         raise OSError(
             errno.ENOSPC,
-            f"{what} takes {wanted} bytes more, and there is room for {free}: free some",
+            f"{what} needs {wanted} more bytes, but only {free} are free: free some space",
             str(folder),
         )
 
 
 @contextmanager
 def named(path: Path, what: str) -> Iterator[None]:
-    """Let an `OSError` of a write tell the file and what it was to hold, which the system does not."""
+    """Add the file and its intended content to the `OSError` of a failed write; the system leaves them out."""
     try:
         yield
     except OSError as error:
@@ -224,12 +224,12 @@ def named(path: Path, what: str) -> Iterator[None]:
 
 
 def load_manifest(path: Path) -> Manifest:
-    """The manifest in a file. `FormatError` when it is none."""
+    """Read the manifest in a file. Raises `FormatError` if it is none."""
     return decode_manifest(path.read_bytes(), str(path))
 
 
 def decode_manifest(text: bytes, source: str) -> Manifest:
-    """The manifest that these JSON bytes are; `source` names them in the `FormatError` when they are none."""
+    """Parse a manifest from JSON bytes; `source` names them in the `FormatError` if they are none."""
     try:
         document = json.loads(text)
     except (ValueError, RecursionError):
@@ -238,6 +238,6 @@ def decode_manifest(text: bytes, source: str) -> Manifest:
 
 
 def write(path: Path, data: bytes) -> None:
-    """Put `data` at `path` atomically; an `OSError` names the file and its size."""
+    """Write `data` to `path` atomically; an `OSError` names the file and its size."""
     with named(part_of(path), f"{len(data)} bytes"):
         write_atomically(path, data, part_of(path))

@@ -1,10 +1,10 @@
-"""What this device has seen of servers, for all of its files: their keys, and the versions of their sets.
+"""What this device knows of servers, across all files: their keys, and the versions of their sets.
 
-One file for each server, in the folder `mdc-device` of XDG_STATE_HOME or else of ~/.local/state. So an old manifest is
-refused wherever its subset is to be, and the keys that were pinned for one file hold for the next.
+There is one file per server, in the folder `mdc-device` of $XDG_STATE_HOME (default: ~/.local/state). So an old
+manifest is refused whatever file it is for, and keys pinned for one file hold for the next.
 
-A server on this machine is not among them, for what answers at such an address changes: a service that is set up anew,
-the end of a tunnel. It is remembered beside each file alone.
+A server on this machine is only remembered beside each file. Such an address can change hands: a new installation, or
+the end of a tunnel.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ if TYPE_CHECKING:
 
 KNOWN_VERSION = 1
 VERSIONS = 100
-"""Most versions of one set that are remembered: the newest ones."""
+"""How many versions of a set are remembered, the newest first."""
 
 
 @dataclass(frozen=True)
 class Known:
-    """One server."""
+    """What is known of one server."""
 
     keyset: Mapping[str, Any] | None
-    """Its pinned keys, a JWKS; None: it did not sign."""
+    """Its pinned keys, a JWKS; None if it did not sign."""
     trust: str
-    """Where they came from; see `mdc_device.trust`."""
+    """Where the keys came from; see `mdc_device.trust`."""
     sets: Mapping[str, Mapping[int, str]]
-    """By name of a set: the versions that were seen, and the sha256 of the object of each."""
+    """For each set: the seen versions, and the sha256 of each version's object."""
 
 
 def path_of(url: str) -> Path:
-    """Where the server at `url` is remembered."""
+    """The file about the server at `url`."""
     state_home = os.environ.get("XDG_STATE_HOME", "")
     base = Path(state_home) if os.path.isabs(state_home) else Path(os.path.expanduser("~/.local/state"))
     host = re.sub(r"[^a-z0-9.-]", "_", (urlsplit(url).hostname or "").lower())[:100]
@@ -54,9 +54,9 @@ def path_of(url: str) -> Path:
 
 
 def recall(url: str) -> Known | None:
-    """What has been seen of the server at `url`; None: nothing, or it is on this machine.
+    """What is known of the server at `url`; None if nothing, or if it is on this machine.
 
-    Raises `FormatError` when the file about it is damaged.
+    Raises `FormatError` if the file about it is damaged.
     """
     if is_here(url):
         return None
@@ -64,7 +64,7 @@ def recall(url: str) -> Known | None:
     try:
         document = json.loads(where.read_bytes())
         if document["known_version"] != KNOWN_VERSION:
-            raise FormatError(f"{where} is not of version {KNOWN_VERSION}: update this release")
+            raise FormatError(f"{where} has another version than {KNOWN_VERSION}: update mdc-device")
         sets = {
             str(name): {int(version): str(sha256) for version, sha256 in versions.items()}
             for name, versions in document["sets"].items()
@@ -77,12 +77,12 @@ def recall(url: str) -> Known | None:
         return None
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise FormatError(
-            f"{where} is damaged: delete it, and give the keys of {url} as --keyset FILE next time"
+            f"{where} is damaged: delete it, and pass the keys of {url} with --keyset FILE next time"
         ) from None
 
 
 def learn(published: Published) -> None:
-    """Remember what a manifest that was believed tells of its server. `OSError` when it cannot be written."""
+    """Remember the keys and the version of a trusted manifest. Raises `OSError` if they cannot be written."""
     if is_here(published.url):
         return
     where = path_of(published.url)
@@ -102,15 +102,15 @@ def learn(published: Published) -> None:
     except OSError as error:
         raise OSError(
             error.errno,
-            f"what was seen of {published.url} cannot be remembered ({error.strerror}): set XDG_STATE_HOME to a folder "
-            "that can be written",
+            f"the keys and versions of {published.url} cannot be saved ({error.strerror}): set XDG_STATE_HOME to a "
+            "writable folder",
             str(where),
         ) from None
 
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Wait for the processes that write there."""
+    """Lock the folder, waiting for other writers."""
     handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)

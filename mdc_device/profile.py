@@ -1,4 +1,4 @@
-"""What this device can spend, measured: operations per second, memory, storage, bandwidth to a server."""
+"""Measure what this device can spend: operations per second, memory, storage, bandwidth to a server."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ for line in open("/proc/self/status"):
 DOWNLOAD_BYTES = 1 << 20
 DOWNLOAD_SECONDS = 2.0
 LONGEST_SECONDS = 3600.0
-"""Longest measurement."""
+"""Upper limit of a measurement's duration."""
 
 
 def profile(
@@ -42,16 +42,16 @@ def profile(
     seconds: float = 0.5,
     access: wire.Access | None = None,
 ) -> Budget:
-    """The budget of this device as it is now; `folder` is where the subset is to be, `seconds` are per measurement.
+    """The current budget of this device. `folder` is where the subset will be stored; a measurement takes `seconds`.
 
-    With the URL of a server and the name of a set, ranks of it are fetched by one request (1 MiB, but one rank at
-    least, for 2 s at the most) to measure the bandwidth. What cannot be told here is no limit.
+    With the URL of a server and the name of a set, one request fetches some of its ranks to measure the bandwidth:
+    1 MiB, but at least one rank, for at most 2 s. What cannot be measured stays unlimited.
     """
     bandwidth = None
     if not 0 <= seconds <= LONGEST_SECONDS:
         raise ConfigError(f"seconds is {seconds}: give a number from 0 to {LONGEST_SECONDS:g}")
     if url is not None and set_name is None:
-        raise ConfigError("give the name of a set after the URL: ranks of it are fetched")
+        raise ConfigError("give the name of a set after the URL: the measurement fetches ranks of it")
     if url is not None and set_name is not None:
         bandwidth = measure_bandwidth(url, set_name, access or wire.Access())
     return Budget(
@@ -63,32 +63,32 @@ def profile(
 
 
 def measure_flops(seconds: float = 0.5) -> float:
-    """Sustained float32 operations per second of a matrix product, which plans relate all other work to.
+    """Sustained float32 operations per second of a matrix product; plans express all other work in this unit.
 
-    It runs once to warm up and then for `seconds`, at least three times; the rate is that of the median run, so that
-    another process now and then does not count. numpy uses as many cores as its library does.
+    After one warm-up, the product is repeated for `seconds`, at least three times. The median run counts, so an
+    occasional other process does not distort the rate. numpy uses as many cores as its library does.
     """
     work, operations = _product()
     return _rate(work, operations, seconds)
 
 
 def free_memory() -> int | None:
-    """Bytes that a training can use besides its libraries: what is free in the system and in its control groups.
+    """Bytes that training can use on top of its libraries: what the system and its control groups have free.
 
-    What the libraries take, some 550 MB of them torch, is measured in a process that loads them. Where they are not
-    installed nothing can be trained, and nothing is taken off.
+    The libraries take about 550 MB, mostly torch; this is measured in a process that loads them. If they are not
+    installed, training is impossible and nothing is subtracted.
     """
-    found = [_available(Path("/proc/meminfo")), memory.free_bytes()]
-    known = [value for value in found if value is not None]
+    limits = [_available(Path("/proc/meminfo")), memory.free_bytes()]
+    known = [value for value in limits if value is not None]
     return max(min(known) - library_bytes(), 0) if known else None
 
 
 def library_bytes() -> int:
-    """Memory of a process that has just loaded what `train` needs; 0 where that is not installed or not told."""
+    """Memory of a process that has just loaded what `train` needs; 0 if it is not installed, or unknown."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, "-c", _LOAD]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    if done.returncode < 0:  # there was too little memory even for them
+    if done.returncode < 0:  # killed: too little memory even for the libraries
         return sys.maxsize
     return int(done.stdout or 0) * 1024
 
@@ -106,8 +106,7 @@ def measure_bandwidth(url: str, set_name: str, access: wire.Access) -> float:
             end=rankmajor.rank_range(info, last)[1],
             size=rankmajor.subset_size(info, info.ipc),
         )
-        # One request, whose time counts from its first bytes on: before them passes what a connection takes, whatever
-        # its bandwidth.
+        # The time counts from the first bytes: setting up the connection takes as long at any bandwidth.
         asked = perf_counter()
         counts, times = [], []
         for count in wire.receive(link.http, span, _Nowhere()):
@@ -121,15 +120,15 @@ def measure_bandwidth(url: str, set_name: str, access: wire.Access) -> float:
 
 
 class _Nowhere(io.BytesIO):
-    """Takes bytes and keeps none."""
+    """Discards what is written."""
 
     def write(self, data: Any) -> int:
-        """As many as were given."""
+        """Report everything as written."""
         return len(data)
 
 
 def _product(side: int = 384) -> tuple[Callable[[], object], int]:
-    """A square matrix product, and its operations."""
+    """A square matrix product, and its number of operations."""
     values = np.random.default_rng(0).random((2, side, side), dtype=np.float32)
     return lambda: values[0] @ values[1], 2 * side**3
 
@@ -146,7 +145,7 @@ def _rate(work: Callable[[], object], operations: int, seconds: float) -> float:
 
 
 def _available(meminfo: Path) -> int | None:
-    """MemAvailable of Linux, in bytes."""
+    """Linux's MemAvailable in bytes; None if unknown."""
     try:
         for line in meminfo.read_text().splitlines():
             if line.startswith("MemAvailable:"):

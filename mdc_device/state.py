@@ -1,5 +1,6 @@
-"""What a device remembers about a fetched file: FILE.state.json. The file can be changed later by its name alone,
-and a manifest older than the one seen, or altered on the storage, is noticed.
+"""What a device remembers about a fetched file: FILE.state.json.
+
+With it, the file can later be changed by name alone, and a manifest that is older or was altered locally is detected.
 """
 
 from __future__ import annotations
@@ -21,60 +22,60 @@ STATE_VERSION = 1
 
 @dataclass(frozen=True)
 class State:
-    """What is remembered. `manifest_sha256` has two entries while the manifest is being replaced."""
+    """The state of a file. `manifest_sha256` has two entries while the manifest is being replaced."""
 
     url: str
     """The server."""
     set_name: str
-    """What was asked for: the name of a set."""
+    """The set's name as requested."""
     version: int
-    """Highest version of the manifest that was seen."""
+    """Highest version of the manifest seen."""
     object_sha256: str
-    """The set's object in that version."""
+    """Digest of the set's object in that version."""
     k: int
     """Size of the subset when it was last changed."""
     manifest_sha256: tuple[str, ...]
-    """Of the manifest beside the file."""
+    """Digests of the manifest beside the file."""
     keyset: Mapping[str, Any] | None
-    """The pinned keys of the server, a JWKS; None: it does not sign."""
+    """The server's pinned keys, a JWKS; None if it does not sign."""
     trust: str
     """Where these keys came from; see `mdc_device.trust`."""
 
 
 @dataclass(frozen=True)
 class Published:
-    """A manifest as the server gave it."""
+    """A manifest as the server published it."""
 
     url: str
     """The server."""
     set_name: str
-    """What was asked for: the name of a set."""
+    """The set's name as requested."""
     manifest: Manifest
-    """What it says."""
+    """The parsed manifest."""
     text: bytes
-    """Its bytes, as they were signed."""
+    """Its bytes, as signed."""
     keyset: Mapping[str, Any] | None
-    """The keys to be pinned, a JWKS; None: the server does not sign."""
+    """The keys to pin, a JWKS; None if the server does not sign."""
     trust: str
     """Where these keys came from."""
 
     @property
     def reference(self) -> str:
-        """NAME@VERSION: an address that always means these bytes, so that every cache may keep them."""
+        """NAME@VERSION: it always means the same bytes, so caches may keep them forever."""
         return f"{self.manifest.name}@{self.manifest.version}"
 
     def path(self, k: int) -> str:
-        """Where subset k is, relative to the server's URL: written as the documentation does, for caches go by it."""
+        """The path of subset k below the server's URL, spelled as documented, because caches compare it literally."""
         return f"subsets/{k}?set={self.reference}"
 
 
 def load(path: Path) -> State | None:
-    """The state of the file, None when there is none. `FormatError` when it is damaged or of another version."""
+    """The file's state, None if there is none. Raises `FormatError` if it is damaged or of another version."""
     where = files.state_of(path)
     try:
         document = json.loads(where.read_bytes())
         if document.pop("state_version") != STATE_VERSION:
-            raise FormatError(f"{where} is not of version {STATE_VERSION}: update this release")
+            raise FormatError(f"{where} has another version than {STATE_VERSION}: update mdc-device")
         return _state(document)
     except FileNotFoundError:
         return None
@@ -83,9 +84,9 @@ def load(path: Path) -> State | None:
 
 
 def remember(path: Path, published: Published, k: int) -> None:
-    """Put the manifest beside the file, and remember where it came from and that the file is subset k.
+    """Write the manifest beside the file, and the state: where it came from, and that the file is subset k.
 
-    At every moment of it the state accepts the manifest that is there, be it the old or the new one.
+    Throughout, the state accepts the manifest in place, old or new, so a crash at any point does no harm.
     """
     before = load(path)
     digest = rankmajor.sha256(published.text)
@@ -111,51 +112,52 @@ def remember(path: Path, published: Published, k: int) -> None:
 
 
 def remember_size(path: Path, k: int) -> None:
-    """Remember that the file is now subset k, if anything is remembered about it."""
+    """Update the state, if there is one: the file is now subset k."""
     if (before := load(path)) is not None and before.k != k:
         _save(path, replace(before, k=k))
 
 
 def load_manifest(path: Path, state: State | None) -> Manifest:
-    """The manifest beside the file. `FormatError` when it is damaged, or not the one that is remembered.
+    """The manifest beside the file.
 
-    `FileNotFoundError` when there is none.
+    Raises `FormatError` if it is damaged or not the remembered one, and `FileNotFoundError` if there is none.
     """
     where = files.manifest_of(path)
     try:
         text = where.read_bytes()
     except FileNotFoundError:
         raise FileNotFoundError(
-            f"{where} is missing, so it is not known what {path} is: fetch it with `mdc-device fetch`"
+            f"{where} is missing, so {path} cannot be checked: fetch it with `mdc-device fetch`"
         ) from None
     manifest = files.decode_manifest(text, str(where))
     if state is None or rankmajor.sha256(text) in state.manifest_sha256:
         return manifest
     if manifest.version < state.version:
         raise RollbackError(
-            f"{where} is version {manifest.version}, but version {state.version} was here already: "
+            f"{where} is version {manifest.version}, but version {state.version} was here before: "
             "run `mdc-device verify --repair`"
         )
     raise FormatError(f"{where} has been altered since it was fetched: run `mdc-device verify --repair`")
 
 
 def check_newer(seen: Mapping[int, str], published: Published, version: int | None) -> None:
-    """Raise `RollbackError` for an older manifest of a set than was `seen` (versions and sha256 of their objects), and
-    for another one under the same version. Who asked for a `version` may have an old one.
+    """Raise `RollbackError` if the manifest is older than one `seen`, or differs from it under the same version.
+
+    `seen` maps versions to the sha256 of their objects. An explicitly requested `version` may be old.
     """
     manifest = published.manifest
     newest = max(seen, default=0)
     if version is None and manifest.version < newest:
         raise RollbackError(
             f"the server offers version {manifest.version} of {manifest.name!r}, but this device has seen "
-            f"version {newest}: something serves an old copy; try again later. If the newer one was withdrawn, "
-            f"fetch {published.reference} to have the older one all the same"
+            f"version {newest}: a cache serves an old copy; try again later. If the newer version was withdrawn, "
+            f"fetch {published.reference} to get the older one anyway"
         )
     if seen.get(manifest.version, manifest.digests.object) != manifest.digests.object:
         raise RollbackError(
-            f"the server offers another version {manifest.version} of {manifest.name!r} than the one this device has "
-            f"seen: if it was set up anew, remove {known_servers.path_of(published.url)} and the FILE.state.json of "
-            "each file from it, and fetch the set again"
+            f"the server's version {manifest.version} of {manifest.name!r} differs from the one this device has seen. "
+            f"If the server was reinstalled, remove {known_servers.path_of(published.url)} and the FILE.state.json of "
+            "each of its files, and fetch the set again"
         )
 
 
@@ -171,8 +173,10 @@ def _save(path: Path, state: State) -> None:
 
 
 def _state(document: dict[str, Any]) -> State:
-    """The state that these JSON values are; unknown ones are ignored. Raises what a damaged one makes it raise."""
-    document.setdefault("trust", trust.at_first_use(document["url"], document["keyset"]))  # of older releases
+    """Parse a state from JSON values, ignoring unknown ones. A damaged one raises whatever it provokes."""
+    document.setdefault(
+        "trust", trust.at_first_use(document["url"], document["keyset"])
+    )  # from older releases
     known = {field.name: document[field.name] for field in fields(State)}
     kinds = {"version": int, "k": int, "manifest_sha256": list, "keyset": dict | None}
     if any(not isinstance(value, kinds.get(name, str)) for name, value in known.items()):

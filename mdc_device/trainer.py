@@ -1,4 +1,4 @@
-"""Training on a fetched subset by the recipe of its manifest. The one module here that needs the extra `core`."""
+"""Train on a fetched subset by its manifest's recipe. The only module here that needs the extra `core`."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from pydantic import ValidationError
 from safetensors.torch import save
 
 from mdc_core.compute.streams import stream
-from mdc_core.config.settings import EvaluateConfig, NetworkConfig
+from mdc_core.config.settings import EvaluateConfig, NetworkConfig, faults
 from mdc_core.data.load import kind_of, load, survey
 from mdc_core.data.normalisation import Normalisation
 from mdc_core.data.real_set import RealSet
@@ -32,33 +33,33 @@ from mdc_device.decode import Images, Subset
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training did."""
+    """The result of a training."""
 
     path: str
-    """The file of the weights: safetensors, float32, by the names of the network's parameters."""
+    """The file of the weights: safetensors, float32, keyed by parameter name."""
     network: str
     """Name of the network, as in the manifest."""
     k: int
-    """Images per class that it was trained on."""
+    """Images per class trained on."""
     images: int
-    """How many that are once decoded."""
+    """Training images after decoding."""
     epochs: int
-    """How often it saw each."""
+    """Passes over these images."""
     batch_size: int
     """Images per step."""
     seconds: float
-    """Time of the training alone."""
+    """Duration of the training alone."""
     accuracy: float | None
-    """Share of the test images that it recognises, in [0, 1]; None: no test data were given."""
+    """Share of test images classified correctly, in [0, 1]; None without test data."""
 
     def to_dict(self) -> dict[str, object]:
-        """As JSON: field by field."""
+        """The fields as JSON."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be trained on, decoded: the file is not needed any more."""
+    """Decoded training data and recipe; the file is no longer needed."""
 
     info: SetInfo
     """Shape and normalisation of the set."""
@@ -69,7 +70,7 @@ class Task:
     labels: npt.NDArray[np.int64]
     """`(k·C·f²,)`"""
     recipe: EvaluateConfig
-    """How."""
+    """How to train."""
 
 
 def prepare(whole: Subset, manifest: Manifest, budget: Budget) -> Task:
@@ -91,7 +92,7 @@ def train(
     seed: int,
     report: Report | None,
 ) -> Trained:
-    """Train as the task says; see `mdc_device.api.train`."""
+    """Train on the task's data by its recipe; see `mdc_device.api.train`."""
     where, recipe = _device(device), task.recipe
     tested = None if test is None else _test_images(test, data_root, manifest)
     net = _network(recipe.network, task.info, seed).to(where)
@@ -119,26 +120,27 @@ def train(
 
 
 def recipe_of(manifest: Manifest, budget: Budget) -> EvaluateConfig:
-    """The recipe that the manifest's accuracy was measured with, for the epochs and the batch of the budget.
+    """The recipe behind the manifest's measured accuracy, with the budget's epochs and batch size.
 
-    `ConfigError` when it is impossible, or when the budget names another network than it trains.
+    Raises `ConfigError` if it is invalid, or if the budget names another network.
     """
-    fields = EvaluateConfig.model_fields.keys() - {"precision"}  # which is a matter of the machine
+    fields = EvaluateConfig.model_fields.keys() - {"precision"}  # precision depends on the machine
     known = {name: value for name, value in manifest.recipe.items() if name in fields}
     network = known.get("network") or manifest.network
     changes = {"epochs": budget.epochs, "batch_size": budget.batch_size}
-    wanted: Mapping[str, Any] = {
+    settings: Mapping[str, Any] = {
         **known,
         "network": network,
         **{name: value for name, value in changes.items() if value is not None},
     }
     try:
-        recipe = EvaluateConfig.model_validate(wanted)
-    except ValueError as error:
-        raise ConfigError(f"the recipe of {manifest.name!r} cannot be followed: {error}") from None
+        recipe = EvaluateConfig.model_validate(settings)
+    except ValidationError as error:
+        raise ConfigError(f"the recipe of {manifest.name!r} is invalid: {faults(error)}") from None
     if budget.network not in (None, recipe.network.label()):
         raise ConfigError(
-            f"network is {budget.network!r}, but the recipe of {manifest.name!r} trains {recipe.network.label()!r}"
+            f"network is {budget.network!r}, but the recipe of {manifest.name!r} trains {recipe.network.label()!r}: "
+            "leave out --network"
         )
     return recipe
 
@@ -154,7 +156,7 @@ def _network(config: NetworkConfig, info: SetInfo, seed: int) -> Network:
 
 
 def _normalised(subset: Subset) -> Images:
-    """Images (k·C·f², ch, H, H) as the networks of this set expect them."""
+    """Normalised images (k·C·f², ch, H, H), as the networks of this set expect them."""
     mean, std = (
         torch.tensor(values).view(-1, 1, 1).numpy() for values in (subset.info.mean, subset.info.std)
     )
@@ -165,10 +167,10 @@ def _normalised(subset: Subset) -> Images:
 
 
 def _test_images(source: str, root: Path, manifest: Manifest) -> RealSet:
-    """The test images of a data set, normalised as the subset is.
+    """The test images of a data set, normalised like the subset.
 
-    `ConfigError` when they do not belong to it, or may be images that it was made from: held out from data that have
-    changed since.
+    Raises `ConfigError` if they belong to other data, or may be images that the set was made from: held out from data
+    that have changed since.
     """
     info = manifest.info
     side = info.image_size if kind_of(source) in ("folder", "zip") else None
@@ -178,25 +180,23 @@ def _test_images(source: str, root: Path, manifest: Manifest) -> RealSet:
     theirs = (test.classes, test.channels, test.image_size)
     if ours != theirs:
         raise ConfigError(
-            f"{source!r} has (classes, channels, side) {theirs}, but the subset {ours}: give the data it was made from"
+            f"{source!r} has (classes, channels, side) {theirs}, but the subset {ours}: give the data that it was "
+            "made from"
         )
     is_changed = manifest.data_sha256 not in (None, data.train.fingerprint())
     if is_changed and survey(source, image_size=side).held_out:
         raise ConfigError(
-            f"the training images of {source!r} are not those that {manifest.name!r} was made from, and as its test "
-            "images are held out from the same ones, some may have been trained on: give the data as they were, or "
-            "test images in a folder test/ of their own"
+            f"the training images of {source!r} have changed since {manifest.name!r} was made. Its test images are "
+            "held out from the same images, so some may have been trained on: give the original data, or put test "
+            "images into a folder test/"
         )
     return RealSet(test.images, test.labels, test.classes, info.mean, info.std)
 
 
 def _device(name: str) -> torch.device:
     try:
-        found = torch.device(name)
-        torch.zeros(1, device=found)
-    except (
-        RuntimeError,
-        AssertionError,
-    ) as error:  # an unknown name, and a backend that this torch is built without
-        raise ConfigError(f"device is {name!r}, which torch cannot use here: {error}") from None
-    return found
+        usable = torch.device(name)
+        torch.zeros(1, device=usable)
+    except (RuntimeError, AssertionError) as error:  # an unknown name, or a backend that this torch lacks
+        raise ConfigError(f"device {name!r} cannot be used ({error}): try --device cpu") from None
+    return usable

@@ -1,11 +1,12 @@
-"""Whom a device believes: manifests signed by the keys that it has seen first, or was given beforehand.
+"""Trust and key pinning: whose manifests a device accepts.
 
-The keys of a server are pinned with the first manifest that they sign (trust on first use). From then on a manifest
-by another key, and one without a signature, is refused. Over plain http the first use proves nothing, and is told; a
-server that does not sign is only believed by those who say so (`--unsigned`). New keys come by a way that the user
-trusts (`--keyset`), or by themselves where two proofs meet: a pinned key has signed, and TLS tells that it is the same
-server which shows them. That a key set holds a pinned key beside a new one proves nothing: anybody can write down a
-public key.
+The first manifest pins the server's keys (trust on first use). From then on, manifests without a signature or signed by
+another key are refused. Over plain http, the first use proves nothing, and the user is told so. A server that does not
+sign is only accepted with `--unsigned`.
+
+New keys come from the user (`--keyset`), or automatically when two proofs agree: a pinned key signed the manifest, and
+TLS proves that the same server offers the new keys. A key set that lists a pinned key beside a new one proves nothing,
+because anybody can copy a public key.
 """
 
 from __future__ import annotations
@@ -31,25 +32,25 @@ Keyset = Mapping[str, Any]
 
 
 GIVEN, HTTPS, LOCAL, HTTP, UNSIGNED = "given", "https", "local", "http", "unsigned"
-"""Where the keys came from that vouch for a manifest: from the user, or at first use from the server over TLS, from one
-on this machine, or over plain http; or nobody vouches."""
+"""Where the keys that signed a manifest came from: the user, or on first use the server over TLS, on this machine, or
+over plain http; or nobody signed it."""
 VOUCHED = frozenset({GIVEN, HTTPS, LOCAL})
-"""Those with which right digests tell who made the bytes."""
+"""Origins with which matching digests prove who made the bytes."""
 
 
 class Opened(NamedTuple):
-    """A manifest that is to be believed."""
+    """A trusted manifest."""
 
     text: bytes
-    """Its bytes, as they were signed."""
+    """Its bytes, as signed."""
     keyset: Keyset | None
-    """The keys to be pinned."""
+    """The keys to pin."""
     trust: str
-    """Where they came from."""
+    """Where the keys came from."""
 
 
 def at_first_use(url: str, keyset: Keyset | None) -> str:
-    """What vouches for the keys that the server at `url` showed."""
+    """The origin of keys that the server at `url` offered on first use."""
     if keyset is None:
         return UNSIGNED
     if url.startswith("https://"):
@@ -58,44 +59,47 @@ def at_first_use(url: str, keyset: Keyset | None) -> str:
 
 
 def read_keyset(path: Path) -> Keyset:
-    """The key set in a file. `ConfigError` when it is none."""
+    """Read the key set in a file. Raises `ConfigError` if it is none."""
     try:
         return _keyset(path.read_bytes())
     except ValueError:
-        raise ConfigError(f"{path} is no key set: give the JSON that the server has at /v1/keyset") from None
+        raise ConfigError(
+            f"{path} is not a key set: save the JSON that the server has at /v1/keyset"
+        ) from None
 
 
 def opened(
     http: httpx.Client, body: bytes, media_type: str, access: wire.Access, pinned: Keyset | None, trust: str
 ) -> Opened:
-    """The manifest in an answer, once its signature is checked, and the keys to be pinned.
+    """Check the signature of a manifest response; returns its bytes and the keys to pin.
 
-    It is checked with the keys that the user gave, else with those that are `pinned`, of which `trust` tells where they
-    came from, else with those that the server offers. A server that has none does not sign: it must be allowed to.
-    Raises `SignatureError`.
+    The keys are the user's, else the `pinned` ones (whose origin is `trust`), else those that the server offers. A
+    server without keys does not sign, which `access` must allow. Raises `SignatureError`.
     """
-    given = access.keyset
-    known = given if given is not None else pinned
+    user_keys = access.keyset
+    known = user_keys if user_keys is not None else pinned
     keyset = known if known is not None else _offered(http)
     if media_type.partition(";")[0].strip().lower() == JOSE:
         if keyset is None:
-            raise SignatureError(f"{http.base_url} signs manifests, but offers no keys at /v1/keyset")
+            raise SignatureError(
+                f"{http.base_url} signs manifests, but offers no keys at /v1/keyset: try again later, or pass its keys "
+                "with --keyset FILE"
+            )
         token = body.decode("ascii", errors="replace").strip()
         text = _verified(token, keyset, known=known is not None)
-        if given is not None:
-            return Opened(text, given, GIVEN)
+        if user_keys is not None:
+            return Opened(text, user_keys, GIVEN)
         if pinned is not None:
             return Opened(text, _renewed(http, token, pinned), trust)
         return Opened(text, keyset, at_first_use(str(http.base_url), keyset))
     if keyset is not None:
         raise SignatureError(
-            f"{http.base_url} sent a manifest without a signature, though it has keys: something between this device "
-            "and the server changes what is delivered; try again over another connection"
+            f"{http.base_url} sent a manifest without a signature, though it has keys: a proxy between this device "
+            "and the server changes responses; try another connection"
         )
     if not access.unsigned:
         raise SignatureError(
-            f"{http.base_url} signs nothing, so nobody vouches for what it sends: give --unsigned to take it all the "
-            "same"
+            f"{http.base_url} does not sign, so nothing proves who made its data: add --unsigned to accept it anyway"
         )
     return Opened(body, None, UNSIGNED)
 
@@ -107,32 +111,32 @@ def _verified(token: str, keyset: Keyset, *, known: bool) -> bytes:
         if not known:
             raise
         raise SignatureError(
-            f"{error}; if the server has new keys, take its key set by a way that you trust and give it "
-            "as --keyset FILE"
+            f"{error}; if the server has new keys, get its key set from a source you trust and pass it with "
+            "--keyset FILE"
         ) from None
 
 
 def _renewed(http: httpx.Client, token: str, pinned: Keyset) -> Keyset:
-    """The keys to pin after one of the `pinned` ones has signed `token`: those that the server has now, over TLS."""
+    """The keys to pin after a `pinned` key signed `token`: over TLS, those that the server has now."""
     if http.base_url.scheme != "https":
         return pinned
     try:
         offered = _offered(http)
         if offered is not None:
-            signing.verify(token, offered)  # else it is a copy from before the key was made
+            signing.verify(token, offered)  # fails for a cached copy from before the signing key existed
             return offered
     except MdcError:
-        pass  # the manifest is good, and the keys can wait for the next time
+        pass  # the manifest is valid, and the new keys can wait
     return pinned
 
 
 def _offered(http: httpx.Client) -> Keyset | None:
-    """The key set that the server offers, None when it has none."""
+    """The key set that the server offers, None if it has none."""
     try:
         with wire.answer(http, "v1/keyset") as response:
             if http.base_url.scheme == "https" and response.url.scheme != "https":
                 raise SignatureError(
-                    f"{http.base_url} sends for its keys to {response.url}, which is not secure"
+                    f"{http.base_url} redirects for its keys to {response.url}, which is insecure: tell its operator"
                 )
             return _keyset(wire.small_body(response))
     except ValueError:
@@ -144,7 +148,7 @@ def _offered(http: httpx.Client) -> Keyset | None:
 
 
 def _keyset(text: bytes) -> Keyset:
-    """The key set that these bytes are; `ValueError` when they are none."""
+    """Parse a key set; raises `ValueError` if it is none."""
     try:
         document = json.loads(text)
     except RecursionError:

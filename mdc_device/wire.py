@@ -1,4 +1,4 @@
-"""The conversation with the server: requests, refusals in words, closed byte ranges."""
+"""HTTP requests to the server: errors as messages, byte ranges, small bodies."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from mdc_device.files import Scanner
 
 CONNECT_S = 10.0
 LONGEST_S = 86_400.0
-"""Longest silence that can be waited for: no socket takes any number of seconds."""
+"""Longest timeout; sockets do not accept arbitrarily many seconds."""
 SMALL_BYTES = 16 << 20
-"""More than any manifest, key set or problem has."""
+"""Larger than any manifest, key set or problem."""
 
 
 @dataclass(frozen=True)
 class Access:
-    """How this device speaks to the server."""
+    """How this device connects to the server."""
 
     key: str | None = None
     """API key."""
     timeout_s: float = 30.0
-    """Seconds without a single byte after which a connection counts as broken."""
+    """Seconds without data after which a connection counts as broken."""
     retries: int = 4
-    """Attempts that may follow a failure; those that bring the file forward are not counted."""
+    """Retries after a failure; a retry that receives data does not count."""
     keyset: Mapping[str, Any] | None = None
-    """The only keys whose signature counts, a JWKS; None: those that were pinned, or the server's at first."""
+    """The only keys to accept, a JWKS; None: the pinned keys, or on first use the server's."""
     unsigned: bool = False
-    """Whether a server that signs nothing is believed all the same."""
+    """Whether to accept a server that does not sign."""
 
     def __post_init__(self) -> None:
         if self.key is not None and not (self.key and self.key.isascii() and self.key.isprintable()):
             raise ConfigError("the key is empty or has characters that no key has: copy it again")
-        if not 0 < self.timeout_s <= LONGEST_S:  # what is not a number fails the comparison too
+        if not 0 < self.timeout_s <= LONGEST_S:  # NaN fails the comparison too
             raise ConfigError(
                 f"timeout_s is {self.timeout_s}: give a number of seconds above 0, {LONGEST_S:g} at most"
             )
@@ -50,11 +50,11 @@ class Access:
 
 
 def connect(url: str, access: Access) -> httpx.Client:
-    """A connection to the server at `url`, to be closed by the caller."""
+    """Open a connection to the server at `url`; the caller closes it."""
     if not url.startswith(("http://", "https://")):
-        raise ConfigError(f"the server's URL is {url!r}: it should begin with http:// or https://")
+        raise ConfigError(f"the server's URL is {url!r}: it must begin with http:// or https://")
     key = access.key
-    # A proxy that compresses would break ranges and digests.
+    # Compression by a proxy would break ranges and digests.
     headers = {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {key}"} if key else {})
     try:
         timeout = httpx.Timeout(access.timeout_s, connect=min(access.timeout_s, CONNECT_S))
@@ -67,7 +67,7 @@ def connect(url: str, access: Access) -> httpx.Client:
 
 @cache
 def _certificates() -> ssl.SSLContext:
-    """What tells the right server from another; reading the certificates takes longer than a small request."""
+    """The trusted certificate authorities; cached, because reading them takes longer than a small request."""
     return httpx.create_ssl_context()
 
 
@@ -77,10 +77,10 @@ def answer(
     path: str,
     headers: Mapping[str, str] | None = None,
 ) -> Iterator[httpx.Response]:
-    """A successful answer to GET, its body still to be read.
+    """A successful response to GET; the caller reads its body.
 
-    Raises `RefusedError` for 4xx and `UnreachableError` for 5xx and broken connections, also when it breaks
-    while the body is being read.
+    Raises `RefusedError` for 4xx, and `UnreachableError` for 5xx and for connections that break, even while the body
+    is being read.
     """
     try:
         with http.stream("GET", path, headers=headers) as response:
@@ -88,24 +88,25 @@ def answer(
                 _refuse(response)
             if response.headers.get("Content-Encoding", "identity") != "identity":
                 raise FormatError(
-                    f"{response.url} came with Content-Encoding {response.headers['Content-Encoding']!r}: "
-                    "something between this device and the server changes what is delivered"
+                    f"{response.url} arrived with Content-Encoding {response.headers['Content-Encoding']!r}: "
+                    "a proxy between this device and the server changes responses; try another connection"
                 )
             yield response
     except httpx.HTTPError as error:
         if (refused := _certificate_fault(error)) is not None:
             raise FormatError(
-                f"the certificate of {_asked(error, http)} is not to be trusted ({refused}): check the URL and this "
-                "device's clock; for a server with an authority of your own set SSL_CERT_FILE to its certificate"
+                f"the certificate of {_asked(error, http)} cannot be trusted ({refused}): check the URL and this "
+                "device's clock; if the server uses your own certificate authority, set SSL_CERT_FILE to its "
+                "certificate"
             ) from error
         reason = str(error) or type(error).__name__
-        raise UnreachableError(f"no complete answer from {http.base_url}: {reason}") from error
+        raise UnreachableError(f"no complete response from {http.base_url}: {reason}") from error
     except httpx.InvalidURL as error:
-        raise ConfigError(f"{path!r} makes no valid address: {error}") from None
+        raise ConfigError(f"{path!r} makes no valid URL ({error}): check the name of the set") from None
 
 
 def _asked(error: httpx.HTTPError, http: httpx.Client) -> str:
-    """The host that was spoken to: after a redirect another than the server."""
+    """The host that was contacted; after a redirect, not the server itself."""
     try:
         return error.request.url.host
     except RuntimeError:  # httpx knows none
@@ -113,7 +114,7 @@ def _asked(error: httpx.HTTPError, http: httpx.Client) -> str:
 
 
 def _certificate_fault(error: BaseException | None) -> str | None:
-    """Why TLS does not believe the other side; None when that is not what went wrong."""
+    """Why certificate verification failed; None if the error is another one."""
     while error is not None:
         if isinstance(error, ssl.SSLCertVerificationError):
             return error.verify_message
@@ -123,12 +124,12 @@ def _certificate_fault(error: BaseException | None) -> str | None:
 
 @dataclass(frozen=True)
 class Span:
-    """Bytes [start, end) of a resource whose address names its version."""
+    """Bytes [start, end) of a resource whose URL names its version."""
 
     path: str
-    """Of the resource, relative to the server's URL, with its query."""
+    """Path below the server's URL, with the query."""
     etag: str
-    """What the server must call it: the sha256 of the whole resource."""
+    """The ETag that the server must send: the sha256 of the whole resource."""
     start: int
     """First byte."""
     end: int
@@ -138,25 +139,25 @@ class Span:
 
 
 def receive(http: httpx.Client, span: Span, file: BinaryIO, scanner: Scanner | None = None) -> Iterator[int]:
-    """Write the bytes of `span` to the same place of `file`, yielding the count of every piece.
+    """Write the bytes of `span` to the same position of `file`, and yield the size of every piece.
 
-    Those that follow on what has passed a `scanner` pass it too.
+    Bytes that continue where the `scanner` stands are fed to it.
 
-    The server may send the request on to an object store, which has the same bytes at the same place of a longer
-    object, and entity tags of its own: so no precondition is sent, and the digests judge what comes.
+    The server may redirect to an object store, which has the same bytes at the same position of a longer object, but
+    its own entity tags. So no precondition is sent; the digests decide whether the bytes are correct.
 
-    A server that sends the whole instead of the range is listened to, but only the bytes of `span` are written:
-    what the file holds before them stays. `FormatError` when the answer is of another version or range, or longer
-    than it should be. An answer that ends early without an error just yields less.
+    If the server sends the whole resource instead of the range, only the bytes of `span` are written. Raises
+    `FormatError` if the response is of another version or range, or too long. A response that ends early without an
+    error just yields less.
     """
     whole = (span.start, span.end) == (0, span.size)
     headers = {} if whole else {"Range": f"bytes={span.start}-{span.end - 1}"}
     with answer(http, span.path, headers) as response:
-        found = response.headers.get("ETag", "").removeprefix("W/").strip('"')
-        if found and found != span.etag and not response.history:
+        etag = response.headers.get("ETag", "").removeprefix("W/").strip('"')
+        if etag and etag != span.etag and not response.history:
             raise FormatError(
-                f"{response.url} is {found}, but the manifest describes {span.etag}: something between this device "
-                "and the server keeps old copies; try again later"
+                f"{response.url} has the ETag {etag}, but the manifest describes {span.etag}: a cache between this "
+                "device and the server keeps old copies; try again later"
             )
         if response.status_code == httpx.codes.PARTIAL_CONTENT:
             _check_content_range(response, f"bytes {span.start}-{span.end - 1}")
@@ -167,11 +168,13 @@ def receive(http: httpx.Client, span: Span, file: BinaryIO, scanner: Scanner | N
         file.seek(span.start)
         for piece in response.iter_raw():
             if position + len(piece) > last:
-                raise FormatError(f"{response.url} sends more bytes than were asked for: up to {last}")
-            wanted = piece[max(span.start - position, 0) : max(span.end - position, 0)]
+                raise FormatError(
+                    f"{response.url} sends more than the {last} bytes requested: tell the server's operator"
+                )
+            ours = piece[max(span.start - position, 0) : max(span.end - position, 0)]
             if scanner is not None and file.tell() == scanner.position:
-                scanner.update(wanted)
-            file.write(wanted)
+                scanner.update(ours)
+            file.write(ours)
             position += len(piece)
             yield len(piece)
             if span.end <= position < last:
@@ -179,33 +182,33 @@ def receive(http: httpx.Client, span: Span, file: BinaryIO, scanner: Scanner | N
 
 
 def _check_length(response: httpx.Response, expected: int) -> None:
-    found = response.headers.get("Content-Length", str(expected))
-    if found != str(expected):
+    length = response.headers.get("Content-Length", str(expected))
+    if length != str(expected):
         raise FormatError(
-            f"{response.url} announces {found} bytes instead of {expected}: something between this device and "
-            "the server changes what is delivered"
+            f"{response.url} announces {length} bytes instead of {expected}: a proxy between this device and the "
+            "server changes responses; try another connection"
         )
 
 
 def _check_content_range(response: httpx.Response, expected: str) -> None:
-    """Raise `FormatError` for another range than `expected`; the total after it may be that of an object store."""
-    found = response.headers.get("Content-Range")
-    if found is None or found.partition("/")[0] != expected:
+    """Raise `FormatError` unless the range is `expected`; the total after it may be an object store's."""
+    actual = response.headers.get("Content-Range")
+    if actual is None or actual.partition("/")[0] != expected:
         raise FormatError(
-            f"{response.url} answered the range {found!r} instead of {expected!r}: something between this "
-            "device and the server mishandles ranges"
+            f"{response.url} returned the range {actual!r} instead of {expected!r}: a proxy between this device and "
+            "the server mishandles ranges; try another connection"
         )
 
 
 def _refuse(response: httpx.Response) -> None:
-    """Raise what the server's problem+json (RFC 9457) says, or its status line when it says nothing."""
+    """Raise an error with the detail of the server's problem+json (RFC 9457), or else its status line."""
     status, media_type = response.status_code, response.headers.get("Content-Type", "")
     body = small_body(response) if media_type.startswith(problem_details.MEDIA_TYPE) else b""
     problem = problem_details.parse_problem(media_type, body)
     text = f"{problem.detail or response.reason_phrase or 'no reason given'} (HTTP {status})"
-    if response.history and problem.detail is None:  # an object store: the next URL for it may work
+    if response.history and problem.detail is None:  # an object store: a new URL for it may work
         raise UnreachableError(
-            f"{response.url.host}, where the server sent this device to, refused: {text}",
+            f"{response.url.host}, to which the server redirected, refused: {text}",
             _retry_after(response),
         )
     if status >= 500:
@@ -214,18 +217,18 @@ def _refuse(response: httpx.Response) -> None:
 
 
 def _retry_after(response: httpx.Response) -> float | None:
-    """Seconds of the Retry-After field (RFC 9110, section 10.2.3); its other form, a date, is not used."""
+    """Seconds in the Retry-After field (RFC 9110, section 10.2.3); its date form is ignored."""
     text = response.headers.get("Retry-After", "").strip()
     return float(text) if text.isascii() and text.isdigit() else None
 
 
 def small_body(response: httpx.Response) -> bytes:
-    """The whole body of an answer that is to be held in memory; `FormatError` when it is far too long for that."""
+    """Read a whole body into memory. Raises `FormatError` if it is longer than any small response."""
     body = bytearray()
     for piece in response.iter_bytes():
         body += piece
         if len(body) > SMALL_BYTES:
             raise FormatError(
-                f"{response.url} sends more than {SMALL_BYTES} bytes where a small answer is expected"
+                f"{response.url} sends more than {SMALL_BYTES} bytes where a small response is expected: check the URL"
             )
     return bytes(body)

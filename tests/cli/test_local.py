@@ -178,7 +178,7 @@ def measured_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--preset", "mine"], "there is no preset 'mine'"),
         (["--image-size", "3"], "image_size is 3: it must be 4..1024"),
         (["--out", "set.json"], "end it in .safetensors"),
-        (["--out", "old.safetensors"], "add --resume to go on"),
+        (["--out", "old.safetensors"], "add --resume to resume it"),
         (["--resume", "--out", "old.safetensors"], "not a checkpoint"),
         (["--resume", "--out", "none.safetensors"], "cannot read none.checkpoint"),
         (["--device", "tpu9"], "device 'tpu9' cannot be used"),
@@ -560,7 +560,7 @@ def test_a_run_of_a_given_time_goes_on_with_the_schedule_that_it_began_with(
     _, began = checkpoint.from_bytes(out.with_name("s.checkpoint").read_bytes())
     assert began.pool > 1
     monkeypatch.setattr(mdc_core.training.calibrate, "calibrate", lambda *_: Speed(1e6, 1e6, 1.0))
-    assert "add --resume to go on" in run(*command).output
+    assert "add --resume to resume it" in run(*command).output
     resumed = run(*command, "--resume")
     assert resumed.exit_code == 0, resumed.output
     recorded = json.loads(out.with_name("s.json").read_text())["condense"]

@@ -100,7 +100,7 @@ def test_it_works_on_a_real_file(bare: Path, device: Any, tmp_path: Path) -> Non
     assert "exit codes" in ran(tmp_path, command, "--help")
     ran(tmp_path, command, "fetch", device.url, "toy", "--to", file, "--k", 3)
     assert file.read_bytes() == device.subset(3)
-    assert "every digest is right" in ran(tmp_path, command, "verify", file)
+    assert "all digests match" in ran(tmp_path, command, "verify", file)
     planned = ran(
         tmp_path, command, "plan", "--manifest", f"{file}.manifest.json", "--storage", "5k", "--json"
     )

@@ -160,8 +160,8 @@ def silence(answer: Any) -> Any:
     ("mood", "code", "message"),
     [
         (hostile.fail, 3, "the server failed: .*503.*run the same command again"),
-        (hostile.drop, 3, "no complete answer"),
-        (silence, 3, "no complete answer"),
+        (hostile.drop, 3, "no complete response"),
+        (silence, 3, "no complete response"),
         (hostile.throttle, 4, "429"),
         (hostile.flip, 5, "rank 4 .*came damaged twice"),
         (hostile.mix_versions, 5, "rank 3, 4 .*came damaged twice"),

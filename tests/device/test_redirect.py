@@ -198,12 +198,12 @@ def test_one_bad_answer_of_the_store_is_overcome(
 @pytest.mark.parametrize(
     ("mood", "code", "message"),
     [
-        (expired, 3, "127.0.0.1, where the server sent this device to, refused: Forbidden .HTTP 403.*again"),
+        (expired, 3, "127.0.0.1, to which the server redirected, refused: Forbidden .HTTP 403.*again"),
         (busy, 3, "refused: Service Unavailable .HTTP 503"),
         (flipped, 5, "rank 3 .*came damaged twice"),
         (everything, 5, "announces [0-9]+ bytes"),
-        (elsewhere, 5, "answered the range 'bytes 0-9/99999'"),
-        (without_a_place, 5, "answered the range None"),
+        (elsewhere, 5, "returned the range 'bytes 0-9/99999'"),
+        (without_a_place, 5, "returned the range None"),
         (onward, 3, "redirect"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
@@ -234,7 +234,7 @@ def test_a_store_that_cannot_be_reached(
     for location in ("http://127.0.0.1:9/x", "ftp://127.0.0.1/x", "http://[::1"):
         device.store = location
         assert main(["grow", str(file), "--k", "4", "--retries", "0"]) == 3
-        assert "no complete answer" in capsys.readouterr().err
+        assert "no complete response" in capsys.readouterr().err
     assert open_subset(file).k == 2
 
 

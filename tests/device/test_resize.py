@@ -134,7 +134,7 @@ def test_without_room_for_another_file_it_shrinks_in_place(
     assert api.shrink(file, 2).verified
     assert (file.read_bytes(), file.stat().st_ino) == (device.subset(2), inode)
     with pytest.raises(
-        OSError, match=r"subset 4 of 'toy' takes \d+ bytes more, and there is room for 100"
+        OSError, match=r"subset 4 of 'toy' needs \d+ more bytes, but only 100 are free"
     ) as caught:
         api.grow(file, 4, access=ACCESS)
     assert caught.value.errno == errno.ENOSPC
@@ -363,7 +363,7 @@ def test_wrong_directions_and_sizes(device: Any, tmp_path: Path, capsys: pytest.
     file = fetched(device, tmp_path / "file", 3)
     for command, k, message in (
         ("grow", 2, "subset 3 already"),
-        ("shrink", 4, "is subset 3"),
+        ("shrink", 4, "is only subset 3"),
         ("grow", 6, r"k is 6: give a whole number 1..5"),
         ("shrink", 0, "k is 0"),
     ):

@@ -108,7 +108,7 @@ def test_two_commands_at_once(file: Path, capsys: pytest.CaptureFixture[str]) ->
         with files.locked(busy):
             code, _, err = trained(capsys, file, "--epochs", 2)
         assert code == 7
-        assert f"{busy} is being read or changed by another process: nothing was done" in err
+        assert f"another process is reading or changing {busy}: nothing was done" in err
     assert weights.read_bytes() == before
 
     def shrink(_done: int, _total: int) -> None:
@@ -211,7 +211,7 @@ def test_a_recipe_that_cannot_be_followed(file: Path) -> None:
     manifest = json.loads(files.manifest_of(file).read_bytes())
     manifest["recipe"]["lr"] = -1
     files.manifest_of(file).write_text(json.dumps(manifest))
-    with pytest.raises(Exception, match="recipe of 'digits' cannot be followed"):
+    with pytest.raises(Exception, match="recipe of 'digits' is invalid"):
         api.train(file)
 
 

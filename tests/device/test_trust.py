@@ -103,7 +103,7 @@ def test_a_server_without_keys_must_be_allowed_to_sign_nothing(
     file = tmp_path / "new"
     fetch = ["fetch", device.url, "toy", "--k", "2", "--to", str(file)]
     assert main(fetch) == 5
-    assert "give --unsigned" in capsys.readouterr().err
+    assert "add --unsigned" in capsys.readouterr().err
     assert not file.exists()
     assert main([*fetch, "--unsigned"]) == 0
     assert main(["status", str(file)]) == 0
@@ -145,7 +145,7 @@ def test_first_use_over_http_verifies_nobody(
     assert main(["grow", str(file), "--k", "2"]) == 0
     assert main(["status", str(file)]) == 0
     text = capsys.readouterr().out
-    assert "signed by keys that were believed at first use, over a connection that is not secure" in text
+    assert "signed by keys that were trusted on first use, over an insecure connection" in text
     assert "give them as --keyset FILE" in text
     assert "verified" not in text
     assert not api.status(file).verified
@@ -306,7 +306,7 @@ def test_a_certificate_that_is_not_to_be_trusted_is_named_at_once(
         assert main(["fetch", url, "toy", "--to", str(tmp_path / "a")]) == 5
     context.sni_callback = None
     err = capsys.readouterr().err
-    assert "the certificate of localhost is not to be trusted" in err
+    assert "the certificate of localhost cannot be trusted" in err
     assert "SSL_CERT_FILE" in err
     assert len(tried) == 1
 
