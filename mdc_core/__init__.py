@@ -1,4 +1,4 @@
-"""Multisize Dataset Condensation: the algorithm and the delivery format. Knows no web, no SQL, no broker."""
+"""Multisize Dataset Condensation: the algorithm and the delivery format. No web, SQL or message broker."""
 
 __version__ = "0.1.0"
-"""Of the whole project."""
+"""Version of the whole project."""

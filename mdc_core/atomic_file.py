@@ -18,7 +18,7 @@ def write_atomically(path: Path, data: bytes, part: Path | None = None) -> None:
             file.write(data)
             sync(file)
         publish(part, path)
-    except BaseException:
+    except (OSError, KeyboardInterrupt):
         part.unlink(missing_ok=True)
         raise
 

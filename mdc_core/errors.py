@@ -1,22 +1,22 @@
-"""The error tree: everything that this package raises on purpose.
+"""The error tree: every error that this package raises on purpose.
 
 MdcError
-├── ConfigError    a setting is out of its range, or two settings contradict each other
-├── DataError      a data set is broken, empty or unlabelled; names the file or the class
+├── ConfigError    a setting is out of range, or contradicts another
+├── DataError      a data set is broken, empty or unlabelled; names the file or class
 ├── FormatError    a stored file (rankmajor, manifest, checkpoint) is damaged or of an unknown version
-│   ├── DigestError    bytes do not have the sha256 that was promised for them
-│   └── SignatureError a manifest is not signed, or not by a key that is trusted
-└── BudgetError    no subset fits the budget; names the limiting resource and the least that would do
+│   ├── DigestError    bytes do not match their sha256
+│   └── SignatureError a manifest is not signed by a trusted key
+└── BudgetError    no subset fits the budget; names the limiting resource and the least that would fit
 """
 
 from __future__ import annotations
 
 
 def shown(value: object, most: int = 80) -> str:
-    """A wrong value as an error shows it: its `repr`, but never long, whatever it is."""
+    """A wrong value for an error message: its `repr`, shortened to `most` characters."""
     try:
         text = repr(value)
-    except ValueError:  # Python writes out no whole number of more than 4300 digits
+    except ValueError:  # Python does not print integers of more than 4300 digits
         return "a number of thousands of digits"
     return text if len(text) <= most else text[: most - 1] + "…"
 
@@ -26,11 +26,11 @@ class MdcError(Exception):
 
 
 class ConfigError(MdcError, ValueError):
-    """A setting is out of its range, or contradicts another. A `ValueError`, so pydantic reports it per field."""
+    """A setting is out of range, or contradicts another. A `ValueError`, so pydantic reports it per field."""
 
 
 class DataError(MdcError):
-    """A data set cannot be used as it is; the message names the file or the class."""
+    """A data set is unusable; the message names the file or class."""
 
 
 class FormatError(MdcError):
@@ -38,7 +38,7 @@ class FormatError(MdcError):
 
 
 class DigestError(FormatError):
-    """Bytes whose sha256 is not the promised one; `ranks` are the 1-based ranks to fetch again."""
+    """Bytes do not match their sha256; `ranks` are the 1-based ranks to fetch again."""
 
     def __init__(self, message: str, ranks: tuple[int, ...] = ()) -> None:
         super().__init__(message)
@@ -46,11 +46,11 @@ class DigestError(FormatError):
 
 
 class SignatureError(FormatError):
-    """A manifest whose signature cannot be checked, or is not that of a trusted key: it must not be used."""
+    """A manifest's signature cannot be verified with a trusted key: the manifest must not be used."""
 
 
 class BudgetError(MdcError):
-    """No subset fits: `resource` is the limit that excludes even the smallest, `needed` the least that would do."""
+    """No subset fits: `resource` is the limit that excludes even the smallest, `needed` the least that would fit."""
 
     def __init__(self, message: str, resource: str, needed: float) -> None:
         super().__init__(message)

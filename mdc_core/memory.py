@@ -1,4 +1,4 @@
-"""How much memory there is: the machine's, or what Linux control groups leave of it. Knows no torch, nor numpy."""
+"""How much memory this process may use, given the machine and Linux control groups. No torch, no numpy."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 DATA_SHARE = 0.5
-"""Data that would take more than this share of a memory stay out of it."""
+"""Data that would take more than this share of memory are not loaded into it."""
 MEMBERSHIP = Path("/proc/self/cgroup")
 MOUNT = Path("/sys/fs/cgroup")
 
 
 def total_bytes() -> int:
-    """Memory that this process may use: the machine's, or what its container is limited to."""
+    """Memory that this process may use, in bytes: the machine's, or its container's limit."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = limit_bytes()
     return total if limit is None else min(total, limit)
 
 
 def fits(size: int) -> bool:
-    """Whether data of `size` bytes should be held in memory: half of it at most."""
+    """Whether data of `size` bytes should be held in memory: they may take half of it."""
     return size <= DATA_SHARE * total_bytes()
 
 
 class _Version(NamedTuple):
-    """Where a version of control groups has its figures."""
+    """The file names of a version of control groups."""
 
     folder: str
     limit: str
     used: str
     dropped: str
-    """Key in memory.stat of the cached files that are given back first when memory is wanted."""
+    """Key in memory.stat for inactive file cache, which the kernel reclaims first."""
 
 
 _FIRST = _Version("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
@@ -40,22 +40,22 @@ _SECOND = _Version("", "memory.max", "memory.current", "inactive_file")
 
 
 def limit_bytes(membership: Path = MEMBERSHIP, mount: Path = MOUNT) -> int | None:
-    """The least memory limit of the groups that this process is in; None: no limit."""
-    found = [_number(group / version.limit) for version, group in _groups(membership, mount)]
-    return min((value for value in found if value is not None), default=None)
+    """The lowest memory limit of this process's groups, in bytes; None if there is no limit."""
+    limits = [_number(group / version.limit) for version, group in _groups(membership, mount)]
+    return min((value for value in limits if value is not None), default=None)
 
 
 def free_bytes(membership: Path = MEMBERSHIP, mount: Path = MOUNT) -> int | None:
-    """What is left below the limits, cached files that nobody uses counted as free; None: no limit."""
-    found = [_free(version, group) for version, group in _groups(membership, mount)]
-    return min((value for value in found if value is not None), default=None)
+    """Bytes left below the limits, counting inactive file cache as free; None if there is no limit."""
+    left = [_free(version, group) for version, group in _groups(membership, mount)]
+    return min((value for value in left if value is not None), default=None)
 
 
 def _groups(membership: Path, mount: Path) -> Iterator[tuple[_Version, Path]]:
-    """Every group that this process is in, and those around it.
+    """This process's groups and their parents.
 
-    A container may see its own group at the mount, whatever path the machine gives it: folders that do not exist are
-    passed over by those who read them.
+    A container may see its own group at the mount, whatever its path on the host. Folders that do not exist are
+    skipped when they are read.
     """
     try:
         lines = membership.read_text().splitlines()

@@ -1,4 +1,4 @@
-"""Names that come from outside: of classes, data sets, keys. One rule for all of them. Knows no torch."""
+"""One rule for all names from users: of classes, data sets and keys. No torch."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ import unicodedata
 from mdc_core.errors import shown
 
 MAX_NAME = 200
-"""Characters of a name."""
+"""Longest name in characters."""
 MAX_CLASSES = 10_000
-"""Classes of a data set."""
+"""Most classes of a data set."""
 
 
 def normalised(name: str) -> str:
-    """The name in Unicode's form NFC: file systems and archives write the same letters in different ways."""
+    """The name in Unicode's NFC form, because file systems and archives encode the same letters differently."""
     return unicodedata.normalize("NFC", name) if len(name) <= 4 * MAX_NAME else name
 
 
 def name_fault(name: str) -> str | None:
-    """What keeps a text from being a name, with what to do; None: nothing does."""
+    """Why a text is not a valid name, and what to do; None if it is valid."""
     if not name.strip():
-        return "a name is empty: give every one some letters"
+        return "a name is empty: use at least one letter"
     if len(name) > MAX_NAME:
         return f"the name {shown(name)} has {len(name)} characters: shorten it to {MAX_NAME} at most"
     if not name.isprintable():  # nor are halves of surrogate pairs
-        return f"the name {shown(name)} has characters that cannot be printed: leave them out"
+        return f"the name {shown(name)} has unprintable characters: remove them"
     return None
 
 
 def visible(name: str) -> str:
-    """The name as it can be sent and drawn, whatever an earlier release let in: what is no text is escaped."""
+    """The name in a form that can be sent and drawn; characters that earlier releases let in are escaped."""
     return name.encode("utf-8", "backslashreplace").decode()[: 4 * MAX_NAME]

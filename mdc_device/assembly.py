@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from mdc_core.atomic_file import publish, sync
+from mdc_core import atomic_file
 from mdc_core.delivery import rankmajor
 from mdc_core.delivery.manifest import Manifest
 from mdc_core.errors import DigestError
@@ -72,7 +72,7 @@ def assemble(
             scanner = files.scan(file, k, manifest)
         if not scanner.is_right:
             raise _damaged_twice(scanner.bad_ranks, k, manifest)
-        sync(file)
+        atomic_file.sync(file)
     return Assembled(reused, repaired)
 
 
@@ -95,7 +95,7 @@ def shrink(path: Path, k: int, manifest: Manifest) -> None:
     except DigestError as error:
         part.unlink(missing_ok=True)
         raise DigestError(f"{path}: {error}; run `mdc-device verify --repair` first", error.ranks) from None
-    publish(part, path)
+    atomic_file.publish(part, path)
 
 
 def _cut(path: Path, k: int, manifest: Manifest) -> None:
@@ -108,9 +108,11 @@ def _cut(path: Path, k: int, manifest: Manifest) -> None:
         if bad := scanner.bad_ranks:
             raise _damaged(bad)
         _write_header(file, k, manifest)
-        sync(file)  # header first: a file longer than its header says is still valid, a shorter one is lost
+        atomic_file.sync(
+            file
+        )  # header first: a file longer than its header says is still valid, a shorter one is lost
         file.truncate(end)
-        sync(file)
+        atomic_file.sync(file)
 
 
 def runs(ranks: Sequence[int]) -> list[tuple[int, int]]:

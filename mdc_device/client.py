@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 import httpx
 
-from mdc_core.atomic_file import publish
+from mdc_core import atomic_file
 from mdc_core.delivery import rankmajor
 from mdc_core.delivery.manifest import Manifest
 from mdc_core.errors import FormatError
@@ -189,7 +189,7 @@ def change(
     source = Source(link, published, k, report)
     made = assemble(part, k, published.manifest, source.fill, seed)
     state.remember(target, published, k)
-    publish(part, target)
+    atomic_file.publish(part, target)
     return result(published, k, target, received=source.received, resumed=made.reused, repaired=made.repaired)
 
 

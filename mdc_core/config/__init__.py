@@ -1,1 +1,1 @@
-"""What a run is told and what it will take: settings, presets, estimates. No torch."""
+"""Settings, presets and estimates of a run. No torch."""

@@ -1,7 +1,6 @@
-"""What a condensation and an evaluation are told: frozen, validated at construction, no torch.
+"""The settings of a condensation and an evaluation: frozen, validated at construction. No torch.
 
-Letters in the comments and docstrings: N ipc, C classes, f factor, T outer loops, E inner iterations,
-H image side, s = ceil(H / f) tile side.
+Notation: N ipc, C classes, f factor, T outer loops, E inner iterations, H image side, s = ceil(H / f) tile side.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ AugmentOp = Literal[
 Probability = Annotated[float, Field(ge=0, le=1)]
 Precision = Literal["float32", "tf32", "bf16"]
 Source = Literal["condensed", "random", "shrunk"]
-"""What an evaluation trains on: the condensed set, whole real images, or shrunk ones of the same bytes."""
+"""What an evaluation trains on: the condensed set, whole real images, or shrunk real images of the same bytes."""
 UNUSED: Mapping[str, Mapping[str, Any]] = {
     "idc": {"calibration": 0.0, "calibration_decay": 0.0},
     "feature": {
@@ -34,35 +33,35 @@ UNUSED: Mapping[str, Mapping[str, Any]] = {
         "n_data": 0,
     },
 }
-"""Settings of a condensation that a method makes no use of, and the value that says so, beside the default."""
+"""By method: settings that it does not use, and the only value besides the default that they may have."""
 MIN_SIDE, MAX_SIDE = 4, 1024
-"""Sides that a data set may have."""
+"""Smallest and largest image side."""
 MOST_IPC = 1000
 MOST_LOOPS = 1_000_000_000
-"""Outer loops, iterations, epochs: far more than anything that ends, far less than what arithmetic cannot hold."""
+"""Upper limit of loops, iterations and epochs: no run reaches it, and arithmetic stays far from overflow."""
 MOST_SAMPLES = 1_000_000_000
-"""Images, drawn with repetition."""
+"""Upper limit of images, drawn with repetition."""
 MOST_BATCH = 1_000_000
 MOST_FACTOR = 1e30
-"""Of step sizes and weights."""
+"""Upper limit of step sizes and weights."""
 RESNET_LEAST_SIDE = 16
-"""Below it the last stage sees single pixels, and a norm over one pixel leaves nothing to learn from."""
+"""Smallest side for ResNet10-AP: below it, the last stage sees single pixels, whose norm is always zero."""
 
 
 class Frozen(BaseModel):
-    """A value: immutable, and an unknown field is an error that names it."""
+    """An immutable configuration; unknown fields are errors that name them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     @classmethod
     def stored(cls, values: Mapping[str, Any]) -> Self:
-        """The value as it was stored; `ConfigError` when it was possible in an earlier release only."""
+        """Load a stored configuration. `ConfigError` if only an earlier release accepted it."""
         try:
             return cls.model_validate(values)
         except ValidationError as error:
             wrong = ", ".join(".".join(map(str, item["loc"])) for item in error.errors())
             raise ConfigError(
-                f"settings of an earlier release are beyond what this one takes: {wrong}; submit the job again"
+                f"this release no longer accepts stored settings of an earlier one ({wrong}): submit the job again"
             ) from error
 
 
@@ -71,7 +70,7 @@ def _visible(name: Any) -> Any:
 
 
 class DataFacts(Frozen):
-    """What is known of a data set before its pixels are read; enough to refuse an impossible job."""
+    """What is known about a data set before its pixels are read; enough to refuse an impossible job."""
 
     name: str
     """Name of the data set."""
@@ -80,30 +79,30 @@ class DataFacts(Frozen):
     image_size: int = Field(ge=MIN_SIDE, le=MAX_SIDE)
     """H: side of the square images in pixels."""
     classes: tuple[Annotated[str, BeforeValidator(_visible)], ...] = Field(min_length=2)
-    """Class names; the position is the label."""
+    """Class names; a name's position is its label."""
     smallest_class: int = Field(ge=1, le=MOST_SAMPLES)
-    """Real training images in the class that has the fewest."""
+    """Real training images in the smallest class."""
     images: int | None = Field(default=None, ge=1, le=MOST_SAMPLES)
-    """Training images of all classes; null: not counted."""
+    """Training images of all classes; null if not counted."""
     test_images: int | None = Field(default=None, ge=1, le=MOST_SAMPLES)
-    """Test images of all classes; null: not counted."""
+    """Test images of all classes; null if not counted."""
     held_out: bool = False
-    """Whether the test images were taken out of the training images, as there was no test split."""
+    """Whether the test images were held out from the training images, because there was no test split."""
     ignored: int = Field(default=0, ge=0, le=MOST_SAMPLES)
-    """Files and folders that were passed over: hidden ones, and what lies beside train and test."""
+    """Files and folders ignored: hidden ones, and those beside train and test."""
     own_side: int | None = Field(default=None, ge=MIN_SIDE, le=MOST_SAMPLES)
-    """Median of the short sides of the images before they are resized; null: they are not resized."""
+    """Median of the images' short sides before resizing; null if they are not resized."""
 
 
 class NetworkConfig(Frozen):
-    """The network whose gradients are matched, or that is trained in an evaluation."""
+    """The network that is matched, or trained in an evaluation."""
 
     name: Literal["convnet", "resnet_ap"] = "convnet"
     """`convnet`: ConvNet-D(depth). `resnet_ap`: ResNet10-AP (four stages of one block), ignores depth."""
     depth: int = Field(default=3, ge=1, le=8)
     """Blocks of the ConvNet; each halves the image side."""
     width: int = Field(default=128, ge=4, le=2048)
-    """Channels of every ConvNet block, or of the first of ResNet10-AP's four stages."""
+    """Channels of every ConvNet block, or of ResNet10-AP's first stage."""
 
     def label(self) -> str:
         """The network's name in tables and manifests: `convnet-d3-w128`, `resnet10-ap-w64`."""
@@ -134,10 +133,10 @@ def _nearest_setting(name: str) -> str | None:
 
 
 class CondenseConfig(Frozen):
-    """A whole condensation; the defaults are those of CIFAR-10 (MDC, arXiv 2403.06075, section 4)."""
+    """The settings of a condensation; the defaults are those for CIFAR-10 (MDC, arXiv 2403.06075, section 4)."""
 
     method: Literal["idc", "feature"] = "idc"
-    """`idc`: gradients are matched (IDC, arXiv 2205.14959); `feature`: mean features of every prefix."""
+    """`idc` matches gradients (IDC, arXiv 2205.14959); `feature` matches mean features of every prefix."""
     ipc: int = Field(default=10, ge=1, le=MOST_IPC)
     """N: synthetic images per class of the whole set."""
     factor: int = Field(default=2, ge=1, le=8)
@@ -147,20 +146,20 @@ class CondenseConfig(Frozen):
     start_index: int = Field(default=0, ge=0, le=MOST_LOOPS)
     """Skip start_index * N * f² real images of each class's permutation at the start (Baseline B)."""
     network: NetworkConfig = NetworkConfig()
-    """The network that is matched; with `idc` a fresh one in every outer loop."""
+    """The network that is matched; `idc` uses a fresh one in every outer loop."""
 
     subset_loss: Literal["mls", "none", "all"] = "mls"
     """`mls`: the most learnable subset (the paper); `none`: Baseline C; `all`: every size, weighted."""
     subset_weights: (
         Annotated[tuple[Annotated[float, Field(ge=0, le=MOST_FACTOR)], ...], Field(fail_fast=True)] | None
     ) = Field(default=None, max_length=MOST_IPC)
-    """Only with `all`: the weight of each subset size 1..N-1; left out, 1 with `idc`, 1 / size with `feature`."""
+    """Only with `all`: the weight of each subset size 1..N-1. Default: 1 with `idc`, 1 / size with `feature`."""
     subset_metric: Literal["feature", "gradient", "accuracy"] = "feature"
-    """How far subset n is from the real data when the MLS is chosen (Table 6)."""
+    """Distance of subset n from the real data when the MLS is selected (Table 6)."""
     accuracy_epochs: int = Field(default=1000, ge=1, le=MOST_LOOPS)
     """Only with subset_metric `accuracy`: epochs of each training on a subset."""
     accuracy_augment: tuple[AugmentOp, ...] = ("color", "crop", "flip", "scale", "rotate")
-    """Only with subset_metric `accuracy`: augmentation of that training, drawn for every image."""
+    """Only with subset_metric `accuracy`: augmentation of that training, drawn per image."""
     accuracy_cutmix: Probability = 0.5
     """Only with subset_metric `accuracy`: probability of CutMix in that training."""
     mls_period: int = Field(default=100, ge=1, le=MOST_LOOPS)
@@ -168,20 +167,20 @@ class CondenseConfig(Frozen):
     freeze: Literal["predecessor", "cumulative", "none"] = "predecessor"
     """Which prefix is frozen when the MLS grows (Eq. 10); `cumulative` is the released code's rule."""
     class_wise: bool = False
-    """Choose and freeze the MLS for every class by itself."""
+    """Select and freeze the MLS separately for every class."""
 
     metric: Literal["mse", "l1", "cos"] = "mse"
     """Distance between gradients, summed over all matched parameters."""
     calibration: float = Field(default=0.1, ge=0, le=MOST_FACTOR)
-    """Weight of the images' cross-entropy under the trained network itself; 0: left out."""
+    """Weight of the images' cross-entropy under the trained network; 0 turns it off."""
     calibration_decay: float = Field(default=2.0, ge=0, le=100)
-    """How calibration fades with the rank: as rank^-decay."""
+    """How the calibration weight decreases with the rank: as rank^-decay."""
     outer_loops: int = Field(default=2000, ge=1, le=MOST_LOOPS)
-    """T: with `idc` networks to match; with `feature` parts of the run, each of which may end in a checkpoint."""
+    """T: with `idc`, networks to match; with `feature`, parts of the run between possible checkpoints."""
     inner_iterations: int = Field(default=100, ge=1, le=MOST_LOOPS)
     """E: tile updates per outer loop."""
     lr_base: float = Field(default=5e-3, gt=0, le=MOST_FACTOR)
-    """Step size of the tiles: with `idc` before scaling with N and H (see `tile_lr`), with `feature` in pixels."""
+    """Step size of the tiles: with `idc`, before scaling by N and H (see `tile_lr`); with `feature`, in pixels."""
     lr_image_size: int = Field(default=32, ge=MIN_SIDE, le=MAX_SIDE)
     """H0: the image side that `lr_base` was tuned for."""
     momentum: float = Field(default=0.5, ge=0, lt=1)
@@ -189,20 +188,20 @@ class CondenseConfig(Frozen):
     batch_real: int = Field(default=64, ge=1, le=MOST_BATCH)
     """Real images per class and iteration."""
     batch_syn_max: int | None = Field(default=None, ge=1, le=MOST_BATCH)
-    """Upper limit of synthetic tiles per class and iteration; left out, all are used."""
+    """Upper limit of synthetic tiles per class and iteration. Default: no limit."""
     augment: tuple[AugmentOp, ...] = ("color", "crop", "cutout")
     """Siamese augmentation of the matched batches."""
 
     early: int = Field(default=0, ge=0, le=MOST_LOOPS)
     """Epochs on real data before a fresh network is matched."""
     pool: int = Field(default=0, ge=0, le=1000)
-    """Networks trained ahead: `feature` takes one for every update, `idc` one for an outer loop; 0: fresh ones."""
+    """Networks trained in advance: `feature` uses one per update, `idc` one per outer loop. 0: fresh networks."""
     pool_samples: int = Field(default=100_000, ge=1, le=MOST_SAMPLES)
-    """Only with a pool: real samples that each of its networks is trained on, once."""
+    """Only with a pool: real samples that each network is trained on, once."""
     pool_noise: float = Field(default=1.0, ge=0, le=MOST_FACTOR)
-    """Only with a pool: random change of a network that is taken, relative to the norm of each filter."""
+    """Only with a pool: random perturbation of each network used, relative to the norm of each filter."""
     n_data: int = Field(default=2000, ge=0, le=MOST_SAMPLES)
-    """Real samples that the network is trained on after every tile update."""
+    """Real samples to train the network on after every tile update."""
     batch_network: int = Field(default=64, ge=1, le=MOST_BATCH)
     """Batch size of that training."""
     lr_network: float = Field(default=0.01, gt=0, le=MOST_FACTOR)
@@ -210,9 +209,9 @@ class CondenseConfig(Frozen):
     cutmix: Probability = 0.5
     """Probability of CutMix in that training."""
     precision: Precision = "float32"
-    """Of products: `tf32` rounds their factors to 10 bits on a GPU; `bf16` does, and trains the network in bfloat16."""
+    """On a GPU, `tf32` rounds the factors of products to 10 bits; `bf16` also trains the network in bfloat16."""
     seed: int = Field(default=0, ge=0, lt=2**63)
-    """Everything random follows from it."""
+    """Random seed; it determines everything random."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -241,7 +240,7 @@ class CondenseConfig(Frozen):
         return self
 
     def _check_method(self) -> None:
-        """Raise `ConfigError` for settings that the method would ignore, and for those that it cannot do without."""
+        """Raise `ConfigError` for settings that the method ignores, and for missing ones that it requires."""
         for name, unused in UNUSED[self.method].items():
             value = getattr(self, name)
             if value not in (unused, type(self).model_fields[name].default):
@@ -259,11 +258,11 @@ class CondenseConfig(Frozen):
 
     @property
     def uses_mls(self) -> bool:
-        """Whether an MLS is selected; a set of one image per class has no subset."""
+        """Whether an MLS is selected; with one image per class there is no subset."""
         return self.subset_loss == "mls" and self.ipc > 1
 
     def tile_batch(self) -> int:
-        """Synthetic tiles of a class in one iteration: all of them, unless `batch_syn_max` is smaller."""
+        """Synthetic tiles per class in one iteration: all, or at most `batch_syn_max`."""
         return min(self.ipc * self.factor**2, self.batch_syn_max or 2**62)
 
     def tile_side(self, image_size: int) -> int:
@@ -275,57 +274,57 @@ class CondenseConfig(Frozen):
         return self.lr_base * (self.ipc / 10) * (image_size / self.lr_image_size) ** 2
 
     def network_augment(self) -> tuple[AugmentOp, ...]:
-        """Augmentation of the network's training: the siamese list without cutout, whose part CutMix plays."""
+        """Augmentation of the network's training: the siamese list without cutout, which CutMix replaces."""
         return tuple(op for op in self.augment if op != "cutout")
 
     def check_data(self, facts: DataFacts) -> None:
-        """Raise `ConfigError` when this condensation is impossible on such data."""
+        """Raise `ConfigError` if this condensation is impossible with such data."""
         if self.factor > facts.image_size:
             raise ConfigError(
                 f"factor is {self.factor}, but {facts.name!r} has images of {facts.image_size} pixels: "
-                f"at most {facts.image_size}"
+                f"give at most {facts.image_size}"
             )
         check_network(self.network, facts.image_size)
         needed = (self.start_index + 1) * self.ipc * self.factor**2
         if self.init == "real" and needed > facts.smallest_class:
             raise ConfigError(
-                f"initialising from real images takes (start_index + 1)·ipc·factor² = {needed} of each class, "
+                f"initialising from real images needs (start_index + 1)·ipc·factor² = {needed} of each class, "
                 f"but {facts.name!r} has a class with {facts.smallest_class}: lower ipc or factor, or use "
                 f"init 'noise'"
             )
 
 
 class EvaluateConfig(Frozen):
-    """How a set is judged: networks trained on its first k images per class, tested on real test images."""
+    """The settings of an evaluation: networks are trained on the first k images per class and tested on real images."""
 
     sizes: Annotated[tuple[Annotated[int, Field(ge=1, le=MOST_IPC)], ...], Field(fail_fast=True)] | None = (
         Field(default=None, max_length=MOST_IPC)
     )
-    """The k to evaluate; left out: every k from 1 to N."""
+    """The k to evaluate. Default: every k from 1 to N."""
     repeats: int = Field(default=3, ge=1, le=1000)
-    """Networks per k; the spread is over them."""
+    """Networks per k; the standard deviation is over them."""
     epochs: int = Field(default=1000, ge=1, le=MOST_LOOPS)
     """Epochs of each training."""
     epoch_shares: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(default=(), max_length=20)
-    """Shorter trainings on the condensed set besides, each with a whole schedule, in shares of `epochs`."""
+    """Additional shorter trainings on the condensed set, each with a whole schedule, as fractions of `epochs`."""
     network: NetworkConfig = NetworkConfig()
     """The network that is trained."""
     batch_size: int = Field(default=64, ge=1, le=MOST_BATCH)
     """Images per step."""
     lr: float = Field(default=0.01, gt=0, le=MOST_FACTOR)
-    """First step size (SGD, momentum 0.9, weight decay 5e-4); times 0.2 at 2/3 and 5/6 of the epochs."""
+    """Initial step size (SGD, momentum 0.9, weight decay 5e-4); multiplied by 0.2 after 2/3 and 5/6 of the epochs."""
     augment: tuple[AugmentOp, ...] = ("color", "crop", "flip", "scale", "rotate")
-    """Augmentation, drawn for every image."""
+    """Augmentation, drawn per image."""
     cutmix: Probability = 0.5
     """Probability of CutMix."""
     random_baseline: bool = True
-    """Train on k random real images per class too, under the same recipe; `false`: no baseline at all."""
+    """Also train on k random real images per class, by the same recipe; `false` turns off both baselines."""
     shrunk_baseline: bool = True
-    """And on k·f² of them, shrunk to the side of a tile, the bytes of subset k; with factor 1 these are the same."""
+    """Also train on k·f² real images shrunk to tiles, the bytes of subset k; with factor 1 this equals random."""
     precision: Precision = "float32"
-    """Of products: `tf32` rounds their factors to 10 bits on a GPU; `bf16` does, and trains in bfloat16."""
+    """On a GPU, `tf32` rounds the factors of products to 10 bits; `bf16` also trains in bfloat16."""
     seed: int = Field(default=0, ge=0, lt=2**63)
-    """Everything random follows from it."""
+    """Random seed; it determines everything random."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -333,7 +332,7 @@ class EvaluateConfig(Frozen):
         return self
 
     def sizes_of(self, ipc: int) -> tuple[int, ...]:
-        """The k to evaluate of a set with `ipc` images per class; `ConfigError` when one is out of range."""
+        """The k to evaluate for a set with `ipc` images per class. `ConfigError` if one is out of range."""
         for k in self.sizes or ():
             check_k(k, ipc)
         if len(set(self.sizes or ())) < len(self.sizes or ()):
@@ -343,7 +342,7 @@ class EvaluateConfig(Frozen):
         return self.sizes or tuple(range(1, ipc + 1))
 
     def sources_of(self, factor: int) -> tuple[Source, ...]:
-        """What is trained on at every k of a set with `factor`² tiles per image."""
+        """What to train on at every k, for a set with `factor`² tiles per image."""
         if not self.random_baseline:
             return ("condensed",)
         if not self.shrunk_baseline or factor == 1:
@@ -351,35 +350,35 @@ class EvaluateConfig(Frozen):
         return ("condensed", "random", "shrunk")
 
     def epochs_of(self, source: Source) -> tuple[int, ...]:
-        """Epochs of the trainings on that source at every k, the longest first."""
+        """Epochs of the trainings on a source at every k, longest first."""
         shares = self.epoch_shares if source == "condensed" else ()
         lengths = {self.epochs, *(max(1, round(share * self.epochs)) for share in shares)}
         return tuple(sorted(lengths, reverse=True))
 
     def trainings(self, ipc: int, factor: int) -> int:
-        """How many an evaluation of such a set takes."""
+        """Number of trainings in an evaluation of such a set."""
         at_every_k = sum(len(self.epochs_of(source)) for source in self.sources_of(factor))
         return len(self.sizes_of(ipc)) * self.repeats * at_every_k
 
     @classmethod
     def stored(cls, values: Mapping[str, Any]) -> Self:
-        """A configuration as it was stored; that of an earlier release did not know the shrunk baseline."""
+        """Load a stored configuration; earlier releases had no shrunk baseline."""
         return super().stored({"shrunk_baseline": False, **values})
 
     def milestones(self) -> tuple[int, int]:
-        """Epochs after which the step size drops: 666 and 833 of 1000."""
+        """Epochs after which the step size decreases: 666 and 833 of 1000."""
         return max(1, self.epochs * 2 // 3), max(1, self.epochs * 5 // 6)
 
 
 def check_k(k: int, ipc: int) -> int:
-    """Return `k`, or raise `ConfigError` when the set has no subset of that size."""
+    """Return `k`, or raise `ConfigError` if the set has no subset of that size."""
     if not 1 <= k <= ipc:
-        raise ConfigError(f"k is {k}, but the set has {ipc} images per class: k is a whole number 1..{ipc}")
+        raise ConfigError(f"k is {k}, but the set has {ipc} images per class: give a whole number 1..{ipc}")
     return k
 
 
 def check_augment(ops: tuple[AugmentOp, ...]) -> None:
-    """Raise `ConfigError` for a list of which a part would be ignored."""
+    """Raise `ConfigError` if part of the list would be ignored."""
     if len(set(ops)) < len(ops):
         raise ConfigError(f"augment is {list(ops)}: name every operation once")
     for one, others in (("jitter", {"color"}), ("resized_crop", {"crop", "scale", "rotate"})):
@@ -390,7 +389,7 @@ def check_augment(ops: tuple[AugmentOp, ...]) -> None:
 
 
 def check_network(network: NetworkConfig, image_size: int) -> None:
-    """Raise `ConfigError` when the image is too small for the network's halvings."""
+    """Raise `ConfigError` if the image is too small for the network's halvings."""
     if network.name == "resnet_ap" and image_size < RESNET_LEAST_SIDE:
         raise ConfigError(
             f"resnet_ap needs images of at least {RESNET_LEAST_SIDE} pixels, these have {image_size}: use convnet"
@@ -403,7 +402,7 @@ def check_network(network: NetworkConfig, image_size: int) -> None:
 
 
 def check_fixed_size(source: str, actual: int, wanted: int | None) -> None:
-    """Raise `ConfigError` when data that are not resized are wanted at another side."""
+    """Raise `ConfigError` if another side is requested for data that are not resized."""
     if wanted not in (None, actual):
         raise ConfigError(
             f"image_size is {wanted}, but the images of {source!r} are {actual} pixels and are not resized: "

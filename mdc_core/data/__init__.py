@@ -1,1 +1,1 @@
-"""Real images and synthetic ones: read, held in memory, split, and saved."""
+"""Real and synthetic images: reading, splitting, holding in memory, saving."""

@@ -1,4 +1,4 @@
-"""Room for arrays that may be larger than memory."""
+"""Allocate arrays that may be larger than memory."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from mdc_core import memory
 
 
 def allocate(shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """An array of bytes to be filled: in memory where it fits, else mapped from a temporary file without a name.
+    """An uninitialised array of bytes: in memory if it fits, else mapped from an unnamed temporary file.
 
-    Pages of the file are read when they are touched, and dropped when memory is wanted for something else.
+    The system reads pages of the file when they are touched, and drops them when memory is needed.
     """
     size = int(np.prod(shape, dtype=np.int64))
     if memory.fits(size):
         return np.empty(shape, dtype=np.uint8)
     with tempfile.TemporaryFile(prefix="mdc-data-") as file:
         file.truncate(size)
-        return np.memmap(file, dtype=np.uint8, mode="r+", shape=shape)  # keeps the file open by itself
+        return np.memmap(file, dtype=np.uint8, mode="r+", shape=shape)  # the mapping keeps the file open

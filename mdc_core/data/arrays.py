@@ -1,4 +1,4 @@
-"""Users' own npz files as tensors. Nothing here trusts its input, and nothing is unpickled."""
+"""Read users' npz files as tensors. The input is untrusted, and nothing is unpickled."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ T = TypeVar("T")
 
 _SMALL = ("y_train", "y_test", "classes")
 _PIECE_BYTES = 2**24
-"""Pixels are read in pieces of about this size, so that a set is never in memory twice."""
+"""Pixels are read in pieces of about this size, so a set is never in memory twice."""
 
 
 def read_npz(path: Path) -> Splits:
-    """Arrays x_train (M, H, W) or (M, H, W, ch), uint8, and y_train (M,), integers from 0; the same for test.
+    """Read x_train (M, H, W) or (M, H, W, ch), uint8, and y_train (M,), integers from 0; likewise for test.
 
-    x_test and y_test are optional (see `hold_out`), and so is `classes`, the class names.
+    x_test and y_test are optional (see `hold_out`), as is `classes`, the class names.
 
     Raises:
-        DataError: an array is missing or cannot be used; the message names it.
+        DataError: an array is missing or unusable; the message names it.
     """
     return _with_arrays(path, lambda arrays: arrays.read())
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What an npz holds, its pixels aside."""
+    """What an npz holds, apart from pixels."""
 
     classes: tuple[str, ...]
     shape: tuple[int, int, int, int]
-    """Of the training images that are not held out: M, ch, H, W."""
+    """M, ch, H, W of the training images that are not held out."""
     labels: Tensor
     """(M,), int64."""
     test_images: int
@@ -52,16 +52,16 @@ class Survey:
 
 
 def survey_npz(path: Path) -> Survey:
-    """What `read_npz` would read, without the pixels; raises the same."""
+    """What `read_npz` would read, without the pixels; raises the same errors."""
     return _with_arrays(path, lambda arrays: arrays.survey())
 
 
 def _with_arrays(path: Path, use: Callable[[_Arrays], T]) -> T:
-    """What `use` makes of the opened arrays; whatever goes wrong is a `DataError`."""
+    """Call `use` with the opened arrays; any failure becomes a `DataError`."""
     if not zipfile.is_zipfile(path):
         raise DataError(f"{path} is not an npz file: write it with numpy.savez")
     try:
-        # numpy leaves a file that it opened by itself open when the archive turns out to be damaged.
+        # If the archive is damaged, numpy does not close a file that it opened itself.
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             check_apart(file.zip, str(path))
             arrays = {name: file[name] for name in _SMALL if name in file.files}
@@ -69,7 +69,7 @@ def _with_arrays(path: Path, use: Callable[[_Arrays], T]) -> T:
             return use(_checked(arrays, stored, path))
     except DataError:
         raise
-    except Exception as error:  # numpy reports damaged arrays by half a dozen kinds of exception
+    except Exception as error:  # for damaged arrays, numpy raises half a dozen kinds of exception
         raise DataError(f"{path} cannot be read as arrays ({error}): write it with numpy.savez") from error
 
 
@@ -83,7 +83,7 @@ def channels_first(x: NDArray[np.uint8]) -> Tensor:
 
 @dataclass(frozen=True)
 class _Stored:
-    """Images that are still in the file."""
+    """An array of images that is still in the file."""
 
     file: Any
     """The opened npz."""
@@ -91,31 +91,31 @@ class _Stored:
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     fortran: bool
-    """Whether the first axis runs fastest."""
+    """Whether the array is in Fortran order: the first axis varies fastest."""
 
     @classmethod
     def open(cls, file: Any, name: str) -> _Stored:
-        """Read the header only."""
+        """Read only the header."""
         with file.zip.open(f"{name}.npy") as member:
             shape, fortran, dtype = _header(member)
         return cls(file, name, shape, dtype, fortran)
 
     def read(self, *parts: Tensor) -> list[Tensor]:
-        """Images (M', ch, H, W) at each of `parts`, ascending positions; a piece of the file at a time."""
+        """Images (M', ch, H, W) for each of `parts`, which are ascending positions; reads the file piece by piece."""
         height, width, channels = (*self.shape[1:], 1)[:3]
-        rooms = [allocate((len(part), channels, height, width)) for part in parts]
+        outputs = [allocate((len(part), channels, height, width)) for part in parts]
         filled = [0] * len(parts)
         chosen = [np.isin(np.arange(self.shape[0]), part.numpy()) for part in parts]
         for start, piece in self._pieces():
             images = piece.reshape(len(piece), height, width, channels).transpose(0, 3, 1, 2)
             for i, mask in enumerate(chosen):
                 ours = images[mask[start : start + len(piece)]]
-                rooms[i][filled[i] : filled[i] + len(ours)] = ours
+                outputs[i][filled[i] : filled[i] + len(ours)] = ours
                 filled[i] += len(ours)
-        return [torch.from_numpy(found) for found in rooms]
+        return [torch.from_numpy(output) for output in outputs]
 
     def _pieces(self) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-        """Position of the first image of each piece, and the piece."""
+        """Each piece, with the position of its first image."""
         if self.fortran:
             yield 0, self.file[self.name]
             return
@@ -130,7 +130,7 @@ class _Stored:
 
 
 def _header(member: Any) -> Any:
-    """Shape, whether the first axis runs fastest, and type; what follows are the values."""
+    """Read the array's header: shape, Fortran order, type. The values follow it."""
     if np.lib.format.read_magic(member) == (1, 0):
         return np.lib.format.read_array_header_1_0(member)
     return np.lib.format.read_array_header_2_0(member)
@@ -138,31 +138,31 @@ def _header(member: Any) -> Any:
 
 @dataclass(frozen=True)
 class _Arrays:
-    """An opened npz of which everything but the pixels has been checked."""
+    """An opened npz; everything but its pixels has been checked."""
 
     classes: tuple[str, ...]
     train: _Stored
     labels: Tensor
-    """(M,), of all training images."""
+    """(M,), for all training images."""
     test: _Stored | None
     test_labels: Tensor | None
 
     def read(self) -> Splits:
-        """Both splits."""
+        """Read both splits."""
         if self.test is not None and self.test_labels is not None:
             (x,) = self.train.read(torch.arange(len(self.labels)))
             (test_x,) = self.test.read(torch.arange(len(self.test_labels)))
             return Splits(self.classes, (x, self.labels), (test_x, self.test_labels))
-        kept, held = hold_out(self.labels, self.classes)
-        x, test_x = self.train.read(kept, held)
-        return Splits(self.classes, (x, self.labels[kept]), (test_x, self.labels[held]))
+        train, test = hold_out(self.labels, self.classes)
+        x, test_x = self.train.read(train, test)
+        return Splits(self.classes, (x, self.labels[train]), (test_x, self.labels[test]))
 
     def survey(self) -> Survey:
         """Everything but the pixels."""
         labels, tests = self.labels, self.test_labels
         if tests is None:
-            kept, tests = hold_out(labels, self.classes)
-            labels = labels[kept]
+            train, tests = hold_out(labels, self.classes)
+            labels = labels[train]
         height, width, channels = (*self.train.shape[1:], 1)[:3]
         shape = (len(labels), channels, height, width)
         return Survey(self.classes, shape, labels, len(tests), self.test is None)
@@ -181,7 +181,7 @@ def _checked(arrays: dict[str, NDArray[Any]], stored: dict[str, _Stored], path: 
 
 
 def _class_names(arrays: dict[str, NDArray[Any]]) -> tuple[str, ...]:
-    """The names given, or the labels 0..C-1 that y_train goes up to."""
+    """The array `classes`, or else the labels 0..C-1 as text, where C-1 is the highest in y_train."""
     if "classes" in arrays:
         names = arrays["classes"]
         if names.ndim != 1 or names.dtype.kind != "U":
@@ -191,7 +191,7 @@ def _class_names(arrays: dict[str, NDArray[Any]]) -> tuple[str, ...]:
     if labels.dtype.kind not in "iu" or labels.size == 0:
         raise DataError(f"array 'y_train' is {labels.dtype} {labels.shape}: it must hold integer labels")
     highest = int(labels.max())
-    if highest >= labels.size:  # some class is empty; and C names may not fit into memory
+    if highest >= labels.size:  # a class must be empty, and C names may not fit into memory
         raise DataError(
             f"array 'y_train' has the label {highest}, but only {labels.size} images: number classes from 0"
         )
@@ -199,7 +199,7 @@ def _class_names(arrays: dict[str, NDArray[Any]]) -> tuple[str, ...]:
 
 
 def _labels(x: _Stored, y: NDArray[Any], split: str, classes: tuple[str, ...]) -> Tensor:
-    """The labels (M,) of one split, which and whose images' shape and type are checked."""
+    """The labels (M,) of one split, after checking them and the shape and type of the images."""
     if x.dtype != np.uint8:
         hint = "multiply [0, 1] by 255, round, and convert"
         raise DataError(f"array 'x_{split}' is {x.dtype}: it must be uint8, 0..255 ({hint})")

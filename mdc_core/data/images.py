@@ -1,8 +1,8 @@
-"""Users' own folders and zips of images as tensors. Nothing here trusts its input.
+"""Read users' folders and zips of images as tensors. The input is untrusted.
 
-Layout: `train/<class>/*` and, optionally, `test/<class>/*`; deeper folders belong to the class above them. In
-a zip all of it may lie in one more folder. What lies beside train and test, hidden files and `__MACOSX` are
-ignored. Class names in sorted order are the labels 0..C-1. A survey reads names and headers, and decodes nothing.
+Layout: `train/<class>/*` and, optionally, `test/<class>/*`. Deeper folders belong to the class above them. In a zip,
+everything may lie in one more folder. Anything beside train and test is ignored, as are hidden files and `__MACOSX`.
+Class names, sorted, are the labels 0..C-1. A survey reads names and headers, but decodes nothing.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from mdc_core.data.allocate import allocate
 from mdc_core.data.layouts import (
     FORMATS,
     MAX_PIXELS,
-    Found,
     Header,
+    ImageCounts,
     check_pixels,
     is_grey,
     own_side,
@@ -44,7 +44,7 @@ from mdc_core.errors import ConfigError, DataError
 from mdc_core.names import normalised
 
 MAX_FILE_BYTES = 128 * 2**20
-"""Largest image file that is read."""
+"""Upper limit of an image file in bytes."""
 _DECODED_AHEAD = 256
 
 T = TypeVar("T")
@@ -61,20 +61,20 @@ class Member:
 
 @dataclass(frozen=True)
 class Tree:
-    """Image files by split and class; an empty class is kept, so that it can be named."""
+    """Image files by split and class. Empty classes are included, so that errors can name them."""
 
     splits: dict[str, dict[str, list[Member]]]
     ignored: int
-    """Files and folders that were passed over."""
+    """Number of files and folders ignored."""
 
 
 def survey_folder(path: Path, image_size: int | None = None, preset: str | None = None) -> DataFacts:
-    """What `read_folder` would read, from the files' names and headers; takes and raises the same."""
+    """What `read_folder` would read, from file names and headers alone; same arguments and errors."""
     return _surveyed(_folder_tree(path, "test"), path, path.resolve().name, image_size, preset)
 
 
 def survey_zip(path: Path, image_size: int | None = None, preset: str | None = None) -> DataFacts:
-    """The same as `survey_folder`, of a zip."""
+    """Like `survey_folder`, for a zip."""
     with open_zip(path) as archive:
         return _surveyed(_zip_tree(archive, path), path, path.stem, image_size, preset)
 
@@ -82,25 +82,25 @@ def survey_zip(path: Path, image_size: int | None = None, preset: str | None = N
 def read_folder(
     path: Path, image_size: int | None = None, preset: str | None = None, *, test: str = "test"
 ) -> Splits:
-    """Images of `path`/train and `path`/`test` (layout: see above), square, of side `image_size`.
+    """Read the images of `path`/train and `path`/`test` (layout: see above) as squares of side `image_size`.
 
-    Without a test folder a tenth of every class is held out (see `hold_out`). Without `image_size` the side
-    is the median of the images' short sides, at most 64, or as large as `preset` is made for (see
-    `presets.default_side`). Class folders may be links.
+    Without a test folder, a tenth of every class is held out (see `hold_out`). By default, the side is the median of
+    the images' short sides, at most 64, or the size that `preset` is made for (see `presets.default_side`). Class
+    folders may be links.
 
     Raises:
-        DataError: a file or a class cannot be used; the message names it.
+        DataError: a file or class is unusable; the message names it.
         ConfigError: `image_size` is out of range.
     """
     return _decoded(_folder_tree(path, test), path, image_size, preset, test)
 
 
 def read_zip(path: Path, image_size: int | None = None, preset: str | None = None) -> Splits:
-    """The same as `read_folder`, of a zip; members are read one by one and nothing is written to disk.
+    """Like `read_folder`, for a zip. Members are read one by one, and nothing is written to disk.
 
     Raises:
-        DataError: the zip, a member or a class cannot be used; the message names it. An absolute name, a
-            name with `..` in it, a link or an encrypted member makes the whole zip unusable.
+        DataError: the zip, a member or a class is unusable; the message names it. An absolute name, a name with `..`,
+            a link or an encrypted member makes the whole zip unusable.
         ConfigError: `image_size` is out of range.
     """
     with open_zip(path) as archive:
@@ -108,23 +108,23 @@ def read_zip(path: Path, image_size: int | None = None, preset: str | None = Non
 
 
 def open_zip(path: Path) -> zipfile.ZipFile:
-    """The zip at `path`; `DataError` when it is none, its directory is damaged, or members share bytes."""
+    """Open the zip at `path`. `DataError` if it is none, its directory is damaged, or members share bytes."""
     try:
         archive = zipfile.ZipFile(path)
-    except Exception as error:  # a damaged directory fails in many ways, all of them the file's fault
+    except Exception as error:  # a damaged directory fails in many ways, always through the file's fault
         raise DataError(f"{path} cannot be read as a zip ({error}): make the archive again") from error
     check_apart(archive, str(path))
     return archive
 
 
 def is_npz(path: Path) -> bool:
-    """Whether a zip holds arrays rather than images; `DataError` when it is no zip."""
+    """Whether a zip holds arrays rather than images. `DataError` if it is not a zip."""
     with open_zip(path) as archive:
         return any(name.endswith(".npy") for name in archive.namelist())
 
 
 def _folder_tree(path: Path, test: str) -> Tree:
-    """Members of both splits, if they are there."""
+    """The members of each split that exists."""
     try:
         beside = [entry for entry in path.iterdir() if entry.name not in ("train", test)]
         trees = {split: _classes_of(path / split) for split in ("train", test) if (path / split).is_dir()}
@@ -135,9 +135,9 @@ def _folder_tree(path: Path, test: str) -> Tree:
 
 
 def _classes_of(folder: Path) -> tuple[dict[str, list[Member]], int]:
-    """Members of each class folder, and how many files and folders were passed over.
+    """The members of each class folder, and the number of files and folders ignored.
 
-    Links to folders are followed at the class, not below it: no cycles.
+    Links to folders are followed for class folders only, not below: so there are no cycles.
     """
     classes: dict[str, list[Member]] = {}
     ignored: set[tuple[str, ...]] = set()
@@ -163,7 +163,7 @@ def _open_file(path: Path) -> IO[bytes]:
 
 
 def _zip_tree(archive: zipfile.ZipFile, path: Path) -> Tree:
-    """Members by split and class, after every member's name and kind has been checked."""
+    """The members by split and class, after checking every member's name and kind."""
     entries = [(_safe_parts(info, path), info) for info in archive.infolist()]
     ignored = {skipped for parts, _ in entries if (skipped := passed_over(parts))}
     entries = [(parts, info) for parts, info in entries if parts and not passed_over(parts)]
@@ -192,7 +192,7 @@ def _zip_tree(archive: zipfile.ZipFile, path: Path) -> Tree:
 
 
 def _safe_parts(info: zipfile.ZipInfo, path: Path) -> list[str]:
-    """The member's name in parts; `DataError` when it is no plain file or folder below the archive's root."""
+    """The parts of a member's name. `DataError` unless it is a plain file or folder below the archive's root."""
     name = info.filename.replace("\\", "/")
     parts = name.split("/")
     if name.startswith("/") or parts[0].endswith(":"):
@@ -209,7 +209,7 @@ def _safe_parts(info: zipfile.ZipInfo, path: Path) -> list[str]:
 
 
 def _open_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> IO[bytes]:
-    _check_bytes(info.file_size)  # reading never yields more than this, whatever the compressed data say
+    _check_bytes(info.file_size)  # reading never yields more than this, whatever the compressed data contain
     return archive.open(info)
 
 
@@ -223,32 +223,32 @@ def _unlabelled(name: str) -> DataError:
 
 
 def _surveyed(tree: Tree, path: Path, name: str, image_size: int | None, preset: str | None) -> DataFacts:
-    """The facts of the data set, after its classes, and the header of every image, have been checked."""
+    """The facts of the data set, after checking its classes and the header of every image."""
     _check_side(image_size)
     classes = _checked_classes(tree, path)
     counts = {split: tuple(len(found[label]) for label in classes) for split, found in tree.splits.items()}
-    found = Found(classes, counts["train"], counts.get("test"), tree.ignored)
-    return found.facts(name, _headers(tree), image_size, preset)
+    images = ImageCounts(classes, counts["train"], counts.get("test"), tree.ignored)
+    return images.facts(name, _headers(tree), image_size, preset)
 
 
 def _decoded(tree: Tree, path: Path, image_size: int | None, preset: str | None, test: str) -> Splits:
-    """Check the classes, divide the files into two splits, decode all into one tensor, and cut it."""
+    """Check the classes, divide the files into two splits, and decode all into one tensor, which is then cut."""
     _check_side(image_size)
     classes = _checked_classes(tree, path)
     train, labels = _flat(tree.splits["train"], classes)
     if test in tree.splits:
         held, held_labels = _flat(tree.splits[test], classes)
     else:
-        kept_at, held_at = hold_out(labels, classes)
+        train_at, held_at = hold_out(labels, classes)
         held, held_labels = [train[i] for i in held_at.tolist()], labels[held_at]
-        train, labels = [train[i] for i in kept_at.tolist()], labels[kept_at]
+        train, labels = [train[i] for i in train_at.tolist()], labels[train_at]
     side = image_size if image_size is not None else default_side(own_side(_headers(tree)), preset)
     images = _decode_all([*train, *held], side)
     return Splits(classes, (images[: len(train)], labels), (images[len(train) :], held_labels))
 
 
 def _checked_classes(tree: Tree, path: Path) -> tuple[str, ...]:
-    """The class names in the order of their labels, all of them in both splits."""
+    """The class names in the order of their labels, after checking that every split has all of them."""
     if not tree.splits.get("train"):
         raise DataError(f"{path} has no train/<class>/ folder: the layout is train/<class>/*, test/<class>/*")
     classes = tuple(sorted(tree.splits["train"]))
@@ -285,20 +285,20 @@ def _decode_all(members: Sequence[Member], side: int) -> Tensor:
     """All images as one tensor (M, ch, side, side), uint8: ch is 1 only when every image is grey."""
     images = allocate((len(members), 1, side, side))
     decode = partial(_opened, use=partial(_pixels, side=side))
-    # Threads, because Pillow decodes without the interpreter lock; chunks, because map() would decode
-    # everything ahead of the copy.
+    # Threads, because Pillow releases the interpreter lock while decoding. Chunks, because map() would decode
+    # everything before the first image is copied.
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for start in range(0, len(members), _DECODED_AHEAD):
             chunk = members[start : start + _DECODED_AHEAD]
             for position, pixels in enumerate(pool.map(decode, chunk), start):
-                if len(pixels) > images.shape[1]:  # the first colour image: what was read so far was grey
+                if len(pixels) > images.shape[1]:  # the first colour image: all before it are grey
                     images = _coloured(images, start, len(pixels))
                 images[position] = pixels
     return torch.from_numpy(images)
 
 
 def _coloured(grey: Pixels, filled: int, channels: int) -> Pixels:
-    """The same images with that many equal channels; the chunk after the first `filled` ones is copied too."""
+    """Repeat grey images over `channels` channels; also copies the chunk after the first `filled` images."""
     images = allocate((len(grey), channels, *grey.shape[2:]))
     for start in range(0, filled + _DECODED_AHEAD, _DECODED_AHEAD):
         images[start : start + _DECODED_AHEAD] = grey[start : start + _DECODED_AHEAD]
@@ -306,18 +306,20 @@ def _coloured(grey: Pixels, filled: int, channels: int) -> Pixels:
 
 
 def _opened(member: Member, use: Callable[[IO[bytes]], T]) -> T:
-    """What `use` makes of the opened file; whatever goes wrong, the error names it."""
+    """Call `use` with the opened file; any error names the file."""
     try:
         with member.open() as file:
             return use(file)
     except UnidentifiedImageError as error:
-        raise DataError(f"{member.name} is no PNG, JPEG, WebP or BMP image: replace or remove it") from error
-    except Exception as error:  # decoders fail on hostile bytes in many ways, all of them the file's fault
+        raise DataError(
+            f"{member.name} is not a PNG, JPEG, WebP or BMP image: replace or remove it"
+        ) from error
+    except Exception as error:  # decoders fail on hostile bytes in many ways, always through the file's fault
         raise DataError(f"{member.name} cannot be read ({error}): replace or remove it") from error
 
 
 def _pixels(file: IO[bytes], side: int) -> Pixels:
-    """The centre square (1 or 3, side, side) after the short side has been resized with antialiasing."""
+    """Resize the short side to `side` with antialiasing, and cut out the centre: (1 or 3, side, side)."""
     with Image.open(io.BytesIO(file.read()), formats=FORMATS) as opened:
         check_pixels(opened)
         image = _grey_or_rgb(opened)
@@ -338,7 +340,7 @@ def _pixels(file: IO[bytes], side: int) -> Pixels:
 
 
 def _grey_or_rgb(image: Image.Image) -> Image.Image:
-    """Mode L or RGB; transparency is dropped."""
-    if image.mode.startswith("I"):  # 16 bits per pixel, which Pillow would clip at 255 instead of scaling
+    """Convert to mode L or RGB, dropping transparency."""
+    if image.mode.startswith("I"):  # 16 bits per pixel; Pillow would clip them at 255 instead of scaling
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     return image.convert("L" if is_grey(image.mode) else "RGB")

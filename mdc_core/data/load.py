@@ -1,4 +1,4 @@
-"""Where data come from: a named set, or a user's own folder, zip or npz.
+"""Load data: a named set, or a user's own folder, zip or npz.
 
 Named sets come from scikit-learn (`digits`), torchvision, or a folder like ImageNet's (`imagenet-10`): see
 `mdc_core.data.named`. A user's own data come from an npz (`mdc_core.data.arrays`), or a folder or zip of images
@@ -27,9 +27,9 @@ Kind = Literal["named", "folder", "zip", "npz"]
 
 
 def kind_of(source: str) -> Kind:
-    """What `source` is: a named set, or a folder of images, a zip of images or an npz at a path.
+    """Whether `source` is a named set, or the path of a folder of images, a zip of images, or an npz.
 
-    Files are told apart by content, not by suffix. A folder called like a named set is reached as `./name`.
+    The content of a file decides, not its suffix. For a folder with a named set's name, write `./name`.
 
     Raises:
         DataError: it is none of these.
@@ -56,7 +56,7 @@ def kind_of(source: str) -> Kind:
 
 
 def survey(source: str, *, image_size: int | None = None, preset: str | None = None) -> DataFacts:
-    """What `load` would load, without a pixel: from names and headers, or what is known of a named set.
+    """What `load` would load, without reading pixels: from names and headers, or from the table of named sets.
 
     Takes the same, and raises the same, except that a named set may be missing.
     """

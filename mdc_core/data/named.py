@@ -1,4 +1,4 @@
-"""The named data sets, each read from where its usual library keeps it."""
+"""Read the named data sets from where their usual libraries keep them."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _TORCHVISION = {
 
 
 def read_named(name: str, root: Path, download: bool) -> Splits:
-    """Both splits of one of the sets in `presets.NAMED`.
+    """Read both splits of one of the sets in `presets.NAMED`.
 
     Raises:
-        DataError: no such set, or it is not, not wholly or not intact below `root`.
+        DataError: there is no such set, or it is missing, incomplete or damaged below `root`.
     """
     if name not in NAMED:
         raise DataError(f"there is no named set {name!r}: choose one of {', '.join(NAMED)}")
@@ -42,32 +42,33 @@ def read_named(name: str, root: Path, download: bool) -> Splits:
 
 
 def _digits() -> Splits:
-    """scikit-learn's 1797 digits of 8 × 8 pixels; their grey levels 0..16 become 0..255."""
+    """scikit-learn's 1797 digits of 8 × 8 pixels, with grey levels 0..16 scaled to 0..255."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
     images = channels_first(np.rint(bunch.images * (255 / 16)).astype(np.uint8))
     labels = torch.from_numpy(bunch.target.astype(np.int64))
     classes = NAMED["digits"].classes
-    kept, held = hold_out(labels, classes, DIGITS_TEST)
-    return Splits(classes, (images[kept], labels[kept]), (images[held], labels[held]))
+    train, test = hold_out(labels, classes, DIGITS_TEST)
+    return Splits(classes, (images[train], labels[train]), (images[test], labels[test]))
 
 
 def _imagenet10(folder: Path) -> Splits:
     if not all((folder / split).is_dir() for split in ("train", "val")):
         raise DataError(
-            f"'imagenet-10' was looked for in {folder}, which has no train and val folders. It cannot be "
-            f"downloaded: copy (or link) the folders of ten ImageNet classes into {folder / 'train'} and "
-            f"{folder / 'val'}"
+            f"'imagenet-10' is expected in {folder}, which has no train and val folders. It cannot be downloaded: "
+            f"copy (or link) the folders of ten ImageNet classes into {folder / 'train'} and {folder / 'val'}"
         )
     splits = read_folder(folder, NAMED["imagenet-10"].image_size, test="val")
     if len(splits.classes) != 10:
-        raise DataError(f"{folder}/train has {len(splits.classes)} classes, but 'imagenet-10' has 10")
+        raise DataError(
+            f"{folder}/train has {len(splits.classes)} classes, but 'imagenet-10' has 10: keep ten folders"
+        )
     return splits
 
 
 def _torchvision(name: str, root: Path, download: bool) -> Splits:
-    """Both splits of a torchvision set, its arrays taken as a whole."""
+    """Both splits of a torchvision set, as whole arrays."""
     from torchvision import datasets
 
     kind, folder = _TORCHVISION[name]
@@ -81,8 +82,8 @@ def _torchvision(name: str, root: Path, download: bool) -> Splits:
             Exception
         ) as error:  # missing, incomplete, damaged, not downloadable: each fails in its own way
             raise DataError(
-                f"{name!r} ({split} split) was looked for in {root / folder} and could not be loaded "
-                f"({error}): let it be downloaded (--download, or download=True), or copy its files there"
+                f"{name!r} ({split} split) cannot be loaded from {root / folder} ({error}): download it (--download, "
+                "or download=True), or copy its files there"
             ) from error
         if name == "svhn":  # (M, ch, H, W) already
             images, labels = torch.from_numpy(np.ascontiguousarray(source.data)), source.labels

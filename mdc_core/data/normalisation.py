@@ -1,4 +1,4 @@
-"""How pixels become what networks see."""
+"""Normalisation of pixels for networks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Normalisation:
-    """How pixels in [0, 1] became the images that are augmented: (pixel - mean) / std, channel by channel."""
+    """Normalise pixels in [0, 1] per channel: (pixel - mean) / std."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]

@@ -37,9 +37,9 @@ class RealSet:
     classes: tuple[str, ...]
     """Class names; the position is the label."""
     mean: tuple[float, ...]
-    """Channel means that `normalise` subtracts, for pixels in [0, 1]."""
+    """Channel means for pixels in [0, 1], which `normalise` subtracts."""
     std: tuple[float, ...]
-    """Channel standard deviations that `normalise` divides by."""
+    """Channel standard deviations, which `normalise` divides by."""
     _moments: dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor]] = field(
         default_factory=dict, init=False, repr=False
     )
@@ -57,7 +57,7 @@ class RealSet:
 
     @property
     def device(self) -> torch.device:
-        """Where batches are computed on; the images themselves may be in the host's memory."""
+        """The device that computes; the images may be in the host's memory instead."""
         return self.labels.device
 
     @property
@@ -77,14 +77,13 @@ class RealSet:
 
     @property
     def normalisation(self) -> Normalisation:
-        """What `normalise` does."""
+        """The normalisation of `normalise`."""
         return Normalisation(self.mean, self.std)
 
     def to(self, device: torch.device | str) -> RealSet:
         """The same set, for computing on `device`.
 
-        Images that would take half of its free memory or more stay in the host's, and their batches are copied
-        when they are asked for.
+        Images that would take more than half of its free memory stay in the host's; batches are copied on demand.
         """
         device, images = torch.device(device), self.images
         free = gpu_free(device)
@@ -93,25 +92,25 @@ class RealSet:
         return replace(self, images=images, labels=self.labels.to(device))
 
     def subset(self, positions: Tensor) -> RealSet:
-        """The images at `positions` (B,), int64, in that order; `DataError` when a class has none of them."""
+        """The images at `positions` (B,), int64, in that order. `DataError` if a class would be empty."""
         return replace(
             self, images=self.images[positions.to(self.images.device)], labels=self.labels[positions]
         )
 
     def fingerprint(self) -> str:
-        """Digest of images and labels: whether two sets are the same, in the same order."""
+        """Digest of images and labels: equal for the same images in the same order."""
         return self._fingerprint
 
     @cached_property
     def _fingerprint(self) -> str:
         digest = hashlib.sha256()
         for part in (self.images, self.labels):
-            for piece in torch.split(part, 1024):  # contiguous in parts, not as a second whole
+            for piece in torch.split(part, 1024):  # in pieces, to avoid a second contiguous copy of the whole
                 digest.update(piece.cpu().contiguous().numpy().data)
         return digest.hexdigest()
 
     def class_index(self) -> list[Tensor]:
-        """Per class the positions of its images, int64, ascending, on the CPU, where batches are drawn."""
+        """The positions of each class's images: int64, ascending, on the CPU, where batches are drawn."""
         return self._class_index
 
     @cached_property
@@ -121,7 +120,7 @@ class RealSet:
         return list(torch.split_with_sizes(torch.argsort(labels, stable=True), counts))
 
     def take(self, positions: Tensor) -> Tensor:
-        """The images at `positions` (B,), uint8, where batches are computed on; waits for no device."""
+        """The images at `positions` (B,), uint8, on the device that computes; does not synchronise with it."""
         return to_device(self.images[to_device(positions, self.images.device)], self.device)
 
     def floats(self, positions: Tensor) -> Tensor:
@@ -129,14 +128,14 @@ class RealSet:
         return self.take(positions).to(torch.float32).div_(255)
 
     def prepare(self, images: Tensor) -> Tensor:
-        """Images (B, ch, H, H), uint8, as the networks take them: float32, normalised."""
+        """Convert images (B, ch, H, H), uint8, to the networks' input: float32, normalised."""
         return self.normalise(images.to(torch.float32).div_(255))
 
     def normalise(self, images: Tensor) -> Tensor:
-        """(images - mean) / std per channel: (B, ch, H, W) in [0, 1], of any float type, on any device."""
+        """(images - mean) / std per channel, for images (B, ch, H, W) in [0, 1] of any float type, on any device."""
         key = (images.dtype, images.device)
-        if key not in self._moments:  # kept, because each copy from the host would stall the device
-            with torch.inference_mode(False):  # so that what is kept can take part in autograd later
+        if key not in self._moments:  # cached, because each copy from the host would stall the device
+            with torch.inference_mode(False):  # so that the cached tensors can take part in autograd later
                 mean = torch.tensor(self.mean, dtype=images.dtype, device=images.device).view(1, -1, 1, 1)
                 std = torch.tensor(self.std, dtype=images.dtype, device=images.device).view(1, -1, 1, 1)
             self._moments[key] = mean, std
@@ -144,7 +143,7 @@ class RealSet:
         return (images - mean) / std
 
     def facts(self, name: str) -> DataFacts:
-        """What a configuration is checked against."""
+        """The facts that a configuration is checked against."""
         return DataFacts(
             name=name,
             channels=self.channels,
@@ -157,10 +156,10 @@ class RealSet:
 
 @dataclass(frozen=True)
 class DataSet:
-    """A named data set: what is condensed, and the test images that judge the outcome.
+    """A data set with a name: the training images to condense, and the test images to evaluate with.
 
     Raises:
-        DataError: the two splits differ in classes, channels, image size or normalisation.
+        DataError: the splits differ in classes, channels, image size or normalisation.
     """
 
     name: str
@@ -176,7 +175,7 @@ class DataSet:
                 )
 
     def facts(self) -> DataFacts:
-        """What a configuration is checked against."""
+        """The facts that a configuration is checked against."""
         return self.train.facts(self.name).model_copy(update={"test_images": len(self.test.labels)})
 
 

@@ -1,4 +1,4 @@
-"""Training and test images as the readers hand them over, and the hold-out where there is no test split."""
+"""Training and test images as the readers return them, and the hold-out for data without a test split."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Images = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Splits:
-    """What a data set holds: class names, whose position is the label, and its two parts."""
+    """Both splits of a data set, and its class names; a name's position is its label."""
 
     classes: tuple[str, ...]
     train: Images
@@ -24,10 +24,10 @@ class Splits:
 
 
 def hold_out(labels: Tensor, classes: tuple[str, ...], share: float = HOLD_OUT) -> tuple[Tensor, Tensor]:
-    """Split positions 0..M-1 into train and test, both ascending, `share` of every class going to test.
+    """Split positions 0..M-1 into train and test, both ascending; `share` of every class goes to test.
 
-    Which images are held out is a fixed pseudo-random choice that depends on the labels (M,) alone. Each
-    class keeps at least one image on either side.
+    The choice is pseudo-random, but fixed: it depends only on the labels (M,). Each class keeps at least one image on
+    either side.
 
     Raises:
         DataError: a class has fewer than two images.

@@ -1,4 +1,4 @@
-"""The synthetic set: tiles by rank, how they start, and how they become images again."""
+"""The synthetic set: tiles by rank, their initialisation, and decoding to images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mdc_core.errors import ConfigError
 
 @dataclass(frozen=True)
 class SyntheticSet:
-    """Tiles (N, C, f², ch, s, s), float in [0, 1], un-normalised. Axis 0 is the rank; axis 1 *is* the label."""
+    """Tiles (N, C, f², ch, s, s), float in [0, 1], not normalised. Axis 0 is the rank, axis 1 the label."""
 
     tiles: Tensor
     image_size: int
@@ -30,11 +30,11 @@ class SyntheticSet:
         return math.isqrt(self.tiles.shape[2])
 
     def subset(self, k: int) -> SyntheticSet:
-        """The first k images of every class, a view of this set; `ConfigError` when k is not in 1..N."""
+        """The first k images of every class, as a view of this set. `ConfigError` unless k is in 1..N."""
         return SyntheticSet(self.tiles[: check_k(k, len(self.tiles))], self.image_size)
 
     def images(self) -> Tensor:
-        """Decoded images (N·C·f², ch, H, H) in [0, 1], rank by rank, so that subset k is a prefix."""
+        """Decoded images (N·C·f², ch, H, H) in [0, 1], rank by rank, so that every subset is a prefix."""
         return decode(self.tiles.flatten(0, 2), self.image_size)
 
     def labels(self) -> Tensor:
@@ -44,15 +44,15 @@ class SyntheticSet:
         return labels.repeat(ranks)
 
     def quantised(self) -> Tensor:
-        """The tiles as they are delivered: uint8, value · 255, rounded half to even."""
+        """The tiles as delivered: uint8, value · 255, rounded half to even."""
         return (self.tiles.clamp(0, 1) * 255).round().to(torch.uint8)
 
     def delivered(self) -> SyntheticSet:
-        """This set as a device sees it, after rounding to 8 bits."""
+        """This set as devices see it, after rounding to 8 bits."""
         return SyntheticSet(self.quantised().float() / 255, self.image_size)
 
     def info(self, real: RealSet) -> SetInfo:
-        """What the delivery format says of this set."""
+        """The description of this set in the delivery format."""
         ranks, _, _, channels = self.tiles.shape[:4]
         return SetInfo(
             ipc=ranks,
@@ -66,12 +66,12 @@ class SyntheticSet:
 
 
 def decode(tiles: Tensor, image_size: int) -> Tensor:
-    """Tiles (B, ch, s, s) enlarged bilinearly to (B, ch, H, H), corners not aligned (IDC, section 3.1)."""
+    """Enlarge tiles (B, ch, s, s) bilinearly to (B, ch, H, H), corners not aligned (IDC, section 3.1)."""
     if tiles.shape[-1] == image_size:
         return tiles
     size = (image_size, image_size)
     if tiles.device.type == "cuda":
-        # Torch's kernel for images one after the other has a thread for each pixel of one; the other, for all.
+        # Torch's contiguous kernel has one thread per pixel of a single image; the channels-last kernel, of all images.
         planes = tiles.flatten(0, 1)[None].contiguous(memory_format=torch.channels_last)
         enlarged = F.interpolate(planes, size=size, mode="bilinear", align_corners=False)
         return enlarged.reshape(*tiles.shape[:2], *size).contiguous()
@@ -79,19 +79,19 @@ def decode(tiles: Tensor, image_size: int) -> Tensor:
 
 
 def shrink(images: Tensor, side: int) -> Tensor:
-    """Images (B, ch, H, H) shrunk to tiles (B, ch, s, s) with nearest neighbour, so that 8-bit values stay such."""
+    """Shrink images (B, ch, H, H) to tiles (B, ch, s, s) with nearest neighbour, so that 8-bit values stay exact."""
     return F.interpolate(images, size=(side, side), mode="nearest")
 
 
 def initial_tiles(config: CondenseConfig, real: RealSet) -> Tensor:
     """The tiles (N, C, f², ch, s, s) before the first step, float32 in [0, 1].
 
-    `real`: tile j = rank · f² + position of class c is image start_index · N · f² + j of that class's permutation,
-    which depends on the seed alone, shrunk with nearest neighbour. (The released code takes data-set order; in
-    sorted folders neighbours are alike, so we permute.) `noise`: N(0.5, 0.25), clamped.
+    `real`: tile j = rank · f² + position of class c is image start_index · N · f² + j of a permutation of the class,
+    shrunk with nearest neighbour. The permutation depends only on the seed. (The released code uses the data set's
+    order, but in sorted folders neighbours are alike.) `noise`: N(0.5, 0.25), clamped.
 
     Raises:
-        ConfigError: a class has fewer images than the permutation is asked for.
+        ConfigError: a class has too few images.
     """
     config.check_data(real.facts("the data set"))
     side = config.tile_side(real.image_size)
@@ -105,7 +105,8 @@ def initial_tiles(config: CondenseConfig, real: RealSet) -> Tensor:
     for label, positions in enumerate(real.class_index()):
         if len(positions) < first + per_class:
             raise ConfigError(
-                f"class {real.classes[label]!r} has {len(positions)} images, but {first + per_class} are needed"
+                f"class {real.classes[label]!r} has {len(positions)} images, but {first + per_class} are needed: lower "
+                "ipc, factor or start_index"
             )
         order = torch.randperm(len(positions), generator=stream(config.seed, "init", label))
         chosen = positions[order[first : first + per_class].to(positions.device)]

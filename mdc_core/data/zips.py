@@ -1,4 +1,4 @@
-"""What every reader of a user's zip refuses. Needs nothing but the standard library."""
+"""A check that every reader of a user's zip makes. Standard library only."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import zipfile
 from mdc_core.errors import DataError
 
 LOCAL_HEADER_BYTES = 30
-"""Of a member, before its name and data, at least (APPNOTE 4.3.7)."""
+"""Minimum bytes of a member before its name and data (APPNOTE 4.3.7)."""
 
 
 def check_apart(archive: zipfile.ZipFile, name: str) -> None:
-    """Raise `DataError` where members share bytes: so a small file becomes any amount of data (a zip bomb).
+    """Raise `DataError` if members share bytes, as in a zip bomb, where a small file unpacks to any amount of data.
 
-    `name` is what the message calls the archive. Python does the same, but not in all of its patch releases.
+    `name` is the archive's name in messages. Python checks this too, but not in all patch releases.
     """
     end, before = 0, ""
     for info in sorted(archive.infolist(), key=lambda info: info.header_offset):

@@ -1,1 +1,1 @@
-"""What devices receive: the file format, manifests, signatures, budgets. No torch."""
+"""Everything that devices receive or use: file format, manifests, signatures, budgets. No torch."""

@@ -47,21 +47,20 @@ from mdc_core.errors import BudgetError, ConfigError, shown
 __all__ = ["Budget", "Cost", "Plan", "convnet_cost", "plan"]
 
 ACTIVATION_COPIES = 2.25
-"""Kept activations, as much again for the gradients that flow through them, and what augmenting and the libraries'
-scratch space take besides; measured by benchmarks/cost_model.py."""
+"""Memory of a step, in kept activations: the activations, their gradients, augmentation and scratch space of the
+libraries. Measured by benchmarks/cost_model.py."""
 OPERATIONS_PER_BYTE = 140
-"""Operations of a matrix product in whose time norms, activations, pooling and augmentation pass through one kept
-byte of an image, or the optimiser through one of the weights, in every step; measured by benchmarks/cost_model.py.
-F counts convolutions and matrix products alone."""
+"""Cost of memory traffic, in operations of a matrix product per byte. In every step, norms, activations, pooling and
+augmentation process each kept byte of an image, and the optimiser each byte of the weights. Measured by
+benchmarks/cost_model.py. F counts only convolutions and matrix products."""
 IMAGE_COPIES = 2
-"""The decoded images, and once more normalised."""
+"""The decoded images, and their normalised copy."""
 LIBRARY_BYTES = 4_000_000
-"""What the libraries, once loaded, take for any training: code that is read from disk when it is first run, kernels
-that are written for the shapes met, and pieces of memory that the allocator keeps; measured by
-benchmarks/cost_model.py."""
+"""What loaded libraries take for any training: code read from disk on first use, kernels generated for the shapes, and
+memory that the allocator keeps. Measured by benchmarks/cost_model.py."""
 DEFAULT_BATCH = 64
 SMALLEST = 1e-3
-"""Least speed or power: no device is slower, and what is divided by it stays finite."""
+"""Lower limit of rates and power: no device is slower, and quotients stay finite."""
 
 
 class Kind(NamedTuple):
@@ -161,11 +160,11 @@ class Budget:
             raise ConfigError(f"network is {shown(self.network)}: give the name of a network in the manifest")
         timed = self.flops is not None or self.bandwidth_bps is not None
         if self.seconds is not None and not timed:
-            raise ConfigError(
-                "seconds is a limit on fetching and training: give flops or bandwidth_bps with it"
-            )
+            raise ConfigError("seconds limits fetching and training: give flops or bandwidth_bps with it")
         if self.joules is not None and (self.watts is None or not timed):
-            raise ConfigError("joules is watts times seconds: give watts, and flops or bandwidth_bps with it")
+            raise ConfigError(
+                "joules are watts times seconds: give watts, and flops or bandwidth_bps with it"
+            )
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, str | int | float | bool | None]) -> Budget:
@@ -237,7 +236,7 @@ class Plan:
     )
 
     def to_dict(self) -> dict[str, object]:
-        """As JSON: field by field; `byte_range` becomes a list."""
+        """The fields as JSON; `byte_range` becomes a list."""
         return {**asdict(self), "byte_range": list(self.byte_range)}
 
 
@@ -247,10 +246,10 @@ def plan_descriptions() -> dict[str, str]:
 
 
 def plan(manifest: Manifest, budget: Budget, at_most: int | None = None) -> Plan:
-    """The subset for this budget by the rule above; `at_most` is the size that the caller named.
+    """Choose the subset for this budget by the rule above; `at_most` is the size that the caller named.
 
-    Raises `BudgetError` with the limiting field and the least that would do when nothing fits, and
-    `ConfigError` when the budget speaks of a network, a k or a `have_k` that the manifest does not have.
+    Raises `BudgetError` with the limiting field and the least that would fit if nothing fits, and `ConfigError` if the
+    manifest lacks the budget's network or `have_k`, or the size `at_most`.
     """
     ipc = manifest.info.ipc
     top = ipc if at_most is None else rankmajor.check_size(manifest.info, at_most)
@@ -263,7 +262,7 @@ def plan(manifest: Manifest, budget: Budget, at_most: int | None = None) -> Plan
 
 
 class _Option(NamedTuple):
-    """A size that fits with a training."""
+    """A size that fits with a given training."""
 
     training: _Training
     largest: int
@@ -275,7 +274,7 @@ class _Option(NamedTuple):
 def _most_accurate(
     manifest: Manifest, budget: Budget, trainings: list[_Training], top: int, *, is_named: bool
 ) -> Plan:
-    """What the rule takes of 1..`top`; the largest that fits where a size is named."""
+    """The rule's choice among 1..`top`; if the caller named a size, the largest that fits."""
     options = [
         _Option(training, largest, _wanted(stretch, budget, is_named=is_named), stretch.measured)
         for training in trainings
@@ -297,14 +296,14 @@ def _most_accurate(
 
 
 def _wanted(stretch: _Stretch, budget: Budget, *, is_named: bool) -> int:
-    """The size of a stretch to take: the largest, or on a metered connection what is there already."""
+    """The size of a stretch to take: the largest, or on a metered connection the one that the device has."""
     if is_named or not budget.metered:
         return stretch.last
     return min(stretch.last, max(stretch.first, budget.have_k))
 
 
 def _as_good_as_the_best(options: list[_Option]) -> list[_Option]:
-    """Those within one standard error of the best, and not measured to be worse than a smaller size."""
+    """The options within one standard error of the best, without those measured to be worse than a smaller size."""
     best = max(options, key=lambda one: (one.measured.accuracy, one.measured.error)).measured
     least = best.accuracy - best.error
     return [
@@ -317,7 +316,7 @@ def _as_good_as_the_best(options: list[_Option]) -> list[_Option]:
 def _least_that_reaches(
     manifest: Manifest, budget: Budget, trainings: list[_Training], top: int, accuracy: float
 ) -> Plan:
-    """The least k that is measured to reach the accuracy, and fits with one of the trainings."""
+    """The smallest k that is measured to reach the accuracy and fits with one of the trainings."""
     reaching = [
         (stretch.first, index)
         for index, training in enumerate(trainings)
@@ -329,7 +328,7 @@ def _least_that_reaches(
         best = max(measured, default=0.0)
         raise BudgetError(
             f"min_accuracy is {accuracy}, but of subsets 1..{top} of {manifest.name!r} "
-            f"none is measured above {best:.4f}: lower it",
+            f"none is measured above {best:.4f}: lower min_accuracy",
             "min_accuracy",
             best,
         )
@@ -343,7 +342,7 @@ def _least_that_reaches(
 
 
 def _largest(manifest: Manifest, budget: Budget, training: _Training, top: int) -> int:
-    """The largest of 1..`top` that meets every limit, 0 if none does: all that is limited grows with k."""
+    """The largest of 1..`top` that meets every limit, 0 if none does. Bisection works, as every cost grows with k."""
     return bisect_left(
         range(1, top + 1),
         True,
@@ -352,21 +351,21 @@ def _largest(manifest: Manifest, budget: Budget, training: _Training, top: int) 
 
 
 class _Measured(NamedTuple):
-    """What a size counts as."""
+    """The measurement that a size counts with."""
 
     accuracy: float
     """Mean test accuracy."""
     error: float
-    """Its standard error; 0 where a single repeat tells nothing of it."""
+    """Its standard error; 0 with a single repeat."""
     verdict: Verdict | None
 
 
 _NOTHING = _Measured(-1.0, 0.0, None)
-"""A size that was not measured, nor any smaller one."""
+"""For a size without a measurement of it or of any smaller one."""
 
 
 class _Stretch(NamedTuple):
-    """Sizes that count with the same measured accuracy."""
+    """Consecutive sizes that count with the same measurement."""
 
     first: int
     last: int
@@ -374,7 +373,7 @@ class _Stretch(NamedTuple):
 
 
 def _stretches(training: _Training, first: int, last: int) -> Iterator[_Stretch]:
-    """What `first`..`last` consists of, in order."""
+    """The stretches of `first`..`last`, in order."""
     sizes = sorted(training.measured)
     begins = [first, *(size for size in sizes if first < size <= last)]
     for begin, following in zip(begins, [*begins[1:], last + 1], strict=True):
@@ -385,17 +384,17 @@ def _stretches(training: _Training, first: int, last: int) -> Iterator[_Stretch]
 
 @dataclass(frozen=True)
 class _Training:
-    """What the device may do with a subset."""
+    """A training that the device may run on a subset."""
 
     cost: Cost | None
     epochs: int
     batch_size: int
     measured: Mapping[int, _Measured]
-    """By k, under the epochs that come nearest from below."""
+    """By k: the measurement with the most epochs that do not exceed `epochs`."""
 
 
 def _trainings(manifest: Manifest, budget: Budget) -> list[_Training]:
-    """Those to choose from, the shortest first: one, unless the time of a training is limited."""
+    """The trainings to choose from, shortest first: just one, unless the time of a training is limited."""
     names = list(dict.fromkeys([row.network for row in manifest.accuracy] + list(manifest.cost)))
     if budget.network is not None and budget.network not in names:
         raise ConfigError(
@@ -407,7 +406,7 @@ def _trainings(manifest: Manifest, budget: Budget) -> list[_Training]:
     limited = (budget.memory_bytes, budget.flops)
     if cost is None and any(limit is not None for limit in limited):
         raise ConfigError(
-            f"the manifest of {manifest.name!r} states no cost of training {network or 'any network'}: "
+            f"the manifest of {manifest.name!r} has no training cost for {network or 'any network'}: "
             "leave memory_bytes and flops out of the budget, or name another network"
         )
     rows = [row for row in manifest.accuracy if row.network == network]
@@ -422,7 +421,7 @@ def _trainings(manifest: Manifest, budget: Budget) -> list[_Training]:
 
 
 def _measured(rows: list[Accuracy], epochs: int) -> dict[int, _Measured]:
-    """By k, the figures of the longest measured training that does not exceed `epochs`; empty if all do."""
+    """By k, the measurements of the longest training that does not exceed `epochs`; empty if all do."""
     nearest = max((row.epochs for row in rows if row.epochs <= epochs), default=None)
     alike = [row for row in rows if row.epochs == nearest]
     return {
@@ -432,10 +431,10 @@ def _measured(rows: list[Accuracy], epochs: int) -> dict[int, _Measured]:
 
 
 def _candidate(manifest: Manifest, budget: Budget, training: _Training, k: int) -> Plan:
-    """What subset k would take, whether or not it fits."""
+    """The cost of subset k, whether or not it fits."""
     info = manifest.info
     end = rankmajor.subset_size(info, k)
-    # A device that has ranks writes header(k) itself: it is a function of the manifest.
+    # A device that has ranks writes header(k) itself: the manifest determines it.
     start = 0 if budget.have_k == 0 else min(rankmajor.subset_size(info, budget.have_k), end)
     seconds = _seconds(budget, training, _images(manifest, k), end - start)
     measured = next(_stretches(training, k, k)).measured
@@ -485,7 +484,7 @@ def _seconds(budget: Budget, training: _Training, images: int, fetched: int) -> 
 
 
 def _excesses(candidate: Plan, budget: Budget) -> Iterator[tuple[str, float, float]]:
-    """Field, limit and need of every limit that the candidate breaks."""
+    """Field, limit and need, for every limit that the candidate exceeds."""
     needs: tuple[tuple[str, float | None, float | None], ...] = (
         ("storage_bytes", budget.storage_bytes, candidate.total_bytes),
         ("transfer_bytes", budget.transfer_bytes, candidate.delta_bytes),
@@ -499,7 +498,7 @@ def _excesses(candidate: Plan, budget: Budget) -> Iterator[tuple[str, float, flo
 
 
 def _with_limit(manifest: Manifest, chosen: Plan, training: _Training, top: int, budget: Budget) -> Plan:
-    """The plan, with what keeps it from being one larger."""
+    """The plan with `limited_by`: what rules out the next larger size."""
     if chosen.k == top:
         return chosen
     excess = next(_excesses(_candidate(manifest, budget, training, chosen.k + 1), budget), None)
@@ -511,30 +510,30 @@ def _with_limit(manifest: Manifest, chosen: Plan, training: _Training, top: int,
 
 
 def _with_words(chosen: Plan, passed_over: Iterable[_Stretch], budget: Budget) -> Plan:
-    """The plan, with the reason why none of the larger sizes that fit was taken."""
+    """The plan with `reason`: why no larger size that fits was taken."""
     otherwise = "not measured to be more accurate" if budget.metered else "measured to be less accurate"
     groups: dict[str, list[int]] = {}
     for larger in passed_over:
         is_worse = larger.measured.verdict == WORSE_THAN_SMALLER
         reason = WORSE_THAN_SMALLER if is_worse else otherwise
         groups.setdefault(reason, []).extend(range(larger.first, larger.last + 1))
-    told = [f"k = {sizes_text(sizes)} would fit, but is {reason}" for reason, sizes in groups.items()]
-    return replace(chosen, reason="; ".join(told) or None)
+    reasons = [f"k = {sizes_text(sizes)} would fit, but is {reason}" for reason, sizes in groups.items()]
+    return replace(chosen, reason="; ".join(reasons) or None)
 
 
 def _refuse(least: Plan, budget: Budget) -> None:
-    """Raise the `BudgetError` that names every limit which even the least acceptable subset breaks."""
+    """Raise a `BudgetError` that names every limit which even the smallest acceptable subset exceeds."""
     excesses = list(_excesses(least, budget))
     texts = [f"{name} is {limit:.15g}, but it needs {need:.15g}" for name, limit, need in excesses]
     raise BudgetError(
-        f"the budget is too small for subset {least.k}, the least that would do: {'; '.join(texts)}",
+        f"the budget is too small for subset {least.k}, the smallest that would do: {'; '.join(texts)}",
         excesses[0][0],
         excesses[0][2],
     )
 
 
 def _recipe(manifest: Manifest, key: str, default: int) -> int:
-    return int(manifest.recipe.get(key, default))  # whole and bounded: the manifest is read so
+    return int(manifest.recipe.get(key, default))  # parsing the manifest has checked type and bounds
 
 
 def _check_number(name: str, value: object, kind: Kind) -> None:
@@ -544,12 +543,12 @@ def _check_number(name: str, value: object, kind: Kind) -> None:
     if isinstance(value, bool) or not isinstance(value, int if kind.is_whole else int | float):
         raise ConfigError(f"{name} is {shown(value)}: give a {'whole ' if kind.is_whole else ''}number")
     assert isinstance(value, int | float)
-    if not kind.least <= value <= kind.most:  # what is not a number fails the comparison too
+    if not kind.least <= value <= kind.most:  # NaN fails the comparison too
         raise ConfigError(f"{name} is {shown(value)}: give a number from {kind.least:g} to {kind.most:g}")
 
 
 def _parsed(name: str, value: str | float | bool) -> object:
-    """A field's value from its text; values of the right type pass, and the budget itself checks ranges."""
+    """Parse a field's value from text. Other values pass unchanged; `Budget` checks types and ranges."""
     if name == "network":
         return value
     if name == "metered":

@@ -1,4 +1,4 @@
-"""What it costs to train a network, counted from its shapes. Imports no torch."""
+"""The cost of training a network, counted from its shapes. No torch."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from mdc_core.geometry import Geometry, convnet
 
 FLOAT_BYTES = 4
 LARGEST = 1e24
-"""No quantity of a device comes near it; a bound keeps the arithmetic far from overflow."""
+"""Upper limit of any quantity: no device comes near it, and arithmetic stays far from overflow."""
 MOST_STEPS = 10**9
-"""Most epochs, images per step and repeats."""
+"""Upper limit of epochs, images per step and repeats."""
 _WHOLE = ("parameters", "optimiser_states")
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Training one network: what a plan needs to predict memory, time and energy. float32 throughout."""
+    """What a plan needs to predict memory, time and energy of training a network. float32 throughout."""
 
     parameters: int
-    """P: trained numbers."""
+    """P: trained parameters."""
     activation_bytes: float
-    """A: bytes that the forward pass of one image keeps for the backward pass."""
+    """A: bytes that the forward pass keeps per image for the backward pass."""
     flops_per_image: float
-    """F: floating point operations of a training step, per image (about 3 times the forward pass)."""
+    """F: floating point operations of a training step per image, about 3 times the forward pass."""
     optimiser_states: int = 1
-    """s: numbers that the optimiser keeps per parameter; 1 for SGD with momentum, 2 for Adam."""
+    """s: states that the optimiser keeps per parameter; 1 for SGD with momentum, 2 for Adam."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -36,16 +36,16 @@ class Cost:
             if isinstance(value, bool) or not isinstance(value, kind):
                 what = "whole number" if kind is int else "number"
                 raise ConfigError(f"cost.{field.name} is {shown(value)}: give a {what}")
-            if not 0 <= value <= LARGEST:  # what is not a number fails the comparison too
+            if not 0 <= value <= LARGEST:  # NaN fails the comparison too
                 raise ConfigError(f"cost.{field.name} is {shown(value)}: give a number from 0 to {LARGEST:g}")
 
     def to_dict(self) -> dict[str, float]:
-        """As JSON: field by field."""
+        """The fields as JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, document: object) -> Cost:
-        """The cost that `to_dict` wrote; `FormatError` names a missing or impossible field."""
+        """Parse what `to_dict` wrote; `FormatError` names a missing or invalid field."""
         if not isinstance(document, Mapping):
             raise FormatError(f"a cost is {shown(document)}: it should be an object with {_FIELDS}")
         missing = [field.name for field in fields(cls) if field.name not in document]

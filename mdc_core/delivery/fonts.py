@@ -1,4 +1,4 @@
-"""A font of this machine that has the characters of a text. Needs Pillow."""
+"""Find a font on this machine that has the characters of a text. Needs Pillow."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ FILES = (
     "arial.ttf",
     "msyh.ttc",
 )
-"""Those of Linux, macOS and Windows that cover many scripts, by file name: Pillow knows the folders."""
+"""Fonts of Linux, macOS and Windows that cover many scripts. File names suffice: Pillow knows the folders."""
 UNASSIGNED = "\U0010ffff"
-"""A code point that no font has: it is drawn as the box of what is missing."""
+"""A code point that no font has: it is drawn as the box for missing characters."""
 
 
 def font_for(text: str, size: int) -> Font | None:
-    """The first font that has every character of `text`, at `size` pixels; None: this machine has none."""
+    """The first font that has every character of `text`, at `size` pixels; None if this machine has none."""
     return next((font for font in _fonts(size) if _covers(font, text)), None)
 
 
 @cache
 def _fonts(size: int) -> tuple[Font, ...]:
-    """What this machine has, Pillow's own first."""
+    """This machine's fonts, Pillow's own first."""
     fonts: list[Font] = [ImageFont.load_default(size)]
     for name in FILES:
         try:

@@ -1,4 +1,4 @@
-"""The key of a service on this machine that runs without other servers: `mdc up` leaves it in its data folder."""
+"""The admin key of a service on this machine: `mdc up` writes it to its data folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _HERE = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
 def is_here(url: str) -> bool:
-    """Whether a URL is of this machine: no other one is ever given the key."""
+    """Whether a URL points to this machine; the key is never sent elsewhere."""
     try:
         return urlsplit(url).hostname in _HERE
     except ValueError:
@@ -18,12 +18,12 @@ def is_here(url: str) -> bool:
 
 
 def key_file() -> Path:
-    """Where the admin key is, seen from the folder where `mdc up` was started."""
+    """The file of the admin key, relative to the folder where `mdc up` was started."""
     return Path(os.environ.get("MDC_DATA_DIR", "mdc-data")) / "admin.key"
 
 
 def local_key(url: str) -> str | None:
-    """The admin key for a service at `url`; None on another machine, or where this user finds or may read none."""
+    """The admin key for a service at `url`; None if it is on another machine, or if no key can be read."""
     if not is_here(url):
         return None
     try:

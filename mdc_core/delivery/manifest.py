@@ -1,7 +1,6 @@
-"""The manifest: what a device must know of a published set before it fetches a byte of it. Plain JSON.
+"""The manifest: what a device needs to know about a published set before it fetches any of it. Plain JSON.
 
-Fields that this release does not know are ignored, so that a newer server can add some; another
-`manifest_version` is refused.
+Unknown fields are ignored, so that newer servers can add some. Another `manifest_version` is refused.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Measured test accuracy of networks trained on subset k as delivered; fractions in [0, 1]."""
+    """Measured test accuracy of networks trained on subset k as delivered. Fractions in [0, 1]."""
 
     network: str
     """Name of the trained network, as in the cost table."""
@@ -36,17 +35,18 @@ class Accuracy:
     mdc_mean: float
     """Mean accuracy over the repeats."""
     mdc_std: float
-    """Its standard deviation."""
+    """Standard deviation of `mdc_mean`'s repeats."""
     random_mean: float | None
-    """The same training on k random real images per class; None: not measured."""
+    """Mean accuracy of the same training on k random real images per class; None if not measured."""
     random_std: float | None
-    """Its standard deviation; None: not measured."""
+    """Standard deviation of `random_mean`'s repeats; None if not measured."""
     repeats: int
     """Networks trained per figure."""
     shrunk_mean: float | None = None
-    """The same on k·f² of them, shrunk to tiles, the bytes of subset k; None: not measured, or the same as random."""
+    """The same on k·f² real images shrunk to tiles: as many bytes as subset k. None if not measured, or if equal to
+    random."""
     shrunk_std: float | None = None
-    """Its standard deviation; None likewise."""
+    """Standard deviation of `shrunk_mean`'s repeats; None in the same cases."""
 
 
 @dataclass(frozen=True)
@@ -56,28 +56,28 @@ class Manifest:
     name: str
     """Name of the set."""
     version: int
-    """1 or more; grows with every publication under the same name."""
+    """1 or more; increases with every publication under the same name."""
     created: datetime
-    """When it was published (UTC)."""
+    """Time of publication (UTC)."""
     expires: datetime | None
-    """When it must no longer be used (UTC); None: never."""
+    """Time from which it must not be used (UTC); None: never."""
     info: SetInfo
     """Shape and normalisation of the set."""
     digests: Digests
     """sha256 of object, ranks, headers and subsets."""
     object_url: str
-    """Where the whole object is, as the server names it."""
+    """URL of the whole object."""
     network: Mapping[str, Any]
     """The network that was matched."""
     recipe: Mapping[str, Any]
     """How the networks of `accuracy` were trained."""
     accuracy: tuple[Accuracy, ...]
-    """What was measured."""
+    """The measurements."""
     cost: Mapping[str, Cost]
-    """Cost of training, by name of the network."""
+    """Training cost by network name."""
     data_sha256: str | None = None
-    """Of the real training images and labels, at the side and in the order that they were condensed in; None: not
-    recorded. Other ones may have become test images since."""
+    """Digest of the real training images and labels, in the size and order used for condensing; None if not recorded.
+    If the data have changed, some of these images may be test images now."""
 
 
 def build_manifest(
@@ -95,10 +95,10 @@ def build_manifest(
     cost: Mapping[str, Any],
     data_sha256: str | None = None,
 ) -> dict[str, Any]:
-    """A manifest as JSON values; `FormatError` names the field that no reader would accept.
+    """Build a manifest as JSON values; `FormatError` names a field that readers would refuse.
 
-    Times are ISO 8601 in UTC. Every row of `accuracy` has the fields of `Accuracy`; `cost` maps the name of a
-    network to the fields of `Cost`.
+    Times are ISO 8601 in UTC. Every row of `accuracy` has the fields of `Accuracy`; `cost` maps a network's name to the
+    fields of `Cost`.
     """
     document: dict[str, Any] = {
         "manifest_version": MANIFEST_VERSION,
@@ -134,19 +134,19 @@ def build_manifest(
 
 
 def parse_manifest(document: Mapping[str, Any]) -> Manifest:
-    """The manifest that these JSON values are; `FormatError` names a missing or impossible field."""
+    """Parse a manifest from JSON values; `FormatError` names a missing or invalid field."""
     if not isinstance(document, Mapping):
-        raise FormatError(f"a manifest is a JSON object, not {type(document).__name__}")
+        raise FormatError(f"a manifest is a JSON object, not {type(document).__name__}: fetch it again")
     version = document.get("manifest_version")
     if version != MANIFEST_VERSION:
         raise FormatError(
-            f"manifest_version is {shown(version)}, but this release reads {MANIFEST_VERSION}: update it"
+            f"manifest_version is {shown(version)}, but this release reads {MANIFEST_VERSION}: update this software"
         )
     info = _info(document)
     stored = _take(document, "object", dict)
     if (encoding := _take(stored, "encoding", str, "object.")) != rankmajor.FORMAT:
         raise FormatError(
-            f"object.encoding is {shown(encoding)}, but this release reads {rankmajor.FORMAT!r}"
+            f"object.encoding is {shown(encoding)}, but this release reads {rankmajor.FORMAT!r}: update this software"
         )
     _expect(_take(stored, "bytes", int, "object."), rankmajor.subset_size(info, info.ipc), "object.bytes")
     return Manifest(
@@ -171,19 +171,19 @@ def parse_manifest(document: Mapping[str, Any]) -> Manifest:
 
 
 def _recipe(recipe: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The recipe, whose numbers that plans compute with are checked; the others are a matter of the training."""
+    """Check the recipe's numbers that plans use; the training checks the rest."""
     for key in {"epochs", "batch_size"} & recipe.keys():
         _whole(recipe, key, "recipe.")
     return recipe
 
 
 def parse_accuracy(rows: Sequence[object], ipc: int) -> tuple[Accuracy, ...]:
-    """The accuracy table of a set with `ipc` ranks; `FormatError` names a missing or impossible field."""
+    """Parse the accuracy table of a set with `ipc` ranks; `FormatError` names a missing or invalid field."""
     return tuple(_accuracy(row, f"accuracy[{i}].", ipc) for i, row in enumerate(rows))
 
 
 def _info(document: Mapping[str, Any]) -> SetInfo:
-    """The set's shape, checked against the sizes that the manifest states for readers of other languages."""
+    """Parse the set's shape, and check the sizes that the manifest states for readers in other languages."""
     lists = {name: tuple(_take(document, name, list)) for name in ("classes", "mean", "std")}
     try:
         info = SetInfo(
@@ -196,7 +196,7 @@ def _info(document: Mapping[str, Any]) -> SetInfo:
             std=lists["std"],
         )
     except ConfigError as error:
-        raise FormatError(f"the manifest describes no possible set: {error}") from None
+        raise FormatError(f"the manifest describes an impossible set: {error}") from None
     _expect(_take(document, "rank_bytes", int), info.rank_bytes, "rank_bytes")
     _expect(_take(document, "header_bytes", int), rankmajor.header_size(info), "header_bytes")
     return info
@@ -236,11 +236,11 @@ def _cost(value: object, where: str) -> Cost:
 
 
 def _take(document: Mapping[str, Any], key: str, kind: type[_T], where: str = "") -> _T:
-    """The field `key`, which must have the JSON type `kind`."""
+    """The field `key`; `FormatError` unless it has the JSON type `kind`."""
     value = document.get(key)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        found = "missing" if key not in document else shown(value)
-        raise FormatError(f"{where}{key} is {found}: it should be of type {kind.__name__}")
+        actual = "missing" if key not in document else shown(value)
+        raise FormatError(f"{where}{key} is {actual}: it should be of type {kind.__name__}")
     return value
 
 
@@ -286,4 +286,4 @@ def _digests(document: Mapping[str, Any], key: str, count: int) -> tuple[str, ..
 
 def _expect(value: int, expected: int, what: str) -> None:
     if value != expected:
-        raise FormatError(f"{what} is {shown(value)}, but this set has {expected}")
+        raise FormatError(f"{what} is {shown(value)}, but it should be {expected} for this set")

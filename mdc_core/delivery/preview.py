@@ -1,4 +1,4 @@
-"""A picture of a condensed set: one row per class, one column per rank. Needs Pillow, no torch."""
+"""Draw a condensed set: one row per class, one column per rank. Needs Pillow, no torch."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from mdc_core.errors import ConfigError
 from mdc_core.names import MAX_NAME, visible
 
 LEGIBLE_CELL = 56
-"""Pixels that a cell is enlarged towards when no scale is given …"""
+"""Target size of a cell in pixels, if no scale is given …"""
 LARGEST_SIDE = 2400
-"""… as long as the picture stays within this many pixels each way."""
+"""… provided that the picture is at most this wide and high, in pixels."""
 GAP = 4
 MARGIN = 8
 FONT_SIZE = 14
@@ -25,15 +25,15 @@ PAPER, INK = (255, 255, 255), (32, 32, 32)
 
 
 def preview_png(tiles: Tiles, info: SetInfo, scale: int | None = None) -> bytes:
-    """PNG of tiles `(k, C, f², ch, s, s)`, uint8: every cell is the mosaic of one class and rank.
+    """Draw tiles `(k, C, f², ch, s, s)`, uint8, as a PNG: every cell is the mosaic of one class and rank.
 
-    Pixels are enlarged `scale` times with nearest neighbour, 1 or more; left out, so that small images are
-    legible and large sets stay within 2400 pixels. Of 2 or 4 channels the first or the first three are shown.
+    Pixels are enlarged `scale` times (1 or more) with nearest neighbour. By default, small images become legible and
+    large sets stay within 2400 pixels. With 2 channels the first is shown, with 4 the first three.
     """
     k = tiles.shape[0] if tiles.ndim else 0
     if k < 1 or tiles.dtype != np.uint8 or tiles.shape != info.tile_shape(k):
         raise ConfigError(
-            f"tiles are {tiles.dtype} {tiles.shape}, but a subset has uint8 {info.tile_shape(k)}"
+            f"tiles are {tiles.dtype} {tiles.shape}, but subset {k} of this set has uint8 {info.tile_shape(k)}"
         )
     cells = mosaics(tiles, info)
     side = cells.shape[2]
@@ -57,13 +57,13 @@ def mosaics(tiles: Tiles, info: SetInfo) -> npt.NDArray[np.uint8]:
 
 
 def _automatic_scale(side: int, columns: int, rows: int) -> int:
-    """The enlargement that makes cells legible without making the picture unwieldy."""
+    """The scale that makes cells legible without making the picture too large."""
     wanted = max(1, round(LEGIBLE_CELL / side))
     return max(1, min(wanted, LARGEST_SIDE // (side * max(columns, rows))))
 
 
 def _draw(cells: npt.NDArray[np.uint8], classes: tuple[str, ...]) -> Image.Image:
-    """The picture with class names at the left and rank numbers on top, from `(k, C, side, side, 3)`."""
+    """Draw cells `(k, C, side, side, 3)` with class names on the left and rank numbers on top."""
     k, rows, side = cells.shape[:3]
     font = ImageFont.load_default(FONT_SIZE)
     labels = [_label(name, index) for index, name in enumerate(classes)]
@@ -74,7 +74,7 @@ def _draw(cells: npt.NDArray[np.uint8], classes: tuple[str, ...]) -> Image.Image
     draw = ImageDraw.Draw(picture)
     for row, (label, its) in enumerate(labels):
         draw.text((left - MARGIN, top + row * pitch + side / 2), label, INK, its, anchor="rm")
-    # Where the numbers would touch each other, only every so many are written.
+    # If the numbers would touch, only every so many are written.
     every = -(-round(font.getlength(f"{k} ")) // pitch)
     for rank in range(k):
         x = left + rank * pitch
@@ -86,7 +86,7 @@ def _draw(cells: npt.NDArray[np.uint8], classes: tuple[str, ...]) -> Image.Image
 
 
 def _label(name: str, index: int) -> tuple[str, Font]:
-    """A class name and a font that has its characters; the number of the class where this machine has none."""
+    """A class name and a font that has its characters; the class's number if this machine has no such font."""
     line = " ".join(visible(name)[:MAX_NAME].split()) or "?"
     font = font_for(line, FONT_SIZE)
     if font is None:
@@ -95,7 +95,7 @@ def _label(name: str, index: int) -> tuple[str, Font]:
 
 
 def _shortened(line: str, font: Font) -> str:
-    """A line that fits the margin, with an ellipsis where it was cut."""
+    """The line, cut to fit the margin, with an ellipsis."""
     if font.getlength(line) <= LONGEST_LABEL:
         return line
     while font.getlength(line + "…") > LONGEST_LABEL:

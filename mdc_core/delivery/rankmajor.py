@@ -20,19 +20,19 @@ from mdc_core.errors import ConfigError, DataError, FormatError, shown
 
 FORMAT: Final = "rankmajor/1"
 HEADER_STEP: Final = 4096
-"""A header fills a whole number of these, so that ranks begin on a page of the device's storage."""
+"""Headers are padded to a multiple of this, so that ranks start on a page of the device's storage."""
 LARGEST: Final = 2**31 - 1
-"""Every whole number in a header is at most this, and so is the number of classes."""
+"""Upper limit of every whole number in a header, and of the number of classes."""
 LARGEST_FILE: Final = 2**48
-"""Bytes of the largest file that the format knows."""
+"""Upper limit of a file in bytes."""
 LARGEST_HEADER: Final = 100_000_000
-"""Bytes of the longest JSON in a header: safetensors reads no longer one."""
+"""Upper limit of a header's JSON in bytes; safetensors reads no longer one."""
 LARGEST_MOMENT: Final = 1e6
-"""Every mean is at most this in magnitude, and a standard deviation is between its inverse and it: pixels are in
-[0, 1], and what they are normalised to stays a number in float32."""
+"""Upper limit of a mean's magnitude and of a standard deviation, which is at least the inverse of it. Pixels are in
+[0, 1], so normalised values stay finite in float32."""
 _WHOLE = re.compile(r"[1-9][0-9]{0,9}")
 
-if TYPE_CHECKING:  # an API process that cuts bytes holds no numpy: it is imported where tiles are made
+if TYPE_CHECKING:  # API processes only cut bytes: numpy is imported where tiles are made
     import numpy as np
     import numpy.typing as npt
 
@@ -42,9 +42,9 @@ Buffer = bytes | bytearray | memoryview
 
 @dataclass(frozen=True)
 class SetInfo:
-    """What a reader must know of a condensed set to use any subset of it.
+    """What a reader needs to know about a condensed set to use any subset of it.
 
-    Raises `ConfigError` when the values contradict each other.
+    Raises `ConfigError` if a value is out of range, or contradicts another.
     """
 
     ipc: int
@@ -52,7 +52,7 @@ class SetInfo:
     factor: int
     """f: every image holds f x f tiles."""
     classes: tuple[str, ...]
-    """Class names; the position is the label."""
+    """Class names; a name's position is its label."""
     mean: tuple[float, ...]
     """Channel means for pixels in [0, 1]."""
     std: tuple[float, ...]
@@ -70,19 +70,23 @@ class SetInfo:
         if not self.classes or not all(isinstance(name, str) and name for name in self.classes):
             raise ConfigError(f"classes is {shown(self.classes)}: give at least one name, none of them empty")
         if not all(map(_is_unicode, self.classes)):
-            raise ConfigError(f"classes is {shown(self.classes)}: a name holds half of a surrogate pair")
+            raise ConfigError(
+                f"classes is {shown(self.classes)}: a name has half of a surrogate pair, remove that character"
+            )
         object.__setattr__(self, "classes", tuple(self.classes))
         for name, least in (("mean", -LARGEST_MOMENT), ("std", 1 / LARGEST_MOMENT)):
-            given = getattr(self, name)
-            if len(given) != self.channels:
-                raise ConfigError(f"{name} has {len(given)} values, but there are {self.channels} channels")
-            # What is not a number fails the comparison too.
-            if not all(_is_real(value) and least <= value <= LARGEST_MOMENT for value in given):
+            values = getattr(self, name)
+            if len(values) != self.channels:
                 raise ConfigError(
-                    f"{name} is {shown(given)}: give numbers from {least:g} to {LARGEST_MOMENT:g}"
+                    f"{name} has {len(values)} values, but there are {self.channels} channels: give one per channel"
                 )
-            # 0 and 0.0 are equal but are written differently: plain floats make equal sets equal headers.
-            object.__setattr__(self, name, tuple(map(float, given)))
+            # NaN fails the comparison too.
+            if not all(_is_real(value) and least <= value <= LARGEST_MOMENT for value in values):
+                raise ConfigError(
+                    f"{name} is {shown(values)}: give numbers from {least:g} to {LARGEST_MOMENT:g}"
+                )
+            # 0 and 0.0 are equal but serialise differently: with floats, equal sets have equal headers.
+            object.__setattr__(self, name, tuple(map(float, values)))
         if self.ipc * self.rank_bytes > LARGEST_FILE:
             raise ConfigError(
                 f"the set would have {self.ipc} ranks of {self.rank_bytes} bytes, but a file has at most "
@@ -90,13 +94,13 @@ class SetInfo:
             )
         if self.header_bytes - 8 > LARGEST_HEADER:
             raise ConfigError(
-                f"the header would have {self.header_bytes} bytes, but no reader takes more than "
-                f"{LARGEST_HEADER}: shorten the names of the classes"
+                f"the header would have {self.header_bytes} bytes, but readers accept at most "
+                f"{LARGEST_HEADER}: shorten the class names"
             )
 
-    @cached_property  # a plan asks for it at every k, and names of a thousand classes take long to write
+    @cached_property  # a plan uses it at every k, and serialising a thousand class names is slow
     def header_bytes(self) -> int:
-        """H: bytes before the first rank, a multiple of 4096. The whole set's header is the longest of all."""
+        """H: bytes before the first rank, a multiple of 4096. The whole set's header is the longest, so it decides."""
         return -(-(8 + len(_header_json(self, self.ipc))) // HEADER_STEP) * HEADER_STEP
 
     @property
@@ -117,7 +121,7 @@ class SetInfo:
 
 @dataclass(frozen=True)
 class Digests:
-    """Hex sha256 of everything a device can be handed; entry r-1 (or k-1) belongs to rank r (or subset k)."""
+    """Hex sha256 of everything that a device can receive; entry r-1 (or k-1) is for rank r (or subset k)."""
 
     object: str
     ranks: tuple[str, ...]
@@ -126,14 +130,14 @@ class Digests:
 
 
 def header(info: SetInfo, k: int) -> bytes:
-    """The first H bytes of subset k: a pure function of the set and k, equally long for every k."""
+    """The first H bytes of subset k: a pure function of the set and k, of equal length for every k."""
     text = _header_json(info, check_size(info, k))
     size = header_size(info)
     return struct.pack("<Q", size - 8) + text + b" " * (size - 8 - len(text))
 
 
 def header_size(info: SetInfo) -> int:
-    """H: bytes before the first rank, a multiple of 4096, for every k."""
+    """H: bytes before the first rank, a multiple of 4096, the same for every k."""
     return info.header_bytes
 
 
@@ -149,30 +153,28 @@ def subset_range(info: SetInfo, k: int) -> tuple[int, int]:
 
 
 def rank_range(info: SetInfo, r: int) -> tuple[int, int]:
-    """Half-open byte range of rank r, 1..N, in the object and in every subset that holds it."""
+    """Half-open byte range of rank r, 1..N, in the object and in every subset that contains it."""
     end = subset_size(info, r)
     return end - info.rank_bytes, end
 
 
 def quantise(tiles: npt.NDArray[np.floating[Any]]) -> Tiles:
-    """8-bit tiles from tiles in [0, 1]: value·255, half to even, clamped. `DataError` for NaN."""
+    """Convert tiles in [0, 1] to 8 bits: value·255, rounded half to even, clamped. Raises `DataError` for NaN."""
     import numpy as np
 
     exact = np.asarray(tiles, dtype=np.float64)
     if np.isnan(exact).any():
-        raise DataError(
-            "the tiles hold values that are not numbers: the run has diverged, lower its step size"
-        )
+        raise DataError("the tiles contain NaN: the run has diverged, lower its step size")
     return np.rint(np.clip(exact * 255.0, 0.0, 255.0)).astype(np.uint8)
 
 
 def pack(tiles: Tiles, info: SetInfo) -> bytes:
-    """The object of a condensed set, of all its tiles `(N, C, f², ch, s, s)`; it is the file of subset N."""
+    """The object of a condensed set, from all its tiles `(N, C, f², ch, s, s)`; it is also the file of subset N."""
     if tiles.dtype != "uint8" or tiles.shape != info.tile_shape(info.ipc):
         raise ConfigError(
-            f"tiles are {tiles.dtype} {tiles.shape}, but this set packs uint8 {info.tile_shape(info.ipc)}"
+            f"tiles are {tiles.dtype} {tiles.shape}, but this set has uint8 {info.tile_shape(info.ipc)}"
         )
-    return header(info, info.ipc) + tiles.tobytes()  # tobytes is in C order whatever the strides
+    return header(info, info.ipc) + tiles.tobytes()  # tobytes uses C order, whatever the strides
 
 
 def subset(obj: Buffer, info: SetInfo, k: int) -> bytes:
@@ -182,10 +184,10 @@ def subset(obj: Buffer, info: SetInfo, k: int) -> bytes:
 
 
 def read(data: Buffer) -> tuple[SetInfo, Tiles]:
-    """Set and tiles `(k, C, f², ch, s, s)` of the file of subset k; the tiles are a read-only view of `data`.
+    """Read the file of subset k: the set and its tiles `(k, C, f², ch, s, s)`, a read-only view of `data`.
 
-    Strict: `FormatError` for another format or version, a header that is not byte for byte header(k), or a
-    length that is not H + kB.
+    Raises `FormatError` for another format or version, a header that differs from header(k) in any byte, or a length
+    other than H + kB.
     """
     info, k = read_header(data)
     expected = subset_size(info, k)
@@ -200,20 +202,24 @@ def read(data: Buffer) -> tuple[SetInfo, Tiles]:
 
 
 def read_header(data: Buffer) -> tuple[SetInfo, int]:
-    """Set and k from the beginning of a file. `FormatError` unless the header is exactly header(k)."""
+    """Read set and k from the start of a file. Raises `FormatError` unless the header is exactly header(k)."""
     document = _header_document(data)
     info = _info(document["__metadata__"])
     try:
         k = check_size(info, document["tiles"]["shape"][0])
     except (LookupError, TypeError, ValueError) as error:  # ConfigError is a ValueError
-        raise FormatError(f"the header names no possible subset size ({error})") from None
+        raise FormatError(
+            f"the header states an impossible subset size ({error}): fetch the file again"
+        ) from None
     if bytes(data[: header_size(info)]) != header(info, k):
-        raise FormatError(f"the header is not the {FORMAT} header of subset {k}: the file is damaged")
+        raise FormatError(
+            f"the header is not the {FORMAT} header of subset {k}: the file is damaged, fetch it again"
+        )
     return info, k
 
 
 def digests(obj: Buffer, info: SetInfo) -> Digests:
-    """Digests of an object, of its ranks, and of the header and file of every subset; hashes N²B/2 bytes."""
+    """Digests of an object, its ranks, and the header and file of every subset. Hashes about N²B/2 bytes."""
     payload = memoryview(obj)[header_size(info) :]
     sizes = range(1, info.ipc + 1)
     if len(obj) != subset_size(info, info.ipc):
@@ -234,23 +240,23 @@ def digests(obj: Buffer, info: SetInfo) -> Digests:
 
 
 def missing_ranks(length: int, k: int, info: SetInfo) -> tuple[int, ...]:
-    """The ranks of subset k that a file of `length` bytes does not hold to their end."""
+    """The ranks of subset k that a file of `length` bytes lacks or holds only in part."""
     whole = max(length - header_size(info), 0) // info.rank_bytes
     return tuple(range(whole + 1, k + 1))
 
 
 def sha256(data: Buffer) -> str:
-    """Hex sha256 of some bytes."""
+    """Hex sha256 of the data."""
     return hashlib.sha256(data).hexdigest()
 
 
 def check_size(info: SetInfo, k: int) -> int:
-    """Return `k`, or raise `ConfigError` when the set has no subset (or rank) of that number."""
+    """Return `k`, or raise `ConfigError` if the set has no such subset (or rank)."""
     return _check_whole("k", k, info.ipc)
 
 
 def _check_whole(name: str, value: object, most: int | None) -> int:
-    """Return `value` if it is a whole number 1..most (1 or more when `most` is None)."""
+    """Return `value` if it is a whole number 1..most (or 1 or more if `most` is None)."""
     if (
         not isinstance(value, int)
         or isinstance(value, bool)
@@ -267,7 +273,7 @@ def _is_real(value: object) -> bool:
 
 
 def _is_unicode(name: str) -> bool:
-    """Whether UTF-8 can write it: half of a surrogate pair is no character."""
+    """Whether UTF-8 can encode it: half of a surrogate pair is not a character."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -276,7 +282,7 @@ def _is_unicode(name: str) -> bool:
 
 
 def _header_json(info: SetInfo, k: int) -> bytes:
-    """The JSON of header(k). Key order, separators and ASCII escapes are part of the format."""
+    """The JSON of header(k). Key order, separators and ASCII escapes belong to the format."""
     metadata = {
         "format": FORMAT,
         "ipc": str(info.ipc),
@@ -298,26 +304,30 @@ def _compact(value: object) -> str:
 def _header_document(data: Buffer) -> dict[str, Any]:
     """The parsed header of a file of this format and version."""
     if len(data) < 8:
-        raise FormatError(f"the file has {len(data)} bytes, too few for a {FORMAT} header: fetch it again")
+        raise FormatError(
+            f"the file has only {len(data)} bytes, too few for a {FORMAT} header: fetch it again"
+        )
     (length,) = struct.unpack_from("<Q", data)
     if length > LARGEST_HEADER:
         raise FormatError(
-            f"the header should have {length} bytes, but no {FORMAT} header has more than {LARGEST_HEADER}: "
-            "the file is damaged or no such file"
+            f"the file states a header of {length} bytes, but {FORMAT} headers have at most {LARGEST_HEADER}: fetch "
+            "the file again, or check that it is a subset"
         )
     if length > len(data) - 8:
         raise FormatError(
-            f"the header should have {length} bytes, but only {len(data) - 8} follow: fetch it again"
+            f"the file states a header of {length} bytes, but only {len(data) - 8} follow: fetch it again"
         )
     try:
         document = json.loads(bytes(data[8 : 8 + length]))
         version = document["__metadata__"]["format"]
         document["tiles"]["shape"]
     except (ValueError, LookupError, TypeError, RecursionError):
-        raise FormatError(f"this is no {FORMAT} file: it has no such header") from None
+        raise FormatError(
+            f"this is not a {FORMAT} file: check that it is a subset, or fetch it again"
+        ) from None
     if version != FORMAT:
         raise FormatError(
-            f"the file has the format {shown(version)}, but this release reads {FORMAT!r}: update it"
+            f"the file has the format {shown(version)}, but this release reads {FORMAT!r}: update this software"
         )
     return dict(document)
 
@@ -332,11 +342,11 @@ def _info(metadata: dict[str, Any]) -> SetInfo:
             **{name: _whole(metadata, name) for name in ("ipc", "factor", "image_size", "channels")},
         )
     except (ConfigError, FormatError) as error:
-        raise FormatError(f"the header describes no possible set ({error}): the file is damaged") from None
+        raise FormatError(f"the header describes an impossible set ({error}): fetch the file again") from None
 
 
 def _whole(metadata: dict[str, Any], name: str) -> int:
-    """The number that a string of the metadata is; `FormatError` unless it is a short one in plain decimal."""
+    """Parse a number from a metadata string; `FormatError` unless it is short and plain decimal."""
     text = metadata.get(name)
     if not isinstance(text, str) or not _WHOLE.fullmatch(text):
         raise FormatError(
@@ -346,7 +356,7 @@ def _whole(metadata: dict[str, Any], name: str) -> int:
 
 
 def _list(metadata: dict[str, Any], name: str) -> list[Any]:
-    """The list that a string of the metadata is; `FormatError` when it is none."""
+    """Parse a JSON list from a metadata string; `FormatError` if it is none."""
     text = metadata.get(name)
     try:
         values = json.loads(text) if isinstance(text, str) else None

@@ -1,7 +1,7 @@
 """Signed manifests: compact JWS (RFC 7515) with Ed25519 (EdDSA, RFC 8037). Needs the package `cryptography`.
 
-A key's id is its thumbprint (RFC 7638), so equal keys have equal ids. Equal bytes signed by the same key are
-equal tokens, as Ed25519 draws nothing at random.
+A key's id is its thumbprint (RFC 7638), so equal keys have equal ids. Ed25519 is deterministic, so signing the same
+bytes with the same key gives the same token.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mdc_core.errors import FormatError, SignatureError
 
 ALGORITHM: Final = "EdDSA"
 TYPE: Final = "mdc-manifest+json"
-"""The header's `typ`: a token that was signed for another purpose is refused."""
+"""The header's `typ`: tokens signed for another purpose are refused."""
 KEY_BYTES: Final = 32
 
 _BASE64URL = re.compile(r"[A-Za-z0-9_-]*")
@@ -29,7 +29,7 @@ _BASE64URL = re.compile(r"[A-Za-z0-9_-]*")
 
 @dataclass(frozen=True)
 class PublicKey:
-    """What checks a signature: 32 bytes. `FormatError` for another length."""
+    """A key that verifies signatures: 32 bytes. Raises `FormatError` for another length."""
 
     x: bytes
 
@@ -38,7 +38,7 @@ class PublicKey:
 
     @property
     def kid(self) -> str:
-        """The key's id: its thumbprint (RFC 7638, and RFC 8037 section 2 for the members that count)."""
+        """The key's id: its thumbprint (RFC 7638; RFC 8037 section 2 defines the members)."""
         members = {"crv": "Ed25519", "kty": "OKP", "x": _encode(self.x)}
         text = json.dumps(members, separators=(",", ":"), sort_keys=True)
         return _encode(hashlib.sha256(text.encode()).digest())
@@ -57,7 +57,7 @@ class PublicKey:
 
 @dataclass(frozen=True)
 class PrivateKey:
-    """What makes a signature: a seed of 32 bytes, which is not shown. `FormatError` for another length."""
+    """A key that signs: a seed of 32 bytes, hidden from `repr`. Raises `FormatError` for another length."""
 
     seed: bytes = field(repr=False)
     public: PublicKey = field(init=False)
@@ -69,11 +69,11 @@ class PrivateKey:
 
     @property
     def kid(self) -> str:
-        """The id of both halves of the key."""
+        """The id of the key pair."""
         return self.public.kid
 
     def signature(self, data: bytes) -> bytes:
-        """The 64 bytes that Ed25519 (RFC 8032) gives for `data`."""
+        """The Ed25519 signature (RFC 8032) of `data`, 64 bytes."""
         return Ed25519PrivateKey.from_private_bytes(self.seed).sign(data)
 
     def to_jwk(self) -> dict[str, str]:
@@ -83,28 +83,30 @@ class PrivateKey:
     @classmethod
     def _from_members(cls, members: object) -> PrivateKey:
         if not isinstance(members, Mapping) or not _is_ed25519(members):
-            raise FormatError("this is no private Ed25519 JWK: it takes kty OKP, crv Ed25519, x and d")
+            raise FormatError(
+                "a key is not a private Ed25519 JWK (kty OKP, crv Ed25519, x and d): restore the key file"
+            )
         try:
             key, stated = cls(_decode(members.get("d"))), _decode(members.get("x"))
         except ValueError:
             raise FormatError("x or d of the private JWK is not base64url text: restore the key") from None
         if stated != key.public.x:
-            raise FormatError("x and d of the private JWK do not belong together: restore the key")
+            raise FormatError("x and d of the private JWK are not a pair: restore the key")
         return key
 
 
 def new_key() -> PrivateKey:
-    """A key from the system's randomness."""
+    """Generate a key from the system's random source."""
     return PrivateKey(Ed25519PrivateKey.generate().private_bytes_raw())
 
 
 def dump_private_keys(keys: Iterable[PrivateKey]) -> str:
-    """Text of a private JWKS on one line, which `load_private_keys` reads. Keep it secret."""
+    """The keys as a private JWKS on one line, which `load_private_keys` reads. Keep it secret."""
     return json.dumps({"keys": [key.to_jwk() for key in keys]}, separators=(",", ":"))
 
 
 def load_private_keys(text: str) -> tuple[PrivateKey, ...]:
-    """The keys of a private JWKS in its order, at least one; `FormatError`, which repeats nothing of them."""
+    """Read the keys of a private JWKS in order, at least one. Raises `FormatError`, which repeats no secret."""
     try:
         document = json.loads(text)
     except (ValueError, RecursionError):
@@ -116,63 +118,64 @@ def load_private_keys(text: str) -> tuple[PrivateKey, ...]:
         )
     keys = tuple(PrivateKey._from_members(entry) for entry in members)
     if len({key.kid for key in keys}) != len(keys):
-        raise FormatError("a key is twice in the private JWKS: take one of them out")
+        raise FormatError("the private JWKS contains a key twice: remove one of them")
     return keys
 
 
 def jwks(keys: Iterable[PublicKey]) -> dict[str, Any]:
-    """The key set (RFC 7517 section 5) that `verify` takes."""
+    """The key set (RFC 7517 section 5) for `verify`."""
     return {"keys": [key.to_jwk() for key in keys]}
 
 
 def sign(payload: bytes, key: PrivateKey) -> str:
-    """Compact JWS of exactly these bytes, with alg, kid and typ in its header."""
+    """Sign exactly these bytes as a compact JWS, with alg, kid and typ in its header."""
     header = json.dumps({"alg": ALGORITHM, "kid": key.kid, "typ": TYPE}, separators=(",", ":"))
     signed = f"{_encode(header.encode())}.{_encode(payload)}"
     return f"{signed}.{_encode(key.signature(signed.encode()))}"
 
 
 def verify(token: str, keyset: Mapping[str, Any]) -> bytes:
-    """The payload of a compact JWS that a key of `keyset` (a JWKS) has signed.
+    """Verify a compact JWS against `keyset` (a JWKS), and return its payload.
 
-    Raises `SignatureError` for a token that is malformed or of another type, another algorithm than EdDSA
-    (`none` and every HMAC among them), a key that is not in the set, and a signature that is not the key's.
+    Raises `SignatureError` if the token is malformed or of another type, the algorithm is not EdDSA (so `none` and HMAC
+    are refused), the key is not in the set, or the signature does not match.
     """
     parts = token.split(".")
     if len(parts) != 3:
         raise SignatureError(
-            f"the signed manifest has {len(parts)} parts between dots, not 3: fetch it again"
+            f"the signed manifest has {len(parts)} parts separated by dots, not 3: fetch it again"
         )
     try:
         header = json.loads(_decode(parts[0]))
         payload, signature = _decode(parts[1]), _decode(parts[2])
     except (ValueError, RecursionError):
-        raise SignatureError("the signed manifest is not base64url text and JSON: fetch it again") from None
+        raise SignatureError("the signed manifest is not base64url and JSON: fetch it again") from None
     if not isinstance(header, dict):
-        raise SignatureError("the header of the signed manifest is no JSON object: fetch it again")
+        raise SignatureError("the header of the signed manifest is not a JSON object: fetch it again")
     if header.get("alg") != ALGORITHM:
         raise SignatureError(
-            f"the manifest is signed with alg {header.get('alg')!r}: only {ALGORITHM} is accepted"
+            f"the manifest is signed with alg {header.get('alg')!r}, but only {ALGORITHM} is accepted: do not use it"
         )
     if header.get("typ") != TYPE or "crit" in header:
         raise SignatureError(
-            f"the token is of typ {header.get('typ')!r} or has extensions: this release reads plain {TYPE!r}"
+            f"the token has typ {header.get('typ')!r} or extensions, but this release reads plain {TYPE!r}: update "
+            "this software"
         )
     key = _find(keyset, header.get("kid"))
     try:
         key.verify(signature, f"{parts[0]}.{parts[1]}".encode())
     except InvalidSignature:
         raise SignatureError(
-            f"the signature of the manifest is not that of key {header['kid']}: do not use it, fetch it again"
+            f"the signature of the manifest does not match key {header['kid']}: do not use it, fetch it again"
         ) from None
     return payload
 
 
 def _find(keyset: Mapping[str, Any], kid: object) -> Ed25519PublicKey:
-    """The Ed25519 key of that id; keys of other kinds are passed over, as RFC 7517 section 5 asks."""
+    """The Ed25519 key with that id; keys of other kinds are skipped, as RFC 7517 section 5 requires."""
     entries = keyset.get("keys") if isinstance(keyset, Mapping) else None
     if not isinstance(entries, Sequence) or isinstance(entries, str | bytes):
-        raise SignatureError("the key set holds no list 'keys': fetch /v1/keyset again")
+        raise SignatureError("the key set has no list 'keys': fetch /v1/keyset again")
     for entry in entries:
         if (
             isinstance(kid, str)
@@ -184,7 +187,9 @@ def _find(keyset: Mapping[str, Any], kid: object) -> Ed25519PublicKey:
                 return Ed25519PublicKey.from_public_bytes(PublicKey(_decode(entry.get("x"))).x)
             except (ValueError, FormatError):
                 raise SignatureError(f"key {kid} of the key set is damaged: fetch /v1/keyset again") from None
-    raise SignatureError(f"the manifest is signed by key {kid!r}, which the key set does not hold: renew it")
+    raise SignatureError(
+        f"the manifest is signed by key {kid!r}, which is not in the key set: fetch /v1/keyset again"
+    )
 
 
 def _is_ed25519(members: Mapping[str, Any]) -> bool:
@@ -207,10 +212,9 @@ def _encode(data: bytes) -> str:
 
 
 def _decode(text: object) -> bytes:
-    """The bytes of which `text` is the one base64url writing; `ValueError` for everything else.
+    """Decode strict base64url; `ValueError` for anything but the canonical form.
 
-    Python skips characters that are not base64 and bits that no byte holds, so that many texts would mean the
-    same bytes.
+    Python ignores invalid characters and unused bits, so several texts would otherwise decode to the same bytes.
     """
     if not isinstance(text, str) or not _BASE64URL.fullmatch(text):
         raise ValueError("not base64url")

@@ -1,16 +1,16 @@
-"""Whether a subset is worth its bytes: its measured accuracy beside what can be had without it. Knows no torch.
+"""Whether a subset is worth its bytes: its measured accuracy, compared with smaller subsets and real images. No torch.
 
-**The rule.** One accuracy is above another when the difference of their means is positive and at least twice its
-standard error, sqrt(std²/n + std'²/n') over n and n' repeats; with a single repeat nothing is known of the spread, and
-the plain difference counts. A subset is
+**The rule.** One accuracy is above another if the difference of their means is positive and at least twice its standard
+error, sqrt(std²/n + std'²/n') over n and n' repeats. With a single repeat the spread is unknown, and any positive
+difference counts. A subset is
 
-- `worse than a smaller subset` when the accuracy of a smaller one is above its own;
+- `worse than a smaller subset` if a smaller one's accuracy is above its own;
 - else `not better than random real images of the same count` unless it is above that baseline;
-- else `not better than real images of the same bytes` unless it is above that one;
+- else `not better than real images of the same bytes` unless it is above that baseline;
 - else `better`.
 
-Baselines that were not measured are passed over; with neither of them, a subset that is no worse than a smaller one has
-no verdict. Only trainings of the same network and epochs are compared.
+Baselines that were not measured are skipped. Without any baseline, a subset that is no worse than a smaller one has no
+verdict. Only trainings with the same network and epochs are compared.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ Verdict = Literal[
 _VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 BETTER, NOT_ABOVE_RANDOM, NOT_ABOVE_SHRUNK, WORSE_THAN_SMALLER = _VERDICTS
 STANDARD_ERRORS = 2
-"""A difference below so many standard errors may be chance."""
+"""A difference of fewer standard errors may be chance."""
 
 
 def verdicts(rows: Sequence[Accuracy]) -> list[Verdict | None]:
-    """The verdict on each row's subset by the rule above; None: there is nothing to compare it with."""
+    """The verdict on each row's subset by the rule above; None if there is nothing to compare it with."""
     worse: set[int] = set()
     alike: dict[tuple[str, int], list[int]] = {}
     for index, row in enumerate(rows):
@@ -46,38 +46,38 @@ def verdicts(rows: Sequence[Accuracy]) -> list[Verdict | None]:
 
 
 def judged(rows: Sequence[Mapping[str, Any]], ipc: int) -> list[dict[str, Any]]:
-    """A manifest's accuracy rows of a set with `ipc` ranks, each with its `verdict`. Raises as `parse_accuracy`."""
-    found = verdicts(parse_accuracy(rows, ipc))
-    return [{**row, "verdict": verdict} for row, verdict in zip(rows, found, strict=True)]
+    """A manifest's accuracy rows for a set with `ipc` ranks, each with its `verdict`. Raises like `parse_accuracy`."""
+    by_row = verdicts(parse_accuracy(rows, ipc))
+    return [{**row, "verdict": verdict} for row, verdict in zip(rows, by_row, strict=True)]
 
 
 def advice(rows: Sequence[Mapping[str, Any]]) -> str | None:
-    """Which k of `judged` rows are not worth their bytes and what to do about it, in words; None: all are.
+    """Which k of `judged` rows are not worth their bytes, and what to do about it; None if all are.
 
-    Of trainings of several lengths the longest count.
+    If there are trainings of several lengths, the longest count.
     """
     rows = longest(rows)
-    found = [
+    groups = [
         (verdict, [row["k"] for row in rows if row.get("verdict") == verdict])
         for verdict in (WORSE_THAN_SMALLER, NOT_ABOVE_RANDOM, NOT_ABOVE_SHRUNK)
     ]
-    told = [f"k = {sizes_text(sizes)} ({verdict})" for verdict, sizes in found if sizes]
-    if not told:
+    texts = [f"k = {sizes_text(sizes)} ({verdict})" for verdict, sizes in groups if sizes]
+    if not texts:
         return None
     return (
-        f"Not worth the bytes: {'; '.join(told)}. Take another k, or condense again for longer, with every size in the "
+        f"Not worth the bytes: {'; '.join(texts)}. Use another k, or condense again for longer, with every size in the "
         "loss (method 'feature', or subset_loss 'all'), or with another factor."
     )
 
 
 def longest(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Those of a manifest's accuracy rows that are of the longest trainings."""
+    """The accuracy rows of the longest trainings."""
     most = max((row["epochs"] for row in rows), default=0)
     return [row for row in rows if row["epochs"] == most]
 
 
 def sizes_text(sizes: Collection[int]) -> str:
-    """Sizes as people write them: `1, 3-5`."""
+    """Sizes as text: `1, 3-5`."""
     runs: list[list[int]] = []
     for k in sorted(set(sizes)):
         if runs and k == runs[-1][-1] + 1:
@@ -88,10 +88,10 @@ def sizes_text(sizes: Collection[int]) -> str:
 
 
 def _worse(rows: Sequence[Accuracy], by_size: Sequence[int]) -> set[int]:
-    """Which of comparable rows, whose indices are given by rising k, are below one of a smaller k.
+    """Indices of the comparable rows that are below a row of smaller k; `by_size` holds the indices by rising k.
 
-    Of the smaller ones only those count than which none is both more accurate and as certain: a thousand sizes take
-    milliseconds.
+    Only smaller rows that no other dominates (more accurate and at least as certain) are compared, so a thousand sizes
+    take milliseconds.
     """
     worse: set[int] = set()
     best: list[Accuracy] = []
@@ -126,7 +126,7 @@ def _by_baselines(row: Accuracy) -> Verdict | None:
 
 
 def _baselines(row: Accuracy) -> Iterator[tuple[Verdict, tuple[float, float]]]:
-    """Mean and spread of each baseline that was measured, and the verdict on a subset that is not above it."""
+    """For each measured baseline: the verdict on a subset that is not above it, and its mean and deviation."""
     if row.random_mean is not None:
         yield NOT_ABOVE_RANDOM, (row.random_mean, row.random_std or 0.0)
     if row.shrunk_mean is not None:

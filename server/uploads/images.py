@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from PIL import Image, UnidentifiedImageError
 
 from mdc_core.config.settings import DataFacts
-from mdc_core.data.layouts import Found, Header, check_classes, passed_over, read_header
+from mdc_core.data.layouts import Header, ImageCounts, check_classes, passed_over, read_header
 from mdc_core.errors import DataError
 from mdc_core.names import MAX_CLASSES, normalised
 from server.uploads.members import UNREADABLE
@@ -46,7 +46,7 @@ def inspect_images(archive: zipfile.ZipFile, name: str) -> DataFacts:
     tree, ignored = _tree(archive.infolist())
     classes = _check_classes(tree)
     counts = {split: tuple(len(found[label]) for label in classes) for split, found in tree.items()}
-    found = Found(classes, counts["train"], counts.get("test"), ignored)
+    found = ImageCounts(classes, counts["train"], counts.get("test"), ignored)
     return found.facts(name, _headers(archive, tree))
 
 

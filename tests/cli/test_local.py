@@ -131,7 +131,7 @@ def test_own_pictures_from_the_side_to_the_evaluation(tmp_path: Path) -> None:
     accepted = run(*judge, "--changed-data")
     assert accepted.exit_code == 0, accepted.output
     assert json.loads(accepted.stdout)["data_changed"] is True
-    assert "the data have changed since" in accepted.stderr
+    assert "have changed since" in accepted.stderr
 
 
 def test_a_run_is_not_resumed_at_another_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,7 +143,7 @@ def test_a_run_is_not_resumed_at_another_side(tmp_path: Path, monkeypatch: pytes
     measured_nothing(monkeypatch)
     refused = run("condense", folder, "--out", out, *TOY, *small, "--resume")
     assert refused.exit_code == 1
-    assert "give the --image-size that it was begun with (about 12)" in refused.output
+    assert "give the --image-size of the first run (about 12)" in refused.output
 
 
 def interrupt_after(monkeypatch: pytest.MonkeyPatch, loops: int) -> None:
@@ -177,7 +177,7 @@ def measured_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--set", "network.depth=7"], "lower the depth"),
         (["--preset", "mine"], "there is no preset 'mine'"),
         (["--image-size", "3"], "image_size is 3: it must be 4..1024"),
-        (["--out", "set.json"], "end it in .safetensors"),
+        (["--out", "set.json"], "must end in .safetensors"),
         (["--out", "old.safetensors"], "add --resume to resume it"),
         (["--resume", "--out", "old.safetensors"], "not a checkpoint"),
         (["--resume", "--out", "none.safetensors"], "cannot read none.checkpoint"),
@@ -450,14 +450,14 @@ def test_import_converts_a_released_file(tmp_path: Path) -> None:
         (["condense", "digits", "--set", "class_wise"], "has no '='"),
         (["condense", "digits", "--set", "batch_syn_max=3"], "batch_syn_max is 3, but a class has"),
         (["condense", "digits", "--subset-loss", "some"], "'mls', 'none' or 'all'"),
-        (["condense", "digits", "--out", "set.json"], "end it in .safetensors"),
+        (["condense", "digits", "--out", "set.json"], "must end in .safetensors"),
         (["condense", "digits", "--out", "/proc/x/set.safetensors"], "cannot write to /proc/x"),
         (["condense", "digits", "--device", "tpu9"], "device 'tpu9' cannot be used"),
         (["condense", "digits", "--preset", "mine"], "there is no preset 'mine'"),
         (["condense", "digits", "--resume", "--out", "none.safetensors"], "cannot read none.checkpoint"),
         (["condense", "cifar10", "--data-root", "nowhere"], "nowhere"),
         (["evaluate", "missing.safetensors", "--data", "digits"], "cannot read missing.safetensors"),
-        (["evaluate", "missing.safetensors"], "name it with --data"),
+        (["evaluate", "missing.safetensors"], "give them with --data"),
         (["preview", "missing.safetensors", "out.png"], "cannot read missing.safetensors"),
         (["import", "missing.pt", "out.safetensors", "--data", "digits"], "missing.pt"),
     ],
@@ -495,7 +495,7 @@ def test_a_set_of_other_data_is_refused(made: Path, tmp_path: Path) -> None:
             )
     result = run("evaluate", made, "--data", tmp_path / "own")
     assert result.exit_code == 1
-    assert "evaluate it on the data it was made from" in result.output
+    assert "give the data that it was made from" in result.output
 
 
 SMALL = ["--image-size", "8", "--set", "network.width=4", "--ipc", "2"]

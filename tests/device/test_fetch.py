@@ -424,7 +424,7 @@ def test_a_subset_of_another_set_is_not_this_one(
     manifest = fetch.file.with_name("toy.mdc.manifest.json")
     code, _, err = run(capsys, "verify", foreign, "--manifest", manifest)
     assert code == 5
-    assert "not of the set" in err
+    assert "does not belong to the set" in err
 
 
 def test_every_piece_is_reported(device: Any, tmp_path: Path) -> None:

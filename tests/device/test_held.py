@@ -134,7 +134,7 @@ def test_a_clock_that_is_behind_is_told(
         ["status", str(file)],
     ):
         assert main(words) == 0
-        assert "clock is before the time" in capsys.readouterr().err
+        assert "clock is earlier than" in capsys.readouterr().err
     assert api.status(file).clock_behind
 
 

@@ -163,8 +163,8 @@ def silence(answer: Any) -> Any:
         (hostile.drop, 3, "no complete response"),
         (silence, 3, "no complete response"),
         (hostile.throttle, 4, "429"),
-        (hostile.flip, 5, "rank 4 .*came damaged twice"),
-        (hostile.mix_versions, 5, "rank 3, 4 .*came damaged twice"),
+        (hostile.flip, 5, "rank 4 .*arrived damaged twice"),
+        (hostile.mix_versions, 5, "rank 3, 4 .*arrived damaged twice"),
     ],
 )
 def test_lasting_trouble_is_an_error_in_the_end(

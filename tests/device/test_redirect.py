@@ -200,7 +200,7 @@ def test_one_bad_answer_of_the_store_is_overcome(
     [
         (expired, 3, "127.0.0.1, to which the server redirected, refused: Forbidden .HTTP 403.*again"),
         (busy, 3, "refused: Service Unavailable .HTTP 503"),
-        (flipped, 5, "rank 3 .*came damaged twice"),
+        (flipped, 5, "rank 3 .*arrived damaged twice"),
         (everything, 5, "announces [0-9]+ bytes"),
         (elsewhere, 5, "returned the range 'bytes 0-9/99999'"),
         (without_a_place, 5, "returned the range None"),

@@ -187,7 +187,7 @@ def test_images_held_out_from_data_that_have_changed_are_refused(
     [
         (("--network", "resnet10-ap-w64"), "network is 'resnet10-ap-w64'"),
         (("--test", "no such data"), "neither a file, a folder nor a named set"),
-        (("--device", "abacus"), "device is 'abacus'"),
+        (("--device", "abacus"), "device 'abacus' cannot be used"),
         (("--epochs", "0"), "epochs is 0"),
     ],
 )
@@ -203,7 +203,7 @@ def test_wrong_use(
 def test_test_images_of_other_classes_are_refused(file: Path, tmp_path: Path) -> None:
     pixels, labels = np.zeros((40, 8, 8), np.uint8), np.arange(40) % 2
     np.savez(tmp_path / "other.npz", x_train=pixels, y_train=labels, x_test=pixels, y_test=labels)
-    with pytest.raises(Exception, match=r"but the subset .*give the data it was made from"):
+    with pytest.raises(Exception, match=r"but the subset .*give the data that it was made from"):
         api.train(file, test=str(tmp_path / "other.npz"))
 
 

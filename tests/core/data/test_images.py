@@ -178,7 +178,7 @@ def test_a_survey_decodes_nothing_and_still_names_a_file_without_a_header(tmp_pa
     with pytest.raises(DataError, match=r"train/dog/1\.png cannot be read"):
         read_folder(tmp_path / "cut")
     write_folder(tmp_path / "junk", small_set() | {"train/dog/1.png": b"junk"})
-    with pytest.raises(DataError, match=r"train/dog/1\.png is no PNG, JPEG"):
+    with pytest.raises(DataError, match=r"train/dog/1\.png is not a PNG, JPEG"):
         survey_folder(tmp_path / "junk")
 
 
@@ -201,9 +201,9 @@ def test_without_a_test_split_a_tenth_of_each_class_is_held_out(tmp_path: Path, 
 
 
 BROKEN_IMAGES = {
-    "text": (b"this is not an image", "is no PNG, JPEG, WebP or BMP"),
-    "empty": (b"", "is no PNG, JPEG, WebP or BMP"),
-    "GIF": (encoded(pixels(0), "GIF"), "is no PNG, JPEG, WebP or BMP"),
+    "text": (b"this is not an image", "is not a PNG, JPEG, WebP or BMP"),
+    "empty": (b"", "is not a PNG, JPEG, WebP or BMP"),
+    "GIF": (encoded(pixels(0), "GIF"), "is not a PNG, JPEG, WebP or BMP"),
     "truncated PNG": (encoded(pixels(0, 64, 64))[:6000], "cannot be read"),
     "truncated JPEG": (encoded(pixels(0, 64, 64), "JPEG")[:1500], "cannot be read"),
     "81 megapixels": (_png_header(9000, 9000), "more than the limit of 64000000"),

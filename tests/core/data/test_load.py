@@ -247,7 +247,7 @@ def test_a_fault_of_the_pixels_names_the_data_set(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"'wide'.*9×8 pixels"):
         load(str(tmp_path / "wide.npz"), tmp_path)
     one = {name: content for name, content in small_set().items() if "cat" in name}
-    with pytest.raises(DataError, match=r"1 class \(cat\): it takes at least two"):
+    with pytest.raises(DataError, match=r"1 class \(cat\): give at least two"):
         load_folder(write_folder(tmp_path / "one", one))
 
 

@@ -175,7 +175,7 @@ def test_imagenet10_has_ten_classes(tmp_path: Path) -> None:
 def test_a_missing_set_says_where_it_was_looked_for(tmp_path: Path, name: str, folder: str) -> None:
     with pytest.raises(DataError) as caught:
         load_named(name, tmp_path)
-    assert f"was looked for in {tmp_path / folder} " in str(caught.value)
+    assert f"cannot be loaded from {tmp_path / folder} " in str(caught.value)
     assert "--download" in str(caught.value)
 
 

@@ -82,9 +82,9 @@ def test_a_stored_parameter_comes_back_as_plain_values(tmp_path: Path) -> None:
 
 IMAGES, LABELS = _mosaics()
 WRONG = {
-    "normalised": ([(IMAGES - 0.5) / 0.2, LABELS], "must be un-normalised"),
-    "bytes as floats": ([IMAGES * 255, LABELS], "must be un-normalised"),
-    "NaN": ([IMAGES * torch.nan, LABELS], "must be un-normalised"),
+    "normalised": ([(IMAGES - 0.5) / 0.2, LABELS], "must not be normalised"),
+    "bytes as floats": ([IMAGES * 255, LABELS], "must not be normalised"),
+    "NaN": ([IMAGES * torch.nan, LABELS], "must not be normalised"),
     "integers": ([(IMAGES * 255).byte(), LABELS], "not floats"),
     "three axes": ([IMAGES[0], LABELS], "not floats"),
     "channels": ([IMAGES[:, :2], LABELS], "not floats"),
@@ -111,7 +111,7 @@ def test_other_contents_are_refused(tmp_path: Path, fault: str) -> None:
 
 def test_padded_mosaics_are_refused(tmp_path: Path) -> None:
     path = _save(tmp_path / "data.pt", _mosaics())
-    with pytest.raises(DataError, match="which factor 5 does not cut into equal square tiles"):
+    with pytest.raises(DataError, match="which factor 5 does not divide into equal square tiles"):
         import_released(path, 5)
     with pytest.raises(ConfigError, match="factor is 0"):
         import_released(path, 0)

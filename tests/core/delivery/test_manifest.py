@@ -119,7 +119,7 @@ def test_a_field_of_a_later_release_is_ignored() -> None:
         (("ipc",), 3, "object.bytes"),
         (("factor",), 9, "factor is 9"),
         (("classes",), [], "classes"),
-        (("mean",), ["x"], "no possible set"),
+        (("mean",), ["x"], "an impossible set"),
         (("std",), [-1.0], "std"),
         (("rank_bytes",), 1, "rank_bytes is 1"),
         (("header_bytes",), 1, "header_bytes is 1"),

@@ -116,7 +116,7 @@ def test_what_is_not_a_subset_of_this_set_is_refused() -> None:
         preview_png(random_tiles(info, 1).astype(float), info)
     with pytest.raises(ConfigError, match=r"\(1, 1,"):
         preview_png(random_tiles(info, 1)[:, :1], info)
-    with pytest.raises(ConfigError, match="subset has"):
+    with pytest.raises(ConfigError, match="of this set has"):
         preview_png(random_tiles(info, 1)[:0], info)
     with pytest.raises(ConfigError, match="scale is 0"):
         preview_png(random_tiles(info, 1), info, scale=0)
