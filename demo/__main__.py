@@ -1,10 +1,11 @@
-"""The whole journey on this machine: a job over HTTP, a worker that condenses, a device that fetches what it affords.
+"""The whole workflow on this machine: a job over HTTP, a worker that condenses, a device that fetches what fits.
 
     python -m demo
 
-Starts the service in a temporary folder, condenses scikit-learn's digits twice, by the paper's method and by feature
-matching, and lets a separate device process fetch the subset of the latter that a small storage budget affords, verify
-it and train on it. Leaves demo/report.json and demo/preview.png; every process is gone at the end, also after Ctrl-C.
+It starts the service in a temporary folder and condenses scikit-learn's digits twice: by the paper's method and by
+feature matching. A separate device process then fetches the subset of the latter that fits a small storage budget,
+verifies it and trains on it. The results are demo/report.json and demo/preview.png. No process outlives the demo, even
+after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ HERE = Path(__file__).parent
 TRAINER = HERE.parent / "examples" / "train_on_device.py"
 EVALUATE = {"sizes": [1, 2, 3, 5, 10], "repeats": 4, "epochs": 150, "epoch_shares": []}
 JOBS = {
-    # Shorter than the preset, yet the MLS is selected six times.
+    # Shorter than the preset, but the MLS is still selected six times.
     "MDC": {
         "dataset": "digits",
         "name": "demo-mdc",
         "condense": {"method": "idc", "ipc": 10, "outer_loops": 24, "inner_iterations": 8, "mls_period": 4},
-        "evaluate": {**EVALUATE, "random_baseline": False},  # that of the other job is the same
+        "evaluate": {**EVALUATE, "random_baseline": False},  # the same as the other job's
     },
     "feature matching": {
         "dataset": "digits",
@@ -46,12 +47,12 @@ JOBS = {
     },
 }
 STORAGE = "6200"
-"""What the device can spare, in bytes: enough for three of the ten images per class."""
+"""The device's storage budget in bytes: enough for three of the ten images per class."""
 TRAINING_SECONDS = 4
 
 
 def main() -> None:
-    """Run the journey, print the table, write the report."""
+    """Run the demo, print the table, write the report."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _interrupt)
     begun = time.monotonic()
@@ -74,7 +75,7 @@ def main() -> None:
 
 @contextmanager
 def _service(folder: Path) -> Iterator[Service]:
-    """`mdc up` in a folder of its own, stopped at the end whatever happens."""
+    """Run `mdc up` in its own folder; it is always stopped at the end."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     workers = min(len(JOBS), os.cpu_count() or 1)
@@ -83,7 +84,7 @@ def _service(folder: Path) -> Iterator[Service]:
     people.print(f"0  Starting the API and {workers} worker{'s' * (workers > 1)} on this machine")
     up = subprocess.Popen(
         command,
-        env=os.environ | {"MDC_THREADS": "1"},  # images this small gain nothing from more
+        env=os.environ | {"MDC_THREADS": "1"},  # images this small do not benefit from more
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -100,7 +101,7 @@ def _service(folder: Path) -> Iterator[Service]:
             raise SystemExit("mdc up failed:\n" + "".join(said))
         yield Service(f"http://127.0.0.1:{port}", (folder / "admin.key").read_text().strip())
     finally:
-        # Once more Ctrl-C must not leave anything behind: what is asked to stop is waited for.
+        # A second Ctrl-C must not leave processes behind: wait until they have stopped.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)
         up.terminate()
@@ -108,7 +109,7 @@ def _service(folder: Path) -> Iterator[Service]:
 
 
 def _device(service: Service, name: str, target: Path) -> dict[str, Any]:
-    """A device in processes of its own, with a key that can read subsets and nothing else."""
+    """Run the device in separate processes, with a key that can only read subsets."""
     key = service.call("POST", "/v1/keys", json={"name": "demo device", "scopes": ["subsets:read"]})["key"]
     environment = os.environ | {"MDC_KEY": key, "OMP_NUM_THREADS": "1"}
     fetch = ["-m", "mdc_device", "fetch", service.url, name, "--k", "auto", "--storage", STORAGE]
@@ -129,7 +130,7 @@ def _device(service: Service, name: str, target: Path) -> dict[str, Any]:
 
 
 def _run(arguments: list[str], environment: dict[str, str]) -> dict[str, Any]:
-    """The JSON that a Python process prints; its error ends the demonstration."""
+    """Run a Python process and parse the JSON that it prints; its failure ends the demo."""
     done = subprocess.run(
         [sys.executable, *arguments], env=environment, stdout=subprocess.PIPE, check=False, text=True
     )
@@ -140,7 +141,7 @@ def _run(arguments: list[str], environment: dict[str, str]) -> dict[str, Any]:
 
 
 def _report(manifests: list[dict[str, Any]], device: dict[str, Any]) -> dict[str, Any]:
-    """Rows of both sets: of the paper's method, and of the one that devices get, `default`."""
+    """The report: rows of both sets, the paper's method (`mdc`) and the one that devices get (`default`)."""
     mdc, default = manifests
     rows = [
         {

@@ -1,6 +1,6 @@
-"""Train a network of your own on a fetched subset for a few seconds. Needs torch.
+"""Train your own network on a fetched subset for a few seconds. Needs torch.
 
-`mdc-device train` trains the network of the manifest by its recipe; this is the same from scratch.
+`mdc-device train` trains the manifest's network by its recipe; this example does it from scratch.
 
     mdc-device fetch http://127.0.0.1:8000 digits --k auto --storage 6k --to digits.mdc
     python examples/train_on_device.py digits.mdc --seconds 8 --test digits
@@ -36,7 +36,7 @@ def network(channels: int, side: int, classes: int) -> nn.Sequential:
 
 
 def shifted(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Every image (n, ch, H, H) moved by its own random offset of up to an eighth of its side, the rest zero."""
+    """Shift every image (n, ch, H, H) by its own random offset of up to an eighth of its side, padding with zeros."""
     count, _, side, _ = images.shape
     reach = max(1, side // 8)
     padded = functional.pad(images, (reach,) * 4)
@@ -62,7 +62,7 @@ def train(subset: Subset, seconds: float, limit: int | None, seed: int) -> tuple
     optimiser = torch.optim.SGD(net.parameters(), lr=0.0, momentum=0.9, weight_decay=5e-4)
     begin, steps = time.monotonic(), 0
     while (passed := steps / limit if limit else (time.monotonic() - begin) / seconds) < 1:
-        optimiser.param_groups[0]["lr"] = 0.02 * (1 - passed)  # falls to 0 with the time that is left
+        optimiser.param_groups[0]["lr"] = 0.02 * (1 - passed)  # decreases to 0 with the remaining time
         chosen = torch.randint(0, len(labels), (min(BATCH, len(labels)),), generator=generator)
         loss = functional.cross_entropy(net(shifted(images[chosen], generator)), labels[chosen])
         optimiser.zero_grad()
@@ -87,30 +87,32 @@ def test_accuracy(net: nn.Module, subset: Subset, name: str, root: Path) -> floa
 
 
 def main() -> None:
-    """Train, test if asked, and print what came of it."""
+    """Train, optionally test, and print the result."""
     parser = argparse.ArgumentParser(description="Train a small network on a fetched subset.")
-    parser.add_argument("file", help="what mdc-device fetched")
+    parser.add_argument("file", help="a subset fetched by mdc-device")
     parser.add_argument("--seconds", type=float, default=8.0, help="how long to train (default: 8)")
-    parser.add_argument("--steps", type=int, help="so many steps, however long they take")
+    parser.add_argument("--steps", type=int, help="train for this many steps instead")
     parser.add_argument("--test", metavar="NAME", help="test on this named data set, such as digits")
-    parser.add_argument("--root", type=Path, default=Path("data"), help="where named data sets are kept")
-    parser.add_argument("--seed", type=int, default=0, help="of the network and the order of images")
+    parser.add_argument("--root", type=Path, default=Path("data"), help="folder of the named data sets")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="random seed for the network and the order of images"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    given = parser.parse_args()
-    if given.seconds <= 0:
-        parser.error(f"--seconds is {given.seconds}: give more than 0")
+    args = parser.parse_args()
+    if args.seconds <= 0:
+        parser.error(f"--seconds is {args.seconds}: give more than 0")
 
-    subset = open_subset(given.file)
-    net, steps = train(subset, given.seconds, given.steps, given.seed)
-    accuracy = test_accuracy(net, subset, given.test, given.root) if given.test else None
-    if given.json:
+    subset = open_subset(args.file)
+    net, steps = train(subset, args.seconds, args.steps, args.seed)
+    accuracy = test_accuracy(net, subset, args.test, args.root) if args.test else None
+    if args.json:
         print(
             json.dumps({"k": subset.k, "images": len(subset.labels()), "steps": steps, "accuracy": accuracy})
         )
         return
     print(f"trained on subset {subset.k} ({len(subset.labels())} images): {steps} steps")
     if accuracy is not None:
-        print(f"accuracy on the real test images of {given.test}: {accuracy:.1%}")
+        print(f"accuracy on the real test images of {args.test}: {accuracy:.1%}")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "idc": {"method": "idc"},
     "mdc": {"method": "idc", "subset_loss": "mls"},
 }
-"""By the word that names it, the settings that it stands for."""
+"""For each method name, the settings that it stands for."""
 OF_IDC = frozenset(UNUSED["feature"]) | {
     "mls_period",
     "freeze",
@@ -31,13 +31,13 @@ OF_IDC = frozenset(UNUSED["feature"]) | {
     "accuracy_augment",
     "accuracy_cutmix",
 }
-"""Settings that say by themselves that gradients are matched; so does a subset_loss other than `all`."""
+"""Settings that imply gradient matching; so does a subset_loss other than `all`."""
 SCHEDULE = ("outer_loops", "inner_iterations", "pool", "pool_samples")
-"""Settings that decide how long feature matching takes, and that a given time decides."""
+"""Settings that determine how long feature matching takes; planning by time chooses them."""
 DEFAULT_MINUTES = 10.0
-"""Of own data, where no schedule is given."""
+"""Time for users' own data without a schedule."""
 MAX_MINUTES = 525_600.0
-"""A year."""
+"""Upper limit of the time: a year."""
 WIDTHS: Mapping[str, tuple[int, ...]] = {"convnet": (128, 64, 32, 16), "resnet_ap": (64, 32, 16, 8)}
 """By the network's name, widths that a given time decides between, the widest first; the last one is a last resort."""
 _SMALL_SIDE = 16
@@ -48,18 +48,18 @@ _LAST_MAP = 4
 
 @dataclass(frozen=True)
 class Choice:
-    """A run's settings, with nothing left open but what its time decides."""
+    """A run's settings; only what planning by time decides is left open."""
 
     preset: str
     condense: CondenseConfig
     minutes: float | None
-    """Time that decides the settings of `SCHEDULE`, and the width where it is free; None: they are given."""
+    """Time that determines the settings of `SCHEDULE`, and the width unless it is explicit; None if they are given."""
     is_default_time: bool
-    """Whether nobody asked for that time."""
+    """Whether the time is the default, not requested."""
     widths: tuple[int, ...]
-    """That the time decides between, the widest first; one where it is given."""
+    """Widths to choose from by time, widest first; a single one if it is explicit."""
     lowered: str | None
-    """What is less than usual, and why; None: nothing."""
+    """What was lowered, and why; None if nothing was."""
 
 
 def choose(
@@ -109,7 +109,7 @@ def choose(
 
 
 def sentences(*parts: str | None) -> str | None:
-    """What was chosen, as one text without its last full stop; None: nothing was."""
+    """The non-empty parts as one text without the final full stop; None if there are none."""
     return ". ".join(part for part in parts if part) or None
 
 
@@ -119,7 +119,7 @@ def depth_for(image_size: int) -> int:
 
 
 def _in_full(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings, with what their method's name stands for."""
+    """The settings, with the method's name expanded to what it stands for."""
     word = overrides.get("method")
     if isinstance(word, str) and word not in METHODS:
         raise ConfigError(f"method is {word!r}: choose one of {', '.join(METHODS)}")
@@ -167,7 +167,7 @@ def _time(
 def _suited(
     usual: CondenseConfig, facts: DataFacts, overrides: Mapping[str, Any]
 ) -> tuple[dict[str, Any], str | None]:
-    """Settings for the shape of somebody's own data, and what is lowered because there are few of them."""
+    """Settings that suit the shape of users' own data, and what is lowered because there are few images."""
     room = facts.smallest_class // (usual.start_index + 1) if usual.init == "real" else math.inf
     factor = 1 if facts.image_size <= _SMALL_SIDE or usual.ipc * 2**2 > room else 2
     suited: dict[str, Any] = {

@@ -70,13 +70,13 @@ class Speed:
 
 @dataclass(frozen=True)
 class Work:
-    """What is to be computed."""
+    """An amount of computation."""
 
     flops: float = 0.0
     traffic: float = 0.0
-    """Bytes of activations that are written and read again."""
+    """Bytes of activations written and read again."""
     starts: float = 0.0
-    """Training steps, and what takes as long to start as so many."""
+    """Training steps, or operations that take as long to start."""
 
     def __add__(self, other: Work) -> Work:
         return Work(self.flops + other.flops, self.traffic + other.traffic, self.starts + other.starts)
@@ -85,28 +85,29 @@ class Work:
         return Work(self.flops * times, self.traffic * times, self.starts * times)
 
     def seconds(self, speed: Speed) -> float:
-        """Wall time on a machine of that speed."""
+        """Wall time on a machine of this speed, in seconds."""
         return self.flops / speed.flops + self.traffic / speed.bandwidth + self.starts * speed.start
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run is expected to take; seconds are None while no machine's speed is known."""
+    """The expected cost of a run. Seconds are None if no machine's speed is known."""
 
     memory_bytes: int
-    """Peak of the process."""
+    """Peak memory of the process."""
     flops: float
     """Operations of all outer loops and of the evaluation."""
     seconds_pool: float | None
-    """Of training the networks of a pool, of which none is there yet; 0 without one."""
+    """Time to train all networks of a pool; 0 without a pool."""
     seconds_per_outer_loop: float | None
-    """Of one that measures no subset distances."""
+    """Time of an outer loop that measures no subset distances."""
     seconds_evaluation: float | None
-    """Of every training that the evaluation asks for; 0 without one."""
+    """Time of all trainings of the evaluation; 0 without one."""
     seconds_total: float | None
+    """Time of the whole run."""
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON: field by field."""
+        """The fields as JSON."""
         return asdict(self)
 
 
@@ -119,10 +120,10 @@ def estimate(
     memory_limit: int | None = None,
     gpu: bool = False,
 ) -> Estimate:
-    """What condensing such data takes, and evaluating the outcome where a recipe is given.
+    """Estimate the cost of condensing such data and, with a recipe, of the evaluation.
 
-    Data that take more than half of `memory_limit` bytes are taken to stay on disk. With `gpu`, memory is that of a GPU
-    with so many bytes, and data that do not fit stay in the host's.
+    Data that take more than half of `memory_limit` bytes are assumed to stay on disk. With `gpu`, `memory_limit` is the
+    GPU's, and data that do not fit stay in the host's memory.
     """
     free = _gpu_free(config, facts, memory_limit) if gpu else None
     loop = outer_loop_work(config, facts, free)
@@ -240,7 +241,7 @@ def network_cost(network: NetworkConfig, facts: DataFacts) -> Cost:
 
 
 def what_to_lower(config: CondenseConfig, facts: DataFacts, recipe: EvaluateConfig | None, limit: int) -> str:
-    """The settings whose values decide that the estimate is above `limit` bytes, the largest share first."""
+    """The settings to lower if the estimate is above `limit` bytes, the largest share first."""
     if limit < BASE_BYTES:
         return "nothing: use a larger worker"
     shares = {f"condense.{name}": size for name, size in _condense_phases(config, facts).items()}
@@ -407,7 +408,7 @@ def _test(net: Cost, images: float) -> Work:
 
 
 def train_images(facts: DataFacts) -> int:
-    """Training images of all classes, at the least where they are not counted."""
+    """Training images of all classes; a lower bound if they are not counted."""
     return facts.images or facts.smallest_class * len(facts.classes)
 
 

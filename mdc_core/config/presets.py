@@ -1,4 +1,4 @@
-"""Settings per data set, as data: the published table (MDC, arXiv 2403.06075), and what is known of named sets."""
+"""Settings per data set as tables: the published ones (MDC, arXiv 2403.06075), and the facts of named sets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mdc_core.errors import ConfigError
 
 @dataclass(frozen=True)
 class Exceptional:
-    """What a preset holds for sets of one factor, and where it is given, of one number of images per class."""
+    """A preset's settings for one factor and, optionally, one number of images per class."""
 
     factor: int
     ipc: int | None = None
@@ -21,30 +21,30 @@ class Exceptional:
     evaluate: Mapping[str, Any] = field(default_factory=dict)
 
     def holds(self, ipc: int, factor: int) -> bool:
-        """Whether it is meant for sets of that size."""
+        """Whether it applies to sets of that size."""
         return factor == self.factor and self.ipc in (None, ipc)
 
 
 @dataclass(frozen=True)
 class Preset:
-    """One column of the table. `condense` and `evaluate` hold only what differs from the defaults."""
+    """One column of the table; `condense` and `evaluate` hold only differences from the defaults."""
 
     method: Literal["idc", "feature"] = "idc"
-    """What it goes by when nobody says; those of published settings go by `idc`."""
+    """Default method; for published settings it is `idc`."""
     condense: Mapping[str, Any] = field(default_factory=dict)
     evaluate: Mapping[str, Any] = field(default_factory=dict)
     schedules: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """By method, what differs from its schedule in `SCHEDULES`."""
+    """By method: differences from its schedule in `SCHEDULES`."""
     exceptions: tuple[Exceptional, ...] = ()
-    """Over `condense` and `evaluate`."""
+    """They override `condense` and `evaluate`."""
     epochs: tuple[tuple[float, int], ...] = ()
-    """Most tiles per class of the whole set, ascending, and the epochs of an evaluation of sets up to there."""
+    """Pairs of an upper limit of tiles per class, ascending, and the evaluation epochs for sets up to that limit."""
     metric_alone: str = "mse"
-    """Distance when the subset loss is off; with it, `condense` decides."""
+    """Distance without a subset loss; with one, `condense` decides."""
     mean: tuple[float, ...] | None = None
-    """Channel means for pixels in [0, 1]; None: measured."""
+    """Channel means for pixels in [0, 1]; None: measure them."""
     std: tuple[float, ...] | None = None
-    """Channel standard deviations; None: measured."""
+    """Channel standard deviations; None: measure them."""
 
 
 SCHEDULES: Mapping[str, Mapping[str, Any]] = {
@@ -58,7 +58,7 @@ SCHEDULES: Mapping[str, Mapping[str, Any]] = {
         "pool_samples": 100_000,
     }
 }
-"""Of methods that do not go by the published table: over `Preset.condense`."""
+"""Schedules of methods outside the published table; they override `Preset.condense`."""
 _SMALL_COLOUR = {"augment": ("color", "crop", "scale", "rotate")}
 _IMAGENET_NET = {"name": "resnet_ap", "width": 64}
 _IMAGENET_EPOCHS = ((1, 3000), (10, 2000), (50, 1500), (200, 1000), (500, 500), (math.inf, 300))
@@ -158,7 +158,7 @@ PRESETS: dict[str, Preset] = {
 }
 
 DEFAULT_SIDE = 64
-"""Largest side that own images get when nobody says more; the time of a run grows with its square."""
+"""Largest default side of users' own images; the time of a run grows with its square."""
 
 _TEN_DIGITS = tuple("0123456789")
 NAMED: dict[str, DataFacts] = {
@@ -235,11 +235,11 @@ NAMED: dict[str, DataFacts] = {
         smallest_class=732,
     ),
 }
-"""What is known of the named sets before they are loaded. Loading replaces placeholder class names by the true ones."""
+"""Facts of the named sets before they are loaded. Loading replaces placeholder class names with the real ones."""
 
 
 def preset_for(facts: DataFacts) -> str:
-    """The preset for a data set: its own, or the nearest one by image size, channels and classes."""
+    """The preset for a data set: its own, or the closest by image size, channels and classes."""
     if facts.name in NAMED:
         return facts.name
     if facts.image_size > 128:
@@ -254,15 +254,15 @@ def preset_for(facts: DataFacts) -> str:
 
 
 def default_side(own_side: int, preset: str | None = None) -> int:
-    """Side that images of `own_side` pixels get: that, at most 64, or what a preset that was named is made for."""
+    """Default side for images of `own_side` pixels: their own, at most 64, or the size that `preset` is made for."""
     made_for = NAMED[preset].image_size if preset in NAMED else 0
     return min(own_side, max(DEFAULT_SIDE, made_for))
 
 
 def condense_config(preset: str, overrides: Mapping[str, Any]) -> CondenseConfig:
-    """The preset's configuration with the caller's own values on top.
+    """The preset's configuration, overridden by the caller's values.
 
-    What the metric `accuracy` trains with is the preset's evaluation.
+    The metric `accuracy` trains by the preset's evaluation.
     """
     chosen = PRESETS[check_preset(preset)]
     schedule = _schedule(chosen, overrides.get("method"))
@@ -280,9 +280,9 @@ def condense_config(preset: str, overrides: Mapping[str, Any]) -> CondenseConfig
 
 
 def evaluate_config(preset: str, overrides: Mapping[str, Any], *, ipc: int, factor: int) -> EvaluateConfig:
-    """The preset's evaluation of a set with `ipc` images of `factor`² tiles, with the caller's own values on top.
+    """The preset's evaluation for a set with `ipc` images of `factor`² tiles, overridden by the caller's values.
 
-    A subset is judged as the whole set is: by as many epochs.
+    Subsets are evaluated like the whole set, with as many epochs.
     """
     chosen = PRESETS[check_preset(preset)]
     own = dict(chosen.evaluate)
@@ -295,7 +295,7 @@ def evaluate_config(preset: str, overrides: Mapping[str, Any], *, ipc: int, fact
 
 
 def _schedule(preset: Preset, method: object) -> dict[str, Any]:
-    """What goes over a preset for that method, if it has a schedule of its own; what it makes no use of is off."""
+    """The method's schedule that overrides a preset, if there is one; settings that the method does not use are off."""
     if not isinstance(method, str) or method not in SCHEDULES:
         return {}
     return {**UNUSED[method], **SCHEDULES[method], **preset.schedules.get(method, {})}
@@ -312,7 +312,7 @@ def merge(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, An
 
 
 def check_preset(preset: str) -> str:
-    """Return the name, or raise `ConfigError` when there is no such preset."""
+    """Return the name, or raise `ConfigError` if there is no such preset."""
     if preset not in PRESETS:
         raise ConfigError(f"there is no preset {preset!r}: choose one of {', '.join(PRESETS)}")
     return preset

@@ -1,4 +1,4 @@
-"""What to lower so that a run takes no more time than is wanted, and durations in words. Knows no torch."""
+"""How to shorten a run to a given time; durations as text. No torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mdc_core.errors import ConfigError
 C = TypeVar("C", CondenseConfig, EvaluateConfig)
 
 WANTED_LOOPS = 20
-"""Fewer outer loops give little; where time has no room for them, each is made cheaper first."""
+"""With fewer outer loops, results suffer; if the time does not suffice, each loop is made cheaper first."""
 _EVALUATION_SHARE = 0.25
 """Of the time, at the most."""
 _FEWEST_EPOCHS = 50
@@ -25,35 +25,35 @@ _SMALL_SIDE = 32
 
 @dataclass(frozen=True)
 class Shorter:
-    """A shorter run: settings that differ, and what it takes."""
+    """A shorter run: the changed settings, and its expected time."""
 
     condense: Mapping[str, Any]
     evaluate: Mapping[str, Any]
     image_size: int | None
-    """Side to ask for; None: as it is."""
+    """Image side to request; None if unchanged."""
     preset: str | None
-    """Settings to start from, as another side would by itself get others; None: as it is."""
+    """Preset to request, because another side would change the default preset; None if unchanged."""
     seconds: float
-    """Expected time; more than what was wanted when nothing here can lower it so far."""
+    """Expected time; longer than requested if these changes do not suffice."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run as it is asked for, and the machine that it is to run on."""
+    """A requested run, and the speed of its machine."""
 
     preset: str
-    """What its settings started from."""
+    """The preset that its settings started from."""
     condense: CondenseConfig
     facts: DataFacts
     evaluate: EvaluateConfig | None
     speed: Speed
 
     def shorter(self, seconds: float) -> Shorter:
-        """A run of about `seconds` at the most.
+        """A run of at most about `seconds`.
 
-        It has fewer outer loops; where these become too few also a smaller network, then fewer inner iterations, then
-        smaller images where they are resized. An evaluation that takes more than a quarter of the time gets fewer
-        epochs, and the networks of a pool that take more than half of it see fewer images.
+        First, outer loops are reduced. If they become too few, the network is made smaller, then inner iterations are
+        reduced, then images are made smaller if they are resized. If the evaluation takes more than a quarter of the
+        time, its epochs are reduced. If the pool takes more than half, its networks see fewer images.
         """
         *earlier, last = self._cheaper()
         for changes, side in earlier:
@@ -64,7 +64,7 @@ class Run:
         return self._fitted(seconds, *last)
 
     def _cheaper(self) -> Iterator[tuple[dict[str, Any], int | None]]:
-        """Changes that make an outer loop cheaper, each with the ones before it; the first is none."""
+        """Changes that make an outer loop cheaper, cumulatively; the first is no change."""
         config, facts = self.condense, self.facts
         changes: dict[str, Any] = {}
         yield changes, None
@@ -76,13 +76,13 @@ class Run:
             changes = {**changes, "inner_iterations": 20}
             yield changes, None
         networks = [config.network, *([] if self.evaluate is None else [self.evaluate.network])]
-        # The settings of feature matching go by the side, so that another one would be another run.
+        # The settings of feature matching depend on the side, so another side would be another run.
         resized = facts.own_side is not None and config.method == "idc"
         if resized and facts.image_size > _SMALL_SIDE and all(map(_takes_small, networks)):
             yield changes, _SMALL_SIDE
 
     def _fitted(self, seconds: float, changes: Mapping[str, Any], side: int | None) -> Shorter:
-        """With these changes, as many outer loops as there is time for."""
+        """The run with these changes and as many outer loops as fit the time."""
         config = self.condense
         facts = self.facts if side is None else self.facts.model_copy(update={"image_size": side})
         judged, recipe = self._judged(seconds, changes, facts)
@@ -106,7 +106,7 @@ class Run:
         )
 
     def _pool(self, seconds: float, changes: Mapping[str, Any], facts: DataFacts) -> dict[str, int]:
-        """Changes of the training of a pool."""
+        """Changes to the training of the pool."""
         config = with_changes(self.condense, changes)
         takes = estimate(config, facts, speed=self.speed).seconds_pool or 0.0
         samples = int(config.pool_samples * _POOL_SHARE * seconds / max(takes, 1e-9))
@@ -116,9 +116,9 @@ class Run:
     def _judged(
         self, seconds: float, changes: Mapping[str, Any], facts: DataFacts
     ) -> tuple[dict[str, Any], EvaluateConfig | None]:
-        """Changes of the evaluation, and what it becomes.
+        """Changes to the evaluation, and the changed evaluation.
 
-        It gets the smaller network where it has the one that is matched, and fewer epochs.
+        It gets fewer epochs, and the smaller network if it uses the network that is matched.
         """
         if self.evaluate is None:
             return {}, None
@@ -134,7 +134,7 @@ class Run:
 
 
 def with_changes(config: C, changes: Mapping[str, Any]) -> C:
-    """The configuration with these settings, validated; a nested mapping (the network) changes field by field."""
+    """The configuration with these settings, validated; a nested mapping (the network) is merged field by field."""
     return type(config).model_validate(merge(config.model_dump(), changes))
 
 
@@ -147,7 +147,7 @@ def _takes_small(network: NetworkConfig) -> bool:
 
 
 def duration(seconds: float) -> str:
-    """To two digits, in the unit that suits: `3.2 s`, `12 min`, `15 h`, `4 days`."""
+    """A duration with two significant digits in a suitable unit: `3.2 s`, `12 min`, `15 h`, `4 days`."""
     for unit, length, limit in (
         ("s", 1, 90),
         ("min", 60, 5400),

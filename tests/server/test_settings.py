@@ -62,7 +62,7 @@ def test_elsewhere_a_secret_has_to_be_given(tmp_path: Path, remote: dict[str, An
     [
         ("MDC_SECRET", "secret" + "x" * 25, "31 characters"),
         ("MDC_SIGNING_KEYS", "secret nonsense", "not JSON"),
-        ("MDC_SIGNING_KEYS", '{"keys": [{"d": "secret"}]}', "no private Ed25519"),
+        ("MDC_SIGNING_KEYS", '{"keys": [{"d": "secret"}]}', "not a private Ed25519"),
         ("MDC_CORS_ORIGINS", "https://a.test,b.test", "'b.test'"),
         ("MDC_CORS_ORIGINS", "https://a.test/", "'https://a.test/'"),
         ("MDC_DOWNLOADS", "torrent", "redirect"),
