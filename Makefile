@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test serve lint lock sbom bench clean
+.PHONY: demo test serve docs lint lock sbom bench clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -24,6 +24,10 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: $(STAMP)  ## the documentation site in build/site; a dead link is an error
+	$(BIN)/python -m tools.reference
+	$(BIN)/zensical build --clean --strict
 
 # The versions are those of .venv, which the tests ran with.
 lock: $(STAMP)  ## what the images install, with hashes

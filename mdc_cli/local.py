@@ -51,7 +51,9 @@ Minutes = Annotated[
 Settings = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="NAME=VALUE", help="Another setting, such as class_wise=true; see docs/guide.md."
+        "--set",
+        metavar="NAME=VALUE",
+        help="Another setting, such as class_wise=true (docs/reference/settings.md).",
     ),
 ]
 ImageSize = Annotated[

@@ -1,4 +1,4 @@
-"""What Prometheus reads at `/metrics`: one registry per application. docs/metrics.md tells each of them."""
+"""What Prometheus reads at `/metrics`: one registry per application. docs/reference/metrics.md tells each of them."""
 
 from __future__ import annotations
 

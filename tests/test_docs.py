@@ -1,4 +1,4 @@
-"""The guide tells every setting with its true default, every preset, and every command with true options."""
+"""The documentation gives every setting, preset and command truly, and its links and generated pages hold."""
 
 from __future__ import annotations
 
@@ -17,13 +17,17 @@ from mdc_cli.main import app
 from mdc_core.config.presets import PRESETS, SCHEDULES
 from mdc_core.config.settings import UNUSED, CondenseConfig, EvaluateConfig
 from server.settings import Settings
+from tools.reference import pages
 
 ROOT = Path(__file__).resolve().parent.parent
-GUIDE = (ROOT / "docs/guide.md").read_text()
+DOCS = ROOT / "docs"
+SETTINGS = (DOCS / "reference/settings.md").read_text()
+GUIDES = [DOCS / "tutorial.md", *sorted((DOCS / "how-to").glob("*.md"))]
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 EXAMPLES = [
     shlex.split(line, comments=True)
-    for block in re.findall(r"```sh\n(.*?)```", GUIDE, re.DOTALL)
+    for page in GUIDES
+    for block in re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL)
     for line in block.splitlines()
     if line.startswith("mdc ")
 ]
@@ -31,8 +35,8 @@ EXAMPLES = [
 
 def section(heading: str) -> str:
     """The text below a heading, up to the next one."""
-    found = re.search(rf"^#+ {re.escape(heading)}\n(.*?)(?=^#|\Z)", GUIDE, re.MULTILINE | re.DOTALL)
-    assert found, f"docs/guide.md has no heading {heading!r}"
+    found = re.search(rf"^#+ {re.escape(heading)}\n(.*?)(?=^#|\Z)", SETTINGS, re.MULTILINE | re.DOTALL)
+    assert found, f"docs/reference/settings.md has no heading {heading!r}"
     return found[1]
 
 
@@ -93,11 +97,45 @@ def test_examples_have_true_options(example: list[str]) -> None:
     assert {word for word in example if word.startswith("--")} <= known
 
 
+def without_code(page: Path) -> str:
+    """Its text without fenced blocks, whose `#` begins no heading."""
+    return re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of its headings, as the site makes them."""
+    headings = re.findall(r"^#+ (.+)$", without_code(page), re.MULTILINE)
+    return {re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower()) for heading in headings}
+
+
 def test_links_lead_somewhere() -> None:
+    """Inside the site, to pages and headings that exist."""
     broken = [
-        f"{page.name}: {target}"
-        for page in sorted((ROOT / "docs").rglob("*.md"))
-        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())
-        if not (page.parent / target).exists()
+        f"{page.relative_to(DOCS)}: {link}"
+        for page in sorted(DOCS.rglob("*.md"))
+        for link in re.findall(r"\]\(([^)\s]+)\)", without_code(page))
+        if "://" not in link and not leads_somewhere(page, link)
     ]
     assert broken == []
+
+
+def leads_somewhere(page: Path, link: str) -> bool:
+    path, _, anchor = link.partition("#")
+    target = (page.parent / path).resolve() if path else page
+    return target.is_file() and target.is_relative_to(DOCS) and (not anchor or anchor in anchors(target))
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    site = (ROOT / "zensical.toml").read_text()
+    inside = {str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md") if page.parent.name != "decisions"}
+    assert inside | {"decisions/index.md"} == set(re.findall(r'= "(\S+\.md)"', site))
+
+
+def test_every_decision_is_listed() -> None:
+    records = {page.name for page in (DOCS / "decisions").glob("0*.md")}
+    assert records == set(re.findall(r"\((0\S+\.md)\)", (DOCS / "decisions/index.md").read_text()))
+
+
+def test_generated_pages_are_current() -> None:
+    for path, content in pages().items():
+        assert path.read_text() == content, f"run `python -m tools.reference`, which writes {path.name}"

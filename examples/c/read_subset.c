@@ -1,4 +1,4 @@
-/* Reads the file of a subset in the format rankmajor/1 (docs/format.md) with the C library alone.
+/* Reads the file of a subset in the format rankmajor/1 (docs/reference/format.md) with the C library alone.
  *
  *     cc -std=c99 -O2 -o read_subset read_subset.c
  *     ./read_subset digits.mdc                  k, shape and sha256

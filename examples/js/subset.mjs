@@ -1,4 +1,4 @@
-// Reads the file of a subset in the format rankmajor/1 (docs/format.md): an ES module for browsers and Node,
+// Reads the file of a subset in the format rankmajor/1 (docs/reference/format.md): an ES module for browsers and Node,
 // without any dependency.
 //
 //     const subset = readSubset(await (await fetch(url)).arrayBuffer());

@@ -1,4 +1,4 @@
-"""CUDA graphs: a sequence of kernels, recorded once and launched as one (docs/performance.md).
+"""CUDA graphs: a sequence of kernels, recorded once and launched as one (docs/results/performance.md).
 
 A condensation launches thousands of small kernels per iteration; launching them one by one takes longer than computing.
 A graph reads and writes tensors at fixed addresses: inputs are copied into static tensors, results are read from them.

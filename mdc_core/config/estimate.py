@@ -170,7 +170,7 @@ def _gradient_matching(config: CondenseConfig, facts: DataFacts, per_batch: int)
     """Matching the gradients of one class, of so many that are matched at once."""
     net = network_cost(config.network, facts)
     forward, first, head = _forward(config.network, facts)
-    # The gradients of the matched weights leave out the head's; see the table in docs/performance.md.
+    # The gradients of the matched weights leave out the head's; see the table in docs/results/performance.md.
     gradient = net.flops_per_image - head
     second = 4 * (forward - head) - first + 2 * head
     tiles, real = config.tile_batch(), config.batch_real

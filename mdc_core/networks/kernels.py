@@ -1,7 +1,7 @@
 """Instance norm, ReLU and average pooling fused into one Triton kernel per direction.
 
 Between two convolutions torch's own kernels read and write every activation a dozen times, which takes most of a GPU's
-time (docs/performance.md). Here a plane (one channel of one image) stays on the chip: one read and one write. For
+time (docs/results/performance.md). Here a plane (one channel of one image) stays on the chip: one read, one write. For
 
     y = P(r γ h + r β),   h = s (x - mean x),   s = 1 / √(var x + ε),   r = 1 where γ h + β > 0, else 0,
 

@@ -1,6 +1,6 @@
 """Layers with cheaper first and second derivatives than torch's own.
 
-On a CPU more than half of a training step is not convolution (docs/performance.md). Two layers stood out. Average
+On a CPU over half of a training step is not convolution (docs/results/performance.md). Two layers dominate. Average
 pooling becomes a matrix product here. The second derivative of instance norm, for which torch runs dozens of
 elementwise steps, is written out. On a GPU one fused kernel per direction does both (`networks.kernels`).
 """

@@ -10,7 +10,7 @@ import pytest
     ("modules", "without"),
     [
         ("server.app, server.cli", ("torch", "worker", "sklearn")),
-        # An API process would hold them for its whole life; see docs/performance.md.
+        # An API process would hold them for its whole life; see docs/results/performance.md.
         ("server.app", ("numpy", "PIL", "celery", "alembic", "redis", "psycopg")),
     ],
 )

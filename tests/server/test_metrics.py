@@ -129,7 +129,7 @@ def test_without_a_database_the_rest_is_still_told(make_settings: Callable[..., 
 @sqlite_only
 def test_every_metric_is_documented_and_none_else(api: Api) -> None:
     submit(api)
-    page = (Path(__file__).resolve().parents[2] / "docs/metrics.md").read_text()
+    page = (Path(__file__).resolve().parents[2] / "docs/reference/metrics.md").read_text()
     told = {
         name
         for row in re.findall(r"^\| (`.+?`) \|", page, re.MULTILINE)

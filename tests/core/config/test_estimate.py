@@ -104,7 +104,7 @@ def test_an_evaluation_has_the_predicted_operations(real: RealSet, plain_pooling
 
 
 def test_the_published_iteration_is_a_tera_flop() -> None:
-    """The cost model of docs/performance.md for CIFAR-10, ipc 10, width 128."""
+    """The cost model of docs/results/performance.md for CIFAR-10, ipc 10, width 128."""
     config = CondenseConfig(outer_loops=1)
     whole = estimate(config, NAMED["cifar10"]).flops
     without = estimate(config.model_copy(update={"n_data": 0}), NAMED["cifar10"]).flops
