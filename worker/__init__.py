@@ -1,1 +1,1 @@
-"""Workers: claim jobs from the database, run each attempt in a child process, publish what comes of it."""
+"""Workers: claim jobs from the database, run each attempt in a child process, publish the result."""

@@ -1,4 +1,4 @@
-"""`python -m worker`: one worker, one job at a time. Settings come from the environment (`MDC_…`)."""
+"""`python -m worker`: one worker, which runs one job at a time. Settings come from `MDC_…` in the environment."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from worker.supervisor import Supervisor
 
 
 def main() -> None:
-    """Listen for wake-ups until SIGTERM or Ctrl-C; a running job is then checkpointed and put back in the queue."""
+    """Wait for wake-ups until SIGTERM or Ctrl-C. A job that is running then is checkpointed and queued again."""
     configure_logging()
     settings = Settings()
     database = Database(settings.database_url)

@@ -1,4 +1,4 @@
-"""Celery, as far as we use it: it carries wake-ups. Which job runs is decided in the database."""
+"""Celery carries wake-ups only. The database decides which job runs."""
 
 from __future__ import annotations
 
@@ -14,41 +14,41 @@ from server.jobs.wakeup import TASK, transport_options
 from server.settings import Settings
 
 MALFORMED = (ValueError, LookupError, TypeError, AttributeError)
-"""What kombu and Celery raise at a message that is none."""
+"""What kombu and Celery raise for a malformed message."""
 
 
-class PatientConsumer(Consumer):  # type: ignore[misc]
-    """Drops messages that make no sense, where Celery's own would end the worker and its job.
+class TolerantConsumer(Consumer):  # type: ignore[misc]
+    """Drops malformed messages. Celery's own consumer would end the worker, and its job with it.
 
-    What the broker holds may come from anybody who reaches it, and a hint that is lost costs only time.
+    Anybody who reaches the broker can write such a message. A lost wake-up costs only time.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        """As Celery makes it."""
+        """Treat malformed messages as connection errors, too."""
         super().__init__(*args, **options)
         self.connection_errors: tuple[type[Exception], ...] = (*self.conninfo.connection_errors, *MALFORMED)
 
     def create_task_handler(self, *args: Any, **options: Any) -> Callable[[Message], None]:
-        """Celery's, for messages whose envelope can be read at least."""
+        """Celery's handler; a message with a readable envelope and malformed content is acknowledged and dropped."""
         handle = super().create_task_handler(*args, **options)
 
         def handle_or_drop(message: Message) -> None:
             try:
                 handle(message)
             except MALFORMED as error:
-                _dropped(error)
+                _log_dropped(error)
                 message.ack_log_error(structlog.get_logger(), self.connection_errors)
 
         return handle_or_drop
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
-        """Reconnect; for a message that the transport could not read, too: it has taken it off the queue."""
+        """Reconnect, also after a message that the transport could not read: it is off the queue already."""
         if isinstance(exc, MALFORMED):
-            _dropped(exc)
+            _log_dropped(exc)
         super().on_connection_error_after_connected(exc)
 
 
-def _dropped(error: Exception) -> None:
+def _log_dropped(error: Exception) -> None:
     structlog.get_logger().warning("malformed message dropped", error=repr(error)[:200])
 
 
@@ -61,8 +61,9 @@ def make_app(
 ) -> Celery:
     """A Celery app whose one task runs queued jobs until there are none.
 
-    The job id in the message is a hint that something waits: lost, late and doubled messages do no harm.
-    `on_ready` is called when the worker listens, `on_stop` when it is asked to end, before it waits for the task.
+    The job id in a message only says that some job waits. Lost, late and duplicate messages do no harm.
+    `on_ready` is called when the worker listens. `on_stop` is called when it is asked to end, before it waits for the
+    task.
     """
     broker_url = settings.broker_url
     app = Celery("mdc", broker=broker_url, set_as_current=False)
@@ -70,25 +71,25 @@ def make_app(
         task_ignore_result=True,
         task_serializer="json",
         accept_content=["json"],
-        # With late acknowledgement Redis hands a message out again while its job is still running. The SQLite
-        # broker does not: there a worker that is stopped leaves the message to the next one.
+        # With late acknowledgement, Redis redelivers a message while its job is still running. SQLite's broker does
+        # not; there, late acknowledgement leaves the message of a stopped worker to the next one.
         task_acks_late=broker_url.startswith("sqla"),
         worker_prefetch_multiplier=1,
-        worker_disable_prefetch=broker_url.startswith("redis"),  # the one transport that knows it
+        worker_disable_prefetch=broker_url.startswith("redis"),  # no other transport supports it
         worker_enable_remote_control=False,
         worker_hijack_root_logger=False,
         worker_redirect_stdouts=False,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         broker_transport_options=transport_options(settings),
-        worker_consumer=PatientConsumer,
+        worker_consumer=TolerantConsumer,
     )
 
     @app.task(name=TASK)  # type: ignore[untyped-decorator]
     def run_job(_job_id: str) -> None:
         drain()
 
-    # Celery holds receivers weakly unless told otherwise.
+    # Celery keeps only weak references to receivers, hence weak=False below.
     def ready(**_: Any) -> None:
         on_ready()
 

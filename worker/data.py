@@ -1,4 +1,4 @@
-"""A job's data set: a named one from the data root, or an upload from the object store."""
+"""Load a job's data set: a named one from the data root, or an upload from the object store."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from server.store.tables import Job
 
 
 def load_job_data(job: Job, settings: Settings, database: Database, objects: ObjectStore) -> DataSet:
-    """The job's data in memory, decoded here and nowhere else in the service.
+    """The job's data in memory. No other part of the service decodes images.
 
     Raises:
-        DataError: the data are missing or broken; the message names the file or the class.
+        DataError: the data are missing or damaged. The message names the file or the class.
     """
     if job.dataset in NAMED:
         return load_named(job.dataset, settings.data_root, download=True)
     with database.read() as session:
         upload = datasets.get(session, job.dataset)
     if upload is None:
-        raise DataError(f"the data set {job.dataset!r} is not there any more: upload it again")
+        raise DataError(f"the data set {job.dataset!r} was deleted: upload it again and submit the job again")
     with tempfile.TemporaryDirectory(prefix="mdc-data-") as folder:
         path = Path(folder) / f"{upload.name}.{upload.kind}"
         size = objects.head(upload.object_key)
         if size is None:
-            raise DataError(f"the bytes of data set {job.dataset!r} are not there any more: upload it again")
+            raise DataError(f"the object store has lost the data set {job.dataset!r}: upload it again")
         with path.open("wb") as file:
             for piece in objects.stream(upload.object_key, 0, size):
                 file.write(piece)

@@ -1,8 +1,8 @@
-"""What this worker computes on, and how fast that is, as one JSON object.
+"""Describe and benchmark this worker's device, as one JSON object.
 
     python -m worker.machine
 
-A process of its own, so that the worker itself never loads torch.
+It runs in its own process, so that the worker itself never loads torch.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from server.logs import configure_logging
 from server.settings import Settings
 
 SAMPLE = CondenseConfig(network=NetworkConfig(width=64), batch_network=32)
-"""Between the smallest and the largest networks, and done in a second or two."""
+"""A network between the smallest and the largest; the benchmark takes a second or two."""
 
 
 def main() -> None:
-    """Measure and print: device, gpu, memory_bytes, flops, bandwidth, start."""
+    """Print device, gpu, memory_bytes, flops, bandwidth and start (the fields of `Worker`)."""
     configure_logging()
     keep_freed_memory()
     if threads := Settings().threads:

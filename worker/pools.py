@@ -1,4 +1,4 @@
-"""Trained networks in the object store, for further jobs on the same data and for the next attempt."""
+"""Trained networks in the object store, shared by the attempts of a job and by jobs on the same data."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ FOLDER = "pools"
 class ObjectPools(MemoryPools):
     """A `mdc_core.condensation.pool.PoolStore` that reads each network once.
 
-    What is found is written again, so that its time says when it was used last: the sweep goes by that.
+    Each read writes the object again, so that its time is that of its last use. The sweep deletes by that time.
     """
 
     def __init__(self, objects: ObjectStore) -> None:

@@ -1,4 +1,4 @@
-"""Publishing: the two objects of a condensed set, its manifest, and the transaction that ends the job."""
+"""Publish a condensed set: its two objects, its manifest, and the transaction that ends the job."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def publish(
     state: CondenseState,
     trials: Sequence[Trial],
 ) -> CondensedSet | None:
-    """Store the set and end the job as succeeded; None, and nothing published, when the job is no longer ours.
+    """Store the set and end the job as succeeded. Returns None, and publishes nothing, if the job is no longer ours.
 
-    Objects are named by their sha256 and written before the transaction, so a crash leaves at most an object
-    that nothing refers to.
+    Objects are named by their sha256 and written before the transaction. A crash between the two leaves an object
+    without a reference, which the sweep deletes.
     """
     synthetic = result(state, data.train)
     info = synthetic.info(data.train)
@@ -86,7 +86,7 @@ def publish(
 
 
 def network_cost(network: NetworkConfig, data: DataSet) -> Cost:
-    """What training this network costs a device, counted on one image."""
+    """What training this network costs a device, per image."""
     net = build_network(
         network,
         channels=data.train.channels,

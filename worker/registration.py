@@ -1,4 +1,4 @@
-"""Registration: tells the service, while the worker lives, what it computes on and how fast that is."""
+"""Registration: publishes the worker's device and speed for as long as the worker lives."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from worker.supervisor import computing_environment
 
 
 class Registration:
-    """A thread that measures the machine once, then keeps the worker's row alive until `stop` is set."""
+    """A thread that runs the benchmark once, then renews the worker's row until `stop` is set."""
 
     def __init__(self, settings: Settings, database: Database, worker_id: str, stop: threading.Event) -> None:
         """`worker_id` is the owner that the worker's leases name."""
@@ -30,11 +30,11 @@ class Registration:
         self._thread = threading.Thread(target=self._run, name="registration")
 
     def start(self) -> None:
-        """Begin to measure."""
+        """Start the thread."""
         self._thread.start()
 
     def join(self) -> None:
-        """Wait for the end, if it was ever started."""
+        """Wait for the thread to end, if it was started."""
         if self._thread.ident is not None:
             self._thread.join()
 
@@ -52,11 +52,11 @@ class Registration:
         try:
             with self._database.begin() as session:
                 workers.leave(session, self._id)
-        except SQLAlchemyError as error:  # then it is forgotten when its time has run out
+        except SQLAlchemyError as error:  # the row expires by itself
             structlog.get_logger().warning("the worker could not be signed off", error=repr(error))
 
     def _measure(self) -> dict[str, Any] | None:
-        """What `worker.machine` prints; None when the worker ends before that, or when it fails."""
+        """What `worker.machine` prints; None if it fails, or if the worker stops first."""
         command = [sys.executable, "-m", "worker.machine"]
         with subprocess.Popen(
             command, stdout=subprocess.PIPE, env=computing_environment(), text=True
@@ -66,16 +66,16 @@ class Registration:
                     child.kill()
                     return None
             assert child.stdout is not None
-            printed = child.stdout.read()
+            output = child.stdout.read()
         if child.returncode:
-            # Jobs are taken all the same; they are only not checked against this worker's memory.
+            # The worker runs jobs all the same. Submissions are just not checked against its memory.
             structlog.get_logger().warning("the worker could not be measured", status=child.returncode)
             return None
-        machine: dict[str, Any] = json.loads(printed)
+        machine: dict[str, Any] = json.loads(output)
         return machine
 
     def _beat(self, machine: dict[str, Any]) -> None:
-        """Prolong the row, or add it: at first, and when the database was away for too long."""
+        """Renew the row. Add it the first time, and again if it expired while the database was away."""
         seconds = self._settings.lease_seconds
         with self._database.begin() as session:
             if not workers.beat(session, self._id, seconds):

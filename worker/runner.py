@@ -1,9 +1,9 @@
-"""The child: one attempt of one job, from its last checkpoint to the published set.
+"""The child process: runs one attempt of a job, from its last checkpoint to the published set.
 
     python -m worker.runner JOB_ID ATTEMPT
 
-Started by the supervisor. It ends when its standard input does, since then the supervisor is gone; on SIGTERM it
-writes a checkpoint first. Everything it writes to the database is fenced by the attempt's number.
+The supervisor starts it. It ends when its standard input closes, since the supervisor is gone then. On SIGTERM it
+writes a checkpoint first. The attempt's number fences all its writes to the database.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from mdc_core.config.settings import CondenseConfig, EvaluateConfig
 from mdc_core.data.real_set import DataSet
 from mdc_core.errors import MdcError
 from mdc_core.malloc import keep_freed_memory
+from mdc_core.parent import when_parent_ends
 from mdc_core.training.evaluate import Trial, evaluate
 from server.logs import configure_logging
 from server.settings import Settings
@@ -35,7 +36,6 @@ from server.store.objects import ObjectStore, open_objects
 from server.store.tables import Job
 from worker.data import load_job_data
 from worker.exits import DONE, IO_ERROR, STOPPED, UNAVAILABLE
-from worker.parent import when_parent_ends
 from worker.pools import ObjectPools
 from worker.publish import publish
 from worker.stopping import Stopping, StopRequestedError
@@ -49,7 +49,7 @@ class FencedOutError(Exception):
 
 @dataclass
 class Attempt:
-    """What every phase of an attempt needs."""
+    """What every phase of an attempt uses."""
 
     settings: Settings
     database: Database
@@ -60,10 +60,10 @@ class Attempt:
     device: torch.device
     stopping: Stopping
     saved_at: float = 0.0
-    """When the newest checkpoint was written, by the monotonic clock."""
+    """When the latest checkpoint was written (monotonic clock, seconds)."""
 
     def report(self, phase: str, step: int, total: int, eta: float | None = None, **more: object) -> None:
-        """Show progress; `FencedOutError` when this attempt no longer holds the job."""
+        """Record progress. Raises `FencedOutError` if this attempt no longer holds the job."""
         self.stopping.check()
         progress = {"phase": phase, "step": step, "total": total, "eta_s": eta, **more}
         with self.database.begin() as session:
@@ -71,21 +71,21 @@ class Attempt:
                 raise FencedOutError
 
     def save(self, state: CondenseState) -> None:
-        """Store a checkpoint and make it the job's; the one before it goes."""
+        """Store a checkpoint, refer to it in the job, and delete the one before it."""
         key = f"jobs/{self.job.id}/{self.job.attempt}-{state.outer}.checkpoint"
         self.objects.put(key, checkpoint.to_bytes(state, self.config))
         with self.database.begin() as session:
             held = jobs.held(session, self.job.id, self.job.attempt)
-            before = held and held.checkpoint_key
+            previous = held and held.checkpoint_key
             if not jobs.save_checkpoint(session, self.job.id, self.job.attempt, key, state.outer):
                 raise FencedOutError
-        if before and before != key:
-            self.objects.delete(before)
+        if previous and previous != key:
+            self.objects.delete(previous)
         self.saved_at = time.monotonic()
 
     @property
     def trials_key(self) -> str:
-        """Object of the evaluation's trainings so far; every attempt computes the same ones."""
+        """Key of the evaluation's trainings so far. Every attempt computes the same ones, so the next can go on."""
         return f"jobs/{self.job.id}/trials.json"
 
 
@@ -93,7 +93,7 @@ def main(argv: list[str]) -> int:
     """Run the attempt; returns the exit status (see `worker.exits`)."""
     stopping = Stopping()
     stopping.listen()
-    when_parent_ends(_kill)  # the supervisor is gone, and another attempt will go on
+    when_parent_ends(_kill)  # the supervisor is gone: another attempt will resume the job
     job_id, attempt = argv[0], int(argv[1])
     configure_logging()
     structlog.contextvars.bind_contextvars(job_id=job_id, attempt=attempt)
@@ -126,7 +126,7 @@ def main(argv: list[str]) -> int:
     except FencedOutError:
         log.warning("another attempt holds the job")
     except (MdcError, MemoryError, torch.OutOfMemoryError) as error:
-        # These would come again in every attempt, so the job ends here, with the reason.
+        # Every further attempt would fail in the same way, so the job ends here with the reason.
         log.warning("attempt failed", error=str(error))
         with database.begin() as session:
             jobs.fail(session, job_id, attempt, *_reason(error))
@@ -150,12 +150,12 @@ def _run(attempt: Attempt) -> None:
     attempt.report("publishing", 0, 1)
     published = publish(attempt.database, attempt.objects, attempt.job, attempt.recipe, data, state, trials)
     if published is None:
-        attempt.report("publishing", 0, 1)  # fenced out, or still held:
-        raise StopRequestedError  # then it was asked to stop meanwhile, which the supervisor settles
+        attempt.report("publishing", 0, 1)  # raises if the job was fenced out
+        raise StopRequestedError  # else a cancellation came in between: the supervisor settles it
 
 
 def _condense(attempt: Attempt, data: DataSet) -> CondenseState:
-    """All outer loops, from the job's checkpoint on; a checkpoint at intervals, at the end, and when stopped."""
+    """Run the outer loops after the job's checkpoint. Checkpoints at intervals, at the end, and when stopped."""
     state = _resumed(attempt)
     total = attempt.config.outer_loops
     saved = state.outer if state else 0
@@ -180,33 +180,33 @@ def _condense(attempt: Attempt, data: DataSet) -> CondenseState:
         if state is not None and state.outer > saved:
             attempt.save(state)
         raise
-    assert state is not None  # there is at least one loop, or a checkpoint
+    assert state is not None  # either a checkpoint existed, or at least one loop ran
     return state
 
 
 def _prepare(attempt: Attempt, data: DataSet, pools: ObjectPools) -> None:
-    """Train the networks of a pool, where the run takes one; those that an earlier attempt or job trained are there."""
+    """Train the network pool, if the job uses one. Networks of earlier attempts and jobs are reused."""
     total = attempt.config.pool
     if not total:
         return
     attempt.report("preparing", 0, total)
-    begun = time.monotonic()
-    # A stop may hit the middle of a write to the object store, which leaves the whole object or none.
+    started = time.monotonic()
+    # A stop may interrupt a write to the object store: writes are atomic, so that is safe.
     members = prepare(attempt.config, data.train, attempt.device, pools=pools)
     for member in attempt.stopping.between(members):
-        pace = (time.monotonic() - begun) / member.number
-        attempt.report("preparing", member.number, total, pace * (total - member.number))
+        seconds_each = (time.monotonic() - started) / member.number
+        attempt.report("preparing", member.number, total, seconds_each * (total - member.number))
 
 
 def _resumed(attempt: Attempt) -> CondenseState | None:
-    """The job's checkpoint; None: there is none, or none any more, and the job begins anew."""
+    """The job's checkpoint; None if there is none, or if it was lost, so that the job starts again."""
     key = attempt.job.checkpoint_key
     if key is None:
         return None
     try:
         return checkpoint.resume(attempt.objects.get(key), attempt.config)
     except FileNotFoundError:
-        structlog.get_logger().warning("the checkpoint has gone", key=key)
+        structlog.get_logger().warning("checkpoint missing: the job starts again", key=key)
         return None
 
 
@@ -219,31 +219,31 @@ def _report_step(attempt: Attempt, step: Step, durations: list[float]) -> None:
 
 
 def _evaluate(attempt: Attempt, data: DataSet, state: CondenseState) -> list[Trial]:
-    """Every training of the evaluation, of the set as it is delivered; those of an earlier attempt are kept."""
+    """Train the evaluation's networks on the set as delivered. Trainings of earlier attempts are reused."""
     trials: list[Trial] = []
     if attempt.objects.head(attempt.trials_key) is not None:
-        kept = _TRIALS.validate_json(attempt.objects.get(attempt.trials_key))
-        trials = [replace(trial, epochs=trial.epochs or attempt.recipe.epochs) for trial in kept]
+        stored = _TRIALS.validate_json(attempt.objects.get(attempt.trials_key))
+        trials = [replace(trial, epochs=trial.epochs or attempt.recipe.epochs) for trial in stored]
     total = attempt.recipe.trainings(attempt.config.ipc, attempt.config.factor)
     delivered = result(state, data.train).delivered()
-    begun, before = time.monotonic(), len(trials)
-    attempt.report("evaluating", before, total)
+    started, reused = time.monotonic(), len(trials)
+    attempt.report("evaluating", reused, total)
     missing = evaluate(delivered, data, attempt.recipe, attempt.device, done=tuple(trials))
     for trial in attempt.stopping.between(missing):
         trials.append(trial)
         attempt.objects.put(attempt.trials_key, _TRIALS.dump_json(trials))
-        pace = (time.monotonic() - begun) / (len(trials) - before)
-        attempt.report("evaluating", len(trials), total, pace * (total - len(trials)))
+        seconds_each = (time.monotonic() - started) / (len(trials) - reused)
+        attempt.report("evaluating", len(trials), total, seconds_each * (total - len(trials)))
     return trials
 
 
 def _reason(error: BaseException) -> tuple[str, str]:
-    """Code and detail of a failure that a caller can act on."""
+    """Error code and detail of a failure, for the caller to act on."""
     if isinstance(error, MdcError):
         return type(error).__name__.removesuffix("Error").lower() + "-error", str(error)
     return (
         "out-of-memory",
-        f"the worker has too little memory for this job: lower ipc, width or batch ({error})",
+        f"the worker ran out of memory: lower ipc, width or batch ({error})",
     )
 
 
@@ -253,7 +253,7 @@ def _mean(values: Iterable[float]) -> float:
 
 
 def _kill() -> None:
-    """End this process and all that it has started."""
+    """Kill this process and every process that it has started."""
     if os.getpgid(0) == os.getpid():
         os.killpg(os.getpid(), signal.SIGKILL)
     os.kill(os.getpid(), signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""A folder for an attempt's temporary files, which vanishes even when the worker is killed."""
+"""A folder for an attempt's temporary files. The next worker on the machine deletes it if its owner was killed."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ PREFIX = "mdc-attempt-"
 
 @contextmanager
 def scratch_folder() -> Iterator[str]:
-    """A new folder, deleted at the end; those of workers that were killed go before it is made.
+    """A new folder, deleted at the end. Folders of workers that were killed are deleted first.
 
-    Its owner holds a lock on it, which the kernel takes back when the owner dies, however it does.
+    The owner holds a `flock` on its folder. The kernel releases it however the owner dies, so a folder without a lock
+    is abandoned.
     """
     _delete_abandoned()
     folder, handle = _locked_folder()
@@ -34,7 +35,7 @@ def _locked_folder() -> tuple[str, int]:
         try:
             handle = os.open(folder, os.O_RDONLY)
         except FileNotFoundError:
-            continue  # another worker has taken it for an abandoned one
+            continue  # another worker took it for abandoned before it was locked
         fcntl.flock(handle, fcntl.LOCK_EX)
         if Path(folder).exists():
             return folder, handle
@@ -43,7 +44,7 @@ def _locked_folder() -> tuple[str, int]:
 
 def _delete_abandoned() -> None:
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
-        with suppress(OSError):  # another user's, or gone meanwhile
+        with suppress(OSError):  # another user's, locked by its owner, or deleted meanwhile
             handle = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""SIGTERM in a child: a flag at any time, an exception only where it can do no harm."""
+"""SIGTERM in a child: sets a flag at any time, raises an exception only where that is safe."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ class StopRequestedError(Exception):
 
 
 class Stopping:
-    """An exception out of a signal handler can hit anything, a half-written transaction too.
+    """Turns SIGTERM into `StopRequestedError` at safe points.
 
-    So it is raised inside `interruptible` blocks alone, which hold computation and nothing else; elsewhere the
-    request waits for the next such block, or for `check`.
+    An exception raised by a signal handler could interrupt anything, even a transaction. It is therefore raised only
+    inside `interruptible` blocks, which do nothing but compute. Elsewhere the request waits for the next such block,
+    or for `check`.
     """
 
     def __init__(self) -> None:
@@ -27,18 +28,18 @@ class Stopping:
         self._open = False
 
     def listen(self) -> None:
-        """Take over SIGTERM, and ignore Ctrl-C, which in a terminal is meant for the supervisor."""
+        """Handle SIGTERM, and ignore Ctrl-C: in a terminal that is for the supervisor."""
         signal.signal(signal.SIGTERM, self._request)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def check(self) -> None:
-        """Raise `StopRequestedError` when a stop has been asked for."""
+        """Raise `StopRequestedError` if a stop was requested."""
         if self._requested:
             raise StopRequestedError
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """A block that the request may end at any point."""
+        """A block that a stop may interrupt at any point."""
         self._open = True
         try:
             self.check()

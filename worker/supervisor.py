@@ -1,4 +1,4 @@
-"""The supervisor: claims a job, runs the attempt in a child process, keeps the lease, ends the child when it must."""
+"""The supervisor: claims jobs, runs each attempt in a child process, renews its lease, and stops it when necessary."""
 
 from __future__ import annotations
 
@@ -28,19 +28,20 @@ from worker.exits import DONE, IO_ERROR, STOPPED, UNAVAILABLE
 from worker.scratch import scratch_folder
 
 POLL_SECONDS = 0.5
+"""Between two looks at the child and its job."""
 
 
 @dataclass(frozen=True)
 class Stop:
-    """Why a child is ended before its time."""
+    """Why a child is stopped before it has finished."""
 
     reason: str
     counted: bool = False
-    """Whether it counts against the job's attempts: being asked to stop is not its fault."""
+    """Whether it counts against the job's attempts. A requested stop does not."""
     grace: bool = True
-    """Whether the child gets time to write a checkpoint."""
+    """Whether the child gets time to write a checkpoint before it is killed."""
     error_code: str | None = None
-    """With which the job fails; None: it waits for another attempt."""
+    """The job fails with this code; None: it is queued for another attempt."""
 
 
 class Supervisor:
@@ -64,7 +65,7 @@ class Supervisor:
         self._stop = stop
 
     def drain(self) -> None:
-        """Run queued jobs, the oldest first, until there are none or the worker is to end."""
+        """Run queued jobs, in the order of `jobs.claim`, until there are none or the worker must end."""
         while not self._stop.is_set():
             try:
                 with self._database.begin() as session:
@@ -79,16 +80,16 @@ class Supervisor:
                 self._pause()
 
     def run(self, job: Job) -> int:
-        """Run one attempt of a claimed job to its end, whatever that is, and settle the job's state.
+        """Run one attempt of a claimed job and record the job's new state.
 
-        Returns the status of its process.
+        Returns the exit status of the child process; see `worker.exits`.
         """
         log = structlog.get_logger().bind(job_id=job.id, attempt=job.attempt)
         log.info("attempt started", dataset=job.dataset, set=job.name)
         lease = _Lease(self._settings, self._database, job)
         code, stop = IO_ERROR, None
         try:
-            # Even a child that is killed leaves no temporary files: they are all in a folder of its own.
+            # The child keeps all temporary files in this folder, so that none stay if it is killed.
             with scratch_folder() as folder:
                 child = _start(job, folder)
                 try:
@@ -96,21 +97,27 @@ class Supervisor:
                 finally:
                     _end(child)
                 code = child.returncode
-        except OSError as error:  # no room for the folder, no memory for the process
+        except OSError as error:  # no space for the folder, or no memory for the process
             log.warning("the attempt could not be started", error=repr(error))
         try:
             self._settle(job, code, stop, log)
         except (*STORE_ERRORS, OSError) as error:
-            # The lease runs out, and the reaper settles it.
+            # The lease will expire, and then the reaper settles it.
             log.warning("the job's state could not be settled", error=repr(error))
         return code
 
     def _pause(self) -> None:
-        """Give a store that does not answer some time."""
+        """Give a store that does not answer time to recover."""
         self._stop.wait(self._settings.lease_renew_seconds)
 
     def _watch(self, child: subprocess.Popen[bytes], lease: _Lease) -> Stop | None:
-        """Wait for the child and keep the lease; returns why it was stopped, None if it was not."""
+        """Renew the lease until the child ends. Returns why the child was stopped, None if it ended by itself.
+
+        A stopped child gets SIGTERM, and a grace period to write its checkpoint. A child whose job has ended in the
+        database gets the same period to exit: it may hang in its last steps, such as a GPU driver's, and would block
+        this worker for ever. After the deadline the caller kills it. This polls, because one thread watches the
+        process, the lease and the job's state together, and `child.wait` would see only the first.
+        """
         stop: Stop | None = None
         deadline = float("inf")
         while child.poll() is None and time.monotonic() < deadline:
@@ -120,7 +127,7 @@ class Supervisor:
                 if stop is not None:
                     child.terminate()
             if deadline == float("inf") and (stop is not None or state in ENDED):
-                # A child that has ended its job by itself gets the same time to end.
+                # After its job has ended, the child gets the same time to exit.
                 grace = self._settings.kill_grace_seconds if stop is None or stop.grace else 0
                 deadline = time.monotonic() + grace
             time.sleep(POLL_SECONDS)
@@ -138,8 +145,7 @@ class Supervisor:
     def _why_too_long(self, lease: _Lease) -> Stop | None:
         if lease.seconds_left <= 0:
             return Stop(
-                "the job has run for as long as its max_runtime_s allows, all attempts together: allow it more, "
-                "or lower outer_loops",
+                "all attempts together have reached max_runtime_s: raise it, or lower outer_loops",
                 grace=False,
                 error_code="max-runtime",
             )
@@ -148,28 +154,28 @@ class Supervisor:
         return None
 
     def _settle(self, job: Job, code: int, stop: Stop | None, log: FilteringBoundLogger) -> None:
-        """The job's state after its child has ended; nothing when the child settled it, or the lease is gone."""
+        """Record the job's state after its child has ended, unless the child did, or the lease was lost."""
         with self._database.begin() as session:
             if code != DONE and stop is not None and stop.error_code is not None:
                 jobs.fail(session, job.id, job.attempt, stop.error_code, stop.reason)
             elif code != DONE:
                 counted = code not in (STOPPED, UNAVAILABLE) if stop is None else stop.counted
-                why = _described(code) if stop is None else stop.reason
+                why = _describe_exit(code) if stop is None else stop.reason
                 state = jobs.requeue(
                     session, job.id, job.attempt, why, self._settings.max_attempts, counted=counted
                 )
-                if state is not None:  # else the child had settled it before
+                if state is not None:  # None: the child had recorded it already
                     log.warning("attempt interrupted", reason=why, state=state.value)
             settled = jobs.state_of(session, job.id, job.attempt)
         if settled in ENDED:
             delete_leftovers(self._objects, job.id)
             log.info("job ended", state=settled.value)
         elif settled is JobState.QUEUED and self._stop.is_set():
-            self._wakeup.send(job.id)  # another worker may have nothing to do
+            self._wakeup.send(job.id)  # another worker may be idle
 
 
 class _Lease:
-    """The lease of one attempt, renewed in time; survives a database that is away for less than the lease."""
+    """The lease of one attempt. It survives a database outage shorter than the lease."""
 
     def __init__(self, settings: Settings, database: Database, job: Job) -> None:
         self._settings = settings
@@ -177,22 +183,22 @@ class _Lease:
         self._job = job
         self._renewed = time.monotonic()
         self.is_lost = False
-        """Another attempt has begun, or may begin at any time."""
+        """Another attempt has started, or may start at any time."""
         self.idle_seconds = 0.0
-        """Time since the child last reported progress."""
+        """Seconds since the child last reported progress."""
         self.seconds_left = float("inf")
-        """What is left of the time that the job may run."""
+        """Seconds that the job may still run."""
 
     def keep(self) -> JobState | None:
-        """Renew the lease when it is time; the job's state as far as it can be read.
+        """Renew the lease when it is due. Returns the job's state, None if it is unknown.
 
-        Reads first: a child that hangs in the middle of a write keeps everybody from writing to an SQLite file, not
-        from reading how long it has hung.
+        It reads before it writes: a child that hangs in a transaction blocks every writer of an SQLite file, but not
+        readers. So the supervisor still learns that the child has hung.
         """
         now, state = time.monotonic(), None
         try:
             with self._database.read() as session:
-                state = self._seen(jobs.get(session, self._job.id))
+                state = self._observe(jobs.get(session, self._job.id))
             if now - self._renewed >= self._settings.lease_renew_seconds:
                 with self._database.begin() as session:
                     jobs.renew(session, self._job.id, self._job.attempt, self._settings.lease_seconds)
@@ -202,8 +208,8 @@ class _Lease:
             self.is_lost = self.is_lost or now - self._renewed > self._settings.lease_seconds
         return state
 
-    def _seen(self, job: Job | None) -> JobState | None:
-        """Take notice of the job as it is now; its state, None when it is not ours any more."""
+    def _observe(self, job: Job | None) -> JobState | None:
+        """Update this lease from the job's row. Returns the job's state, None if the job is no longer ours."""
         self.is_lost = job is None or job.attempt != self._job.attempt or job.state is JobState.QUEUED
         if job is None or self.is_lost:
             return None
@@ -215,9 +221,9 @@ class _Lease:
 
 
 def _start(job: Job, folder: str) -> subprocess.Popen[bytes]:
-    """The child leads a session of its own, so that all it starts can be ended with it.
+    """Start the child in a session of its own, so that `_end` can kill whatever it has started, too.
 
-    It holds the other end of our pipe: when this process dies, the child reads end-of-file and ends.
+    Its standard input is our pipe: if this process dies, the child reads end-of-file and ends.
     """
     command = [sys.executable, "-m", "worker.runner", job.id, str(job.attempt)]
     environment = {**computing_environment(), "TMPDIR": folder}
@@ -225,13 +231,13 @@ def _start(job: Job, folder: str) -> subprocess.Popen[bytes]:
 
 
 def computing_environment() -> dict[str, str]:
-    """The environment of a child that computes."""
-    # Threads that wait by spinning bring a busy machine to a crawl: measured 10 times slower.
+    """The environment of a child process that computes."""
+    # OpenMP threads spin while they wait, which slows a busy machine down: measured 10 times.
     return {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
-    """Kill whatever is left of the child's session, and reap it."""
+    """Kill what is left of the child's session, and reap the child."""
     if child.stdin is not None:
         child.stdin.close()
     with suppress(ProcessLookupError):
@@ -239,11 +245,13 @@ def _end(child: subprocess.Popen[bytes]) -> None:
     child.wait()
 
 
-def _described(code: int) -> str:
+def _describe_exit(code: int) -> str:
     if code == UNAVAILABLE:
-        return "the database or the object store did not answer; the worker's log has the reason"
+        return "the database or the object store did not answer: see the worker's log"
     if code == IO_ERROR:
-        return "a file could not be read or written; the worker's log has the reason, such as a full disk"
+        return (
+            "a file could not be read or written, for example because the disk is full: see the worker's log"
+        )
     if code < 0:
         return f"the process was killed by {signal.Signals(-code).name}"
-    return f"the process ended with status {code}; its output is in the worker's log"
+    return f"the process ended with status {code}: see the worker's log"

@@ -18,6 +18,7 @@ from typing import Literal
 
 from mdc_core.config.settings import DataFacts
 from mdc_core.errors import DataError
+from mdc_core.parent import when_parent_ends
 from server.uploads.members import open_archive
 
 Kind = Literal["zip", "npz"]
@@ -132,13 +133,7 @@ def _limit() -> None:
 
     # Notes in a PNG are of no use here, and may be made to expand a thousand times.
     PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 2**20
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    while os.read(0, 1):
-        pass
-    os._exit(1)
+    when_parent_ends(lambda: os._exit(1))
 
 
 def main() -> int:

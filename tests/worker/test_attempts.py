@@ -330,7 +330,7 @@ def test_a_worker_that_cannot_start_an_attempt_gives_the_job_back(
         pass
     job = stores.job(job_id)
     assert (job.state, job.attempt, job.error_code) == (JobState.FAILED, 2, "too-many-attempts")
-    assert "such as a full disk" in (job.error_detail or "")
+    assert "because the disk is full" in (job.error_detail or "")
 
 
 @pytest.mark.parametrize("size", ["large"], indirect=True)
