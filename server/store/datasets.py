@@ -25,7 +25,7 @@ def add(
     object_key: str,
     facts: dict[str, Any],
 ) -> tuple[Dataset, bool]:
-    """Add an upload of `size` bytes that lie under `object_key`.
+    """Add an upload of `size` bytes, stored under `object_key`.
 
     Returns the owner's data set of these bytes, and whether it is new.
     """
@@ -42,12 +42,12 @@ def add(
         facts=facts,
     )
     dataset = same(session, owner_id, sha256)
-    assert dataset is not None, "either this transaction has added it, or another"
+    assert dataset is not None, "this transaction or another one has added it"
     return dataset, is_new
 
 
 def get(session: Session, dataset_id: str, *, owner_id: str | None = None) -> Dataset | None:
-    """The data set; with `owner_id` only when it is that owner's."""
+    """The data set; with `owner_id`, only if it belongs to that owner."""
     dataset = session.get(Dataset, dataset_id)
     return dataset if dataset is not None and owner_id in (None, dataset.owner_id) else None
 
@@ -58,19 +58,19 @@ def same(session: Session, owner_id: str, sha256: str) -> Dataset | None:
 
 
 def is_needed(session: Session, dataset_id: str) -> bool:
-    """Whether a job that has not ended is made of it."""
+    """Whether a job that has not ended uses it."""
     query = select(Job.id).where(Job.dataset == dataset_id, Job.state.not_in(ENDED)).limit(1)
     return session.scalar(query) is not None
 
 
 def unused(session: Session, before: datetime) -> list[Dataset]:
-    """Those that are older than that time, and that no job has named since."""
+    """Data sets added before that time that no job has used since."""
     used = select(Job.dataset).where(or_(Job.created_at >= before, Job.state.not_in(ENDED)))
     return list(session.scalars(select(Dataset).where(Dataset.created_at < before, Dataset.id.not_in(used))))
 
 
 def delete(session: Session, dataset: Dataset) -> bool:
-    """Forget the data set; whether its object is nobody's now. It must not be needed."""
+    """Delete the row. Returns whether no other data set shares the object. No job may need the data set."""
     session.delete(dataset)
     session.flush()
     others = select(Dataset.id).where(Dataset.object_key == dataset.object_key).limit(1)
@@ -78,7 +78,7 @@ def delete(session: Session, dataset: Dataset) -> bool:
 
 
 def stored_bytes(session: Session, owner_id: str) -> int:
-    """Bytes of all that the owner has uploaded."""
+    """Bytes of all uploads of the owner."""
     return (
         session.scalar(select(func.coalesce(func.sum(Dataset.bytes), 0)).where(Dataset.owner_id == owner_id))
         or 0
@@ -86,7 +86,7 @@ def stored_bytes(session: Session, owner_id: str) -> int:
 
 
 def page(session: Session, *, owner_id: str | None, after: str | None, limit: int) -> list[Dataset]:
-    """Up to `limit` data sets that are older than the one with id `after`, newest first."""
+    """Up to `limit` data sets, newest first, starting below the id `after`."""
     query = select(Dataset).order_by(Dataset.id.desc()).limit(limit)
     if owner_id is not None:
         query = query.where(Dataset.owner_id == owner_id)

@@ -1,4 +1,4 @@
-"""The database: SQLite in the embedded mode, PostgreSQL in production, the same code on both."""
+"""The database: SQLite in embedded mode, PostgreSQL in production, with the same code for both."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
 from server.store.fair_lock import FairLock
 
 LOCK_TIMEOUT_MS = 10_000
-"""How long a transaction waits for another one, which may hang; then it fails, as if the store were away."""
+"""How long a transaction waits for another one's lock. Then it fails as if the database were unavailable."""
 PAUSE_SECONDS = 2.0
-"""How long a database that has hung is not asked again."""
+"""For so long after a hang, requests fail at once instead of waiting for the database."""
 
 
 class Database:
-    """Hands out transactions. Makes the folder of an SQLite file; the tables are the migrations' part."""
+    """Opens transactions. Creates the folder of an SQLite file; migrations create the tables."""
 
     def __init__(self, url: str) -> None:
-        """`url` is an SQLAlchemy URL; connections are opened when first needed."""
+        """`url` is an SQLAlchemy URL. Connections open on first use."""
         self.engine = open_engine(url)
         self._ask_again = 0.0
-        self._file: int | None = None
+        self._inode: int | None = None
         self._writer = sessionmaker(self.engine, expire_on_commit=False)
-        # A reader must not queue behind the writer that every other transaction is on SQLite.
+        # On SQLite other transactions take the write lock at once (BEGIN IMMEDIATE). A reader must not wait for it.
         readers = self.engine.execution_options(sqlite_begin="DEFERRED")
         self._reader = sessionmaker(readers, expire_on_commit=False)
         # SQLite lets one write at a time, and has the others look again and again, in no order. So the threads of a
@@ -41,19 +41,19 @@ class Database:
 
     @contextmanager
     def begin(self) -> Iterator[Session]:
-        """A transaction that may write: committed at the end, rolled back when an exception passes."""
+        """A transaction that may write. It commits at the end, or rolls back on an exception."""
         with self._turn, self._answering(), self._writer.begin() as session:
             yield session
 
     @contextmanager
     def read(self) -> Iterator[Session]:
-        """A transaction that only reads."""
+        """A read-only transaction."""
         with self._answering(), self._reader.begin() as session:
             yield session
 
     @contextmanager
     def _answering(self) -> Iterator[None]:
-        """After a server has hung nobody waits for it for a moment: those who queue are refused, not kept."""
+        """After a hang, fail at once for `PAUSE_SECONDS`: waiting requests would use up all threads."""
         if monotonic() < self._ask_again:
             raise OperationalError("", None, TimeoutError("the database hung a moment ago"))
         try:
@@ -64,17 +64,15 @@ class Database:
             raise
 
     def check_file(self) -> None:
-        """Raise `FileNotFoundError` when the file of an SQLite database was deleted or replaced under this process."""
+        """Raise `FileNotFoundError` if the SQLite file was deleted or replaced while this process had it open."""
         path = self.engine.url.database
         if self.engine.dialect.name != "sqlite" or not path or path == ":memory:":
             return
-        found = Path(path).stat().st_ino
-        if self._file is None:
-            self._file = found
-        elif self._file != found:
-            raise FileNotFoundError(
-                f"{path} is another file than the one that was opened: restart the service"
-            )
+        inode = Path(path).stat().st_ino
+        if self._inode is None:
+            self._inode = inode
+        elif self._inode != inode:
+            raise FileNotFoundError(f"{path} was replaced while it was open: restart the service")
 
     def dispose(self) -> None:
         """Close every connection."""
@@ -82,9 +80,9 @@ class Database:
 
 
 def insert_new(session: Session, table: type[DeclarativeBase], **values: Any) -> bool:
-    """Add a row unless one with such a key is there, and whether it was added.
+    """Add a row unless its key exists. Returns whether it was added.
 
-    A concurrent transaction that adds the same key is waited for.
+    Waits for a concurrent transaction that adds the same key.
     """
     insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
     statement = insert(table).values(**values).on_conflict_do_nothing()
@@ -92,9 +90,9 @@ def insert_new(session: Session, table: type[DeclarativeBase], **values: Any) ->
 
 
 def open_engine(url: str, *, patient: bool = False) -> Engine:
-    """An engine for `url`, with what each of the two databases has to be told.
+    """An engine for `url`, configured for SQLite or PostgreSQL.
 
-    `patient`: a statement may take as long as it takes.
+    `patient`: statements have no time limit (for migrations).
     """
     parsed = make_url(url)
     if parsed.get_backend_name() != "sqlite":
@@ -112,11 +110,11 @@ def open_engine(url: str, *, patient: bool = False) -> Engine:
 
 
 def use_wal(connection: sqlite3.Connection) -> None:
-    """Set the journal mode in which readers and a writer do not block each other; the file remembers it.
+    """Set WAL, the journal mode in which readers and a writer do not block each other. The file keeps the mode.
 
-    Waits for another connection that writes, or that sets the mode too. SQLite's own busy timeout does not cover that:
-    to set the mode it reads first, and one that reads and would write is refused at once. Raises
-    `sqlite3.OperationalError` after `LOCK_TIMEOUT_MS`, or one busy timeout later.
+    Retries while another connection writes or sets the mode. SQLite's busy timeout does not cover this case: setting
+    the mode reads first, and SQLite refuses to upgrade a read lock at once. Raises `sqlite3.OperationalError` after
+    `LOCK_TIMEOUT_MS`, or one busy timeout later.
     """
     deadline = monotonic() + LOCK_TIMEOUT_MS / 1000
     while True:
@@ -124,7 +122,7 @@ def use_wal(connection: sqlite3.Connection) -> None:
             connection.execute("PRAGMA journal_mode=WAL")
             return
         except sqlite3.OperationalError as error:
-            # The lowest byte is the kind of an error, the others say more of it.
+            # The lowest byte is the primary result code; the others refine it.
             if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or monotonic() > deadline:
                 raise
         sleep(0.01)
@@ -133,18 +131,18 @@ def use_wal(connection: sqlite3.Connection) -> None:
 def _connect_with_deadline(
     _dialect: object, _record: object, arguments: list[Any], options: dict[str, Any]
 ) -> Any:
-    from server.store.deadline import connect  # only here: on SQLite there is no psycopg
+    from server.store.deadline import connect  # imported here: an SQLite installation has no psycopg
 
     return connect(*arguments, **options)
 
 
 def _set_lock_timeout(connection: Any, _record: object) -> None:
     connection.execute(f"SET lock_timeout = {LOCK_TIMEOUT_MS}")
-    connection.commit()  # else it would end with the first transaction that is rolled back
+    connection.commit()  # else a rollback would undo the SET
 
 
 def _set_pragmas(connection: Any, _record: object) -> None:
-    # The driver would open a transaction by itself, and only at the first write: see `_begin_sqlite`.
+    # Else the driver opens transactions itself, and only at the first write: see `_begin_sqlite`.
     connection.isolation_level = None
     connection.execute(f"PRAGMA busy_timeout={LOCK_TIMEOUT_MS}")
     use_wal(connection)
@@ -153,6 +151,6 @@ def _set_pragmas(connection: Any, _record: object) -> None:
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    """Take the write lock at the start: else a transaction that reads, then writes, may fail as 'locked'."""
+    """Take the write lock at the start. Else a transaction that reads, then writes, can fail with 'locked'."""
     mode = connection.get_execution_options().get("sqlite_begin", "IMMEDIATE")
     connection.exec_driver_sql(f"BEGIN {mode}")

@@ -1,4 +1,4 @@
-"""PostgreSQL connections that do not wait for ever: a server that hangs answers no statement, and ends none."""
+"""PostgreSQL connections with a deadline on the client's side: a server that hangs enforces no timeout."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ import psycopg
 from psycopg.abc import PQGen
 
 ANSWER_SECONDS = 12.0
-"""No statement of the service takes longer; a little more than a transaction may wait for another's lock."""
+"""Deadline of a statement: a little more than the lock timeout (`LOCK_TIMEOUT_MS`)."""
 CONNECT_SECONDS = 5
 ROW = TypeVar("ROW")
 
 
 class HangingError(psycopg.OperationalError):
-    """The server has not answered in time; the connection is closed."""
+    """The server did not answer in time. The connection is closed."""
 
     is_hanging = True
 
 
 class DeadlineConnection(psycopg.Connection[Any]):
-    """A connection whose every wait for the server ends after `ANSWER_SECONDS`."""
+    """A connection on which no wait for the server exceeds `ANSWER_SECONDS`."""
 
     def wait(self, gen: PQGen[ROW], interval: float = 0.1, timeout: float | None = None) -> ROW:
-        """Psycopg's own, with a deadline. Raises `HangingError`."""
+        """As in psycopg, with a deadline. Raises `HangingError`."""
         try:
             return super().wait(gen, interval, ANSWER_SECONDS if timeout is None else timeout)
         except psycopg.errors._WaitTimeout as error:
-            self.pgconn.finish()  # what was begun may be answered at any time: nothing else can be asked
+            self.pgconn.finish()  # a late answer could arrive at any time, so the connection is unusable
             raise HangingError(f"the database has not answered for {ANSWER_SECONDS:g} s") from error
 
 
 def connect(*arguments: Any, **options: Any) -> DeadlineConnection:
-    """As `psycopg.connect`, but raises `HangingError`; the kernel gives up a connection whose other end is gone."""
+    """As `psycopg.connect`, but raises `HangingError`. TCP keep-alives detect a peer that has vanished."""
     limits = {
         "connect_timeout": CONNECT_SECONDS,
         "keepalives_idle": 10,

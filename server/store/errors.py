@@ -1,4 +1,4 @@
-"""What the stores raise when they do not answer; it passes by itself, or when an operator acts."""
+"""Errors of a database or object store that is unavailable. They pass, or need an operator."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ from obstore.exceptions import BaseError
 from sqlalchemy.exc import InterfaceError, OperationalError, TimeoutError
 
 STORE_ERRORS = (OperationalError, InterfaceError, TimeoutError, BaseError)
-"""Of the database, and of a remote object store. A folder's are those of the operating system: `OSError`."""
+"""Errors of the database and of a remote object store. A folder raises `OSError`."""

@@ -1,4 +1,4 @@
-"""The history of jobs: written by `server.store.jobs`, read here. A job's events commit in the order of their ids."""
+"""Read the events of jobs, which `server.store.jobs` writes. A job's events commit in the order of their ids."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from server.store.tables import Job, JobEvent
 
 
 class Head(NamedTuple):
-    """Where a job is, and the id of its newest event."""
+    """State and progress of a job, and the id of its newest event."""
 
     job_id: str
     state: JobState
@@ -23,13 +23,13 @@ class Head(NamedTuple):
 
 
 def page(session: Session, job_id: str, *, after: int, limit: int) -> list[JobEvent]:
-    """Up to `limit` events of the job that follow the one with id `after`, oldest first."""
+    """Up to `limit` events of the job after the one with id `after`, oldest first."""
     query = select(JobEvent).where(JobEvent.job_id == job_id, JobEvent.id > after)
     return list(session.scalars(query.order_by(JobEvent.id).limit(limit)))
 
 
 def heads(session: Session, job_ids: Collection[str]) -> Sequence[Head]:
-    """One entry per job that there is, by one query."""
+    """One entry for each of the jobs that exists, by one query."""
     newest = (
         select(func.coalesce(func.max(JobEvent.id), 0)).where(JobEvent.job_id == Job.id).scalar_subquery()
     )
@@ -38,7 +38,7 @@ def heads(session: Session, job_ids: Collection[str]) -> Sequence[Head]:
 
 
 def newer(session: Session, seen: Mapping[str, int]) -> list[JobEvent]:
-    """The events of these jobs that follow, for each, the one with the id given; oldest first."""
+    """Events of these jobs, oldest first. `seen` maps each job's id to the id of the last event already read."""
     if not seen:
         return []
     query = select(JobEvent).where(JobEvent.job_id.in_(seen), JobEvent.id > min(seen.values()))

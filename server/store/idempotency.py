@@ -1,4 +1,4 @@
-"""Submissions that are sent again: the first answer counts."""
+"""Idempotency keys: a repeated submission gets the first response."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from server.store.tables import IdempotencyKey
 
 
 def reserve(session: Session, owner_id: str, key: str, body_sha256: str) -> IdempotencyKey | None:
-    """Take the key for this transaction; None when it is new, else the row of the first submission.
+    """Reserve the key in this transaction. Returns None if it is new, else the row of the first submission.
 
-    A concurrent submission with the same key waits here until the first is committed or rolled back.
+    A concurrent submission with the same key waits here until the first commits or rolls back.
     """
     if insert_new(session, IdempotencyKey, owner_id=owner_id, key=key, body_sha256=body_sha256):
         return None
@@ -20,12 +20,12 @@ def reserve(session: Session, owner_id: str, key: str, body_sha256: str) -> Idem
 
 
 def find(session: Session, owner_id: str, key: str) -> IdempotencyKey | None:
-    """The row of a submission that was committed with the key."""
+    """The row of the committed submission with this key."""
     return session.get(IdempotencyKey, (owner_id, key))
 
 
 def answer(session: Session, owner_id: str, key: str, job_id: str) -> None:
-    """Note the job that was the answer."""
+    """Record the job that the submission created."""
     session.execute(
         update(IdempotencyKey)
         .where(IdempotencyKey.owner_id == owner_id, IdempotencyKey.key == key)

@@ -1,4 +1,4 @@
-"""Identifiers that sort by the time they were made, and the opaque cursors of lists."""
+"""Identifiers that sort by creation time, and the opaque cursors of lists."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def to_cursor(position: str) -> str:
 
 
 def from_cursor(cursor: str) -> str:
-    """The position in a cursor. Raises `ValueError` when it is none of ours."""
+    """The position in a cursor. Raises `ValueError` if the cursor is invalid."""
     try:
         padded = cursor + "=" * (-len(cursor) % 4)
         position = base64.b64decode(padded, altchars=b"-_", validate=True).decode("ascii")

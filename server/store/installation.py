@@ -1,7 +1,7 @@
-"""Which installation a database and an object store belong to: they must name the same one.
+"""Check that the database and the object store belong to the same installation.
 
-A sweep with the database of another installation, or with an empty one, would find that nothing is needed. So both
-hold an id, made at the first start, and who finds two ids deletes nothing and starts nothing.
+A sweep with the wrong database, or with an empty one, would find every object unreferenced and delete it. So both
+stores hold an id, made at the first start. If the ids differ, nothing starts and nothing is deleted.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from server.store.sweep import FOLDERS
 from server.store.tables import ApiKey, CondensedSet, Dataset, Installation
 
 KEY = "installation"
-"""The object that holds the id."""
+"""Key of the object that holds the id."""
 _ONLY = 1
 
 
 def join(database: Database, objects: ObjectStore) -> str:
-    """The id that both hold, which is written where neither had anything else to lose.
+    """The id that both stores hold. It is written if that is safe: both are new, or from a release without ids.
 
     Raises:
-        ConfigError: when they belong to two installations, or when one of them was emptied.
+        ConfigError: the two belong to different installations, or one of them was emptied.
     """
     stored = stored_id(objects)
     with database.read() as session:
@@ -36,17 +36,17 @@ def join(database: Database, objects: ObjectStore) -> str:
         is_new = not _has_rows(session, ApiKey)
     if known is not None and known == stored:
         return known
-    if (
-        known is None and stored is None and (not is_new or _is_empty(objects))
-    ):  # of an earlier release, or new
+    if known is None and stored is None and (not is_new or _is_empty(objects)):
+        # Both are new, or from a release without ids.
         return _write(database, objects, new_id("inst"))
-    if known is not None and stored is None and not refers:  # the process that made the id ended too early
+    if known is not None and stored is None and not refers:
+        # The process that made the id ended before it wrote it to the object store.
         return _write(database, objects, known)
     raise ConfigError(_difference(known, stored))
 
 
 def join_if_there(database: Database, objects: ObjectStore) -> None:
-    """`join`, unless a store does not answer: processes start without it, and nothing is deleted unasked."""
+    """`join`, unless a store is unavailable. The process starts all the same, and sweeps check again."""
     try:
         join(database, objects)
     except STORE_ERRORS as error:
@@ -54,14 +54,14 @@ def join_if_there(database: Database, objects: ObjectStore) -> None:
 
 
 def adopt(database: Database, objects: ObjectStore) -> str:
-    """Let the store belong to the database from now on, whatever it held; the id."""
+    """Assign the object store to this database, whatever it held. Returns the id."""
     with database.read() as session:
         known = known_id(session)
     return _write(database, objects, known or new_id("inst"))
 
 
 def agrees(database: Database, objects: ObjectStore) -> bool:
-    """Whether both hold the same id; what sweeps must ask first."""
+    """Whether both hold the same id. Every sweep must check this first."""
     with database.read() as session:
         known = known_id(session)
     return known is not None and known == stored_id(objects)
@@ -81,7 +81,7 @@ def stored_id(objects: ObjectStore) -> str | None:
 
 
 def _write(database: Database, objects: ObjectStore, made: str) -> str:
-    """Of several processes that start together the database chooses one's id."""
+    """Write the id. If several processes start together, the first one's id in the database wins."""
     with database.begin() as session:
         insert_new(session, Installation, number=_ONLY, id=made)
         known = known_id(session)

@@ -1,4 +1,4 @@
-"""Jobs: submitted and canceled by a caller, claimed and fenced by a worker. See `server.store.states`."""
+"""Jobs: callers submit and cancel them, workers claim them under a fence. See `server.store.states`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from server.store.states import ENDED, HELD, JobState, sources
 from server.store.tables import Job, JobEvent, UTCDateTime, utcnow
 
 MAX_ATTEMPTS = 5
-"""Claims after which an interrupted job fails, unless the caller of `requeue` says otherwise."""
+"""Interruptions after which a job fails; the default of `requeue`."""
 
 _NO_LEASE: dict[str, Any] = {"lease_owner": None, "lease_expires_at": None}
 
@@ -33,7 +33,7 @@ def submit(
     minutes: float | None = None,
     chosen: str | None = None,
 ) -> Job:
-    """Add a queued job. The set name must be the owner's: see `server.store.sets.claim_name`."""
+    """Add a queued job. Its owner must own the set name: see `server.store.sets.claim_name`."""
     job = Job(
         id=new_id("job"),
         owner_id=owner_id,
@@ -56,7 +56,7 @@ def submit(
 
 
 def get(session: Session, job_id: str, *, owner_id: str | None = None) -> Job | None:
-    """The job; with `owner_id` only when it is that owner's."""
+    """The job; with `owner_id`, only if it belongs to that owner."""
     job = session.get(Job, job_id)
     return job if job is not None and owner_id in (None, job.owner_id) else None
 
@@ -75,7 +75,7 @@ def page(
     after: str | None,
     limit: int,
 ) -> list[Job]:
-    """Up to `limit` jobs that are older than the one with id `after`, newest first."""
+    """Up to `limit` jobs, newest first, starting below the id `after`."""
     query = select(Job).order_by(Job.id.desc()).limit(limit)
     if owner_id is not None:
         query = query.where(Job.owner_id == owner_id)
@@ -96,11 +96,10 @@ def move(
     detail: str | None = None,
     **values: Any,
 ) -> Job | None:
-    """Change the state, and nothing when the job is not in a state that may change to `target`.
+    """Change a job's state if `server.store.states` allows it. Returns the job, or None if refused.
 
-    `fence` is the attempt of the worker that asks: the change is refused when another attempt has begun.
-    `expected` narrows the states it may come from; `values` are columns set with it. Returns the job, or
-    None when refused.
+    `fence` is the attempt of the worker that asks: the change is refused once another attempt has started. `expected`
+    narrows the states to start from. `values` are columns to set in the same statement.
     """
     allowed = sources(target)
     if expected is not None:
@@ -108,17 +107,17 @@ def move(
     changed = update(Job).where(Job.id == job_id, Job.state.in_(allowed))
     if fence is not None:
         changed = changed.where(Job.attempt == fence)
-    job = _returned(session, changed.values(state=target, **values))
+    job = _update_one(session, changed.values(state=target, **values))
     if job is not None:
         _record(session, job, detail)
     return job
 
 
 def claim(session: Session, job_id: str | None, owner: str, lease_seconds: float) -> Job | None:
-    """Take a queued job for the worker `owner`; None when there is none.
+    """Claim a queued job for the worker `owner`. Returns None if there is none.
 
-    Without an id: the oldest job of the caller who has the fewest jobs running, and among those of the one who has
-    waited longest since a job of theirs was claimed. Of any number of concurrent claims one gets the job.
+    Without an id, it takes the oldest job of the API key with the fewest running jobs; among several such keys, that
+    of the key whose last claim is longest ago. Only one of several concurrent claims gets the job.
     """
     job_id = job_id or _next(session)
     if job_id is None:
@@ -140,7 +139,12 @@ def claim(session: Session, job_id: str | None, owner: str, lease_seconds: float
 
 
 def _next(session: Session) -> str | None:
-    """Id of the queued job whose turn it is, its row locked."""
+    """Id of the next queued job, with its row locked.
+
+    Jobs are not served first come, first served: one key with a hundred jobs would block every other key for days. So
+    keys take turns. The fewest running jobs come first, so that several workers are shared out; the oldest last claim
+    comes second, so that a single worker alternates between keys.
+    """
     waiting = (
         select(Job.owner_id, func.min(Job.id).label("oldest"))
         .where(Job.state == JobState.QUEUED)
@@ -150,11 +154,11 @@ def _next(session: Session) -> str | None:
     others = aliased(Job)
     running = select(func.count()).where(others.owner_id == waiting.c.owner_id, others.state.in_(HELD))
     served = select(func.max(others.claimed_at)).where(others.owner_id == waiting.c.owner_id)
-    turns = select(waiting.c.owner_id).order_by(
+    keys_in_order = select(waiting.c.owner_id).order_by(
         running.scalar_subquery(), served.scalar_subquery().nulls_first(), waiting.c.oldest
     )
-    for owner_id in session.scalars(turns).all():
-        # A row that a neighbour has locked is passed over: `move` would wait for it.
+    for owner_id in session.scalars(keys_in_order).all():
+        # Skip a row that a concurrent claim has locked: `move` would wait for it, and then find the job taken.
         oldest = (
             select(Job.id)
             .where(Job.owner_id == owner_id, Job.state == JobState.QUEUED)
@@ -168,18 +172,18 @@ def _next(session: Session) -> str | None:
 
 
 def renew(session: Session, job_id: str, attempt: int, lease_seconds: float) -> JobState | None:
-    """Prolong the lease; returns the state, so that a cancellation is seen, or None when it is lost."""
+    """Renew the lease. Returns the job's state, or None if the lease is lost."""
     job = _write(session, job_id, attempt, lease_expires_at=utcnow() + timedelta(seconds=lease_seconds))
     return None if job is None else job.state
 
 
 def report(session: Session, job_id: str, attempt: int, progress: dict[str, Any]) -> bool:
-    """Store the progress of an attempt; False when it no longer holds the job."""
+    """Store an attempt's progress. Returns False if it no longer holds the job."""
     return _write(session, job_id, attempt, progress=progress, progressed_at=utcnow()) is not None
 
 
 def save_checkpoint(session: Session, job_id: str, attempt: int, object_key: str, step: int) -> bool:
-    """Make the object the job's checkpoint, after outer loop `step`; False when the job is no longer held."""
+    """Refer to the checkpoint after outer loop `step`. Returns False if the attempt no longer holds the job."""
     return _write(session, job_id, attempt, checkpoint_key=object_key, checkpoint_step=step) is not None
 
 
@@ -192,10 +196,10 @@ def requeue(
     *,
     counted: bool = True,
 ) -> JobState | None:
-    """Give back an interrupted job: queued again, failed after `max_attempts`, or canceled if so asked.
+    """Queue an interrupted job again, fail it after `max_attempts`, or cancel it if that was requested.
 
-    An interruption that is not the job's fault, such as its worker's shut-down, is not `counted`. Returns the
-    new state, or None when the attempt no longer holds the job.
+    `counted` is false for interruptions that are not the job's fault, such as a worker's shutdown. Returns the new
+    state, or None if the attempt no longer holds the job.
     """
     job = held(session, job_id, attempt)
     if job is None:
@@ -204,7 +208,7 @@ def requeue(
         return JobState.CANCELED if cancel_done(session, job_id, attempt) else None
     interruptions = job.interruptions + counted
     if interruptions >= max_attempts:
-        detail = f"interrupted {interruptions} times, which is the limit; the last time: {reason}"
+        detail = f"interrupted {interruptions} times, the limit; last reason: {reason}"
         return JobState.FAILED if fail(session, job_id, attempt, "too-many-attempts", detail) else None
     moved = move(
         session,
@@ -220,15 +224,15 @@ def requeue(
 
 
 def running_seconds(job: Job, now: datetime) -> float:
-    """How long a held job has run, all attempts together; that of a vanished worker until its lease ended."""
+    """Seconds that a held job has run, all attempts together. A vanished worker counts until its lease ended."""
     if job.claimed_at is None or job.lease_expires_at is None:
-        return job.runtime_s  # claimed by a release that did not note the time
+        return job.runtime_s  # claimed by a release that did not record the time
     latest = min(now, job.lease_expires_at) - job.claimed_at
     return job.runtime_s + max(0.0, latest.total_seconds())
 
 
 def fail(session: Session, job_id: str, attempt: int, code: str, detail: str) -> bool:
-    """End the job as failed, for a reason that a caller can read; False when it is no longer held."""
+    """Fail the job, with a reason for the caller. Returns False if the attempt no longer holds the job."""
     ended = _end(session, job_id, JobState.FAILED, attempt, detail, error_code=code, error_detail=detail)
     return ended is not None
 
@@ -236,17 +240,17 @@ def fail(session: Session, job_id: str, attempt: int, code: str, detail: str) ->
 def succeed(
     session: Session, job_id: str, attempt: int, version: int, advice: str | None = None
 ) -> Job | None:
-    """End the job as succeeded with that version of its set; None when it is no longer running.
+    """End the job as succeeded, with the version of its set. Returns None if it is no longer running.
 
-    `advice` for the caller is told with the event.
+    The event also shows `advice` to the caller.
     """
     detail = f"version {version}" if advice is None else f"version {version}. {advice}"
     return _end(session, job_id, JobState.SUCCEEDED, attempt, detail, set_version=version)
 
 
 def cancel(session: Session, job_id: str) -> Job | None:
-    """Ask a job to stop: at once when queued, else by its worker. None when it has ended already."""
-    session.get(Job, job_id, with_for_update=True)  # else a requeue could pass between the two moves
+    """Cancel a queued job at once, a running one by its worker. Returns None if it has ended already."""
+    session.get(Job, job_id, with_for_update=True)  # else a requeue could slip in between the two moves
     queued = move(
         session,
         job_id,
@@ -259,35 +263,35 @@ def cancel(session: Session, job_id: str) -> Job | None:
 
 
 def cancel_done(session: Session, job_id: str, attempt: int) -> bool:
-    """End a job that was asked to stop, as its worker has stopped it; False when it is no longer held."""
+    """Record that the worker has stopped a canceled job. Returns False if the attempt no longer holds it."""
     return _end(session, job_id, JobState.CANCELED, attempt, "stopped by its worker") is not None
 
 
 def expired(session: Session, now: datetime) -> list[Job]:
-    """Jobs whose worker has not renewed its lease in time."""
+    """Jobs whose lease has expired."""
     query = select(Job).where(Job.state.in_(HELD), Job.lease_expires_at < now).order_by(Job.id)
     return list(session.scalars(query))
 
 
 def held(session: Session, job_id: str, attempt: int) -> Job | None:
-    """The job, locked until the transaction ends, when `attempt` holds it."""
+    """The job if `attempt` holds it, locked until the transaction ends."""
     query = select(Job).where(*_fence(job_id, attempt)).with_for_update()
     return session.scalar(query, execution_options={"populate_existing": True})
 
 
 def state_of(session: Session, job_id: str, attempt: int) -> JobState | None:
-    """The job's state while `attempt` is its latest, else None; only reads."""
+    """The job's state if `attempt` is its latest one, else None."""
     return session.scalar(select(Job.state).where(Job.id == job_id, Job.attempt == attempt))
 
 
 def _fence(job_id: str, attempt: int) -> tuple[ColumnElement[bool], ...]:
-    """What must be true of a job that a worker writes to."""
+    """Conditions under which an attempt may write to a job."""
     return Job.id == job_id, Job.attempt == attempt, Job.state.in_(HELD)
 
 
 def _write(session: Session, job_id: str, attempt: int, **values: Any) -> Job | None:
-    """Set columns of a job that `attempt` holds; its state stays."""
-    return _returned(session, update(Job).where(*_fence(job_id, attempt)).values(**values))
+    """Set columns of a job that `attempt` holds, without changing its state."""
+    return _update_one(session, update(Job).where(*_fence(job_id, attempt)).values(**values))
 
 
 def _end(
@@ -306,8 +310,8 @@ def _end(
     )
 
 
-def _returned(session: Session, statement: Any) -> Job | None:
-    """The row that a conditional UPDATE has changed."""
+def _update_one(session: Session, statement: Any) -> Job | None:
+    """Run a conditional UPDATE. Returns the changed row, if any."""
     session.flush()
     job: Job | None = session.scalar(
         statement.returning(Job),

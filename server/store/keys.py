@@ -1,4 +1,4 @@
-"""API keys as rows; `server.access.authenticate` makes and checks the secrets."""
+"""Rows of API keys. Their secrets are made and checked in `server.access`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from server.store.tables import ApiKey, utcnow
 
 USED_EVERY = timedelta(minutes=1)
-"""`last_used_at` is written at most this often: reading must not cost a write each time."""
+"""`last_used_at` is written at most this often, so that not every read costs a write."""
 
 
 def add(
@@ -30,18 +30,18 @@ def add(
 
 
 def get(session: Session, key_id: str) -> ApiKey | None:
-    """The key, whether or not it still works."""
+    """The key, valid or not."""
     return session.get(ApiKey, key_id)
 
 
 def lock(session: Session, key_id: str) -> None:
-    """Let concurrent transactions that count what the key has wait for each other until they commit."""
-    # Not FOR UPDATE: that would also wait for whoever adds a row that belongs to the key.
+    """Serialise the transactions that check this key's quotas."""
+    # Not FOR UPDATE: that would also wait for transactions that insert rows with this foreign key.
     session.execute(select(ApiKey.id).where(ApiKey.id == key_id).with_for_update(key_share=True))
 
 
 def page(session: Session, *, after: str | None, limit: int) -> list[ApiKey]:
-    """Up to `limit` keys whose ids follow `after`, by id."""
+    """Up to `limit` keys after the id `after`, ordered by id."""
     query = select(ApiKey).order_by(ApiKey.id).limit(limit)
     if after is not None:
         query = query.where(ApiKey.id > after)
@@ -54,25 +54,25 @@ def works(key: ApiKey, now: datetime) -> bool:
 
 
 def admins(session: Session, *, lock: bool = False) -> list[ApiKey]:
-    """Keys with the scope `admin` that still work; with `lock` no other transaction can revoke one meanwhile."""
+    """Valid keys with the scope `admin`. `lock` keeps other transactions from revoking one meanwhile."""
     now = utcnow()
     query = select(ApiKey).where(
         ApiKey.revoked_at.is_(None), or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > now)
     )
-    if lock:  # in one order, so that two do not wait for each other
+    if lock:  # in a fixed order, to avoid deadlocks
         query = query.order_by(ApiKey.id).with_for_update()
     return [key for key in session.scalars(query) if "admin" in key.scopes]
 
 
 def revoke(session: Session, key_id: str) -> None:
-    """Make the key useless from now on; a second time changes nothing."""
+    """Revoke the key. Revoking twice changes nothing."""
     session.execute(
         update(ApiKey).where(ApiKey.id == key_id, ApiKey.revoked_at.is_(None)).values(revoked_at=utcnow())
     )
 
 
 def used_recently(key: ApiKey, now: datetime) -> bool:
-    """Whether `last_used_at` is new enough to be left as it is."""
+    """Whether `last_used_at` is recent enough to need no update."""
     return key.last_used_at is not None and now - key.last_used_at < USED_EVERY
 
 

@@ -1,4 +1,4 @@
-"""Objects: immutable bytes under a key, in a folder, in S3 (GCS, Azure), or in memory."""
+"""Object stores: immutable bytes under a key, in a folder, in S3 (GCS, Azure), or in memory."""
 
 from __future__ import annotations
 
@@ -14,32 +14,33 @@ from urllib.parse import unquote, urlsplit
 import obstore
 from obstore.store import AzureStore, GCSStore, LocalStore, S3Store, from_url
 
+from mdc_core.atomic_file import sync
 from mdc_core.errors import ConfigError
 
 RETRY_SECONDS = 15
-"""How long a remote store that fails is tried again."""
+"""How long a failed request to a remote store is retried."""
 READ_SECONDS = 30
-"""How long a remote store may say nothing before it counts as away."""
+"""How long a remote store may stay silent before it counts as unavailable."""
 ATTEMPTS = 100
-"""To make a folder that others delete, as often as it becomes empty, and a file in it."""
+"""Attempts to create a folder and a file in it, while others delete folders that become empty."""
 CHUNK = 256 * 1024
-"""Bytes that a stream holds at once, so that a slow reader holds no more."""
+"""Bytes of a stream in memory at once, however slow its reader is."""
 
 
 class Stored(NamedTuple):
-    """An object in a list."""
+    """An entry of a listing."""
 
     key: str
     size: int
     modified: datetime
-    """When it was put, by the store's clock."""
+    """When it was written, by the store's clock."""
 
 
 class ObjectStore(Protocol):
-    """What the service needs of a store. Keys are relative paths; a missing key is a `FileNotFoundError`."""
+    """The interface of a store. Keys are relative paths. A missing key raises `FileNotFoundError`."""
 
     def put(self, key: str, data: bytes | Path) -> None:
-        """Store bytes, or the content of a file, whole or not at all; durable on return."""
+        """Store bytes, or the content of a file. Atomic, and durable on return."""
 
     def get(self, key: str) -> bytes:
         """The whole object."""
@@ -48,36 +49,36 @@ class ObjectStore(Protocol):
         """Bytes [start, end)."""
 
     def stream(self, key: str, start: int, end: int, chunk: int = CHUNK) -> Iterator[bytes]:
-        """Bytes [start, end) piece by piece. The object is opened, and found missing, by the call itself."""
+        """Bytes [start, end) in pieces. The call itself opens the object, and raises if it is missing."""
 
     def url(self, key: str, seconds: int) -> str | None:
-        """A URL that reads the object for so long without credentials; None: the store has no such thing."""
+        """A signed URL, valid for `seconds`; None if the store has none."""
 
     def head(self, key: str) -> int | None:
-        """Size in bytes; None when there is no such object."""
+        """Size in bytes; None if the object does not exist."""
 
     def list(self, prefix: str) -> Iterator[Stored]:
         """The objects below the folder `prefix`."""
 
     def copy(self, key: str, to: str) -> None:
-        """Put the same bytes under another key; its time is now."""
+        """Copy the object to another key. Its time becomes now."""
 
     def delete(self, key: str) -> None:
-        """Remove the object, if there is one."""
+        """Delete the object, if it exists."""
 
     def delete_unfinished(self, before: datetime) -> None:
-        """Remove what is left of writes that were interrupted before that time, where the store shows it."""
+        """Delete leftovers of writes interrupted before that time, if the store lists them."""
 
 
 class RemoteObjects:
-    """Every store that obstore knows."""
+    """Any store that obstore supports."""
 
     def __init__(self, store: Any) -> None:
         """`store` is one of `obstore.store`."""
         self._store = store
 
     def put(self, key: str, data: bytes | Path) -> None:
-        """See `ObjectStore.put`; a file is sent in parts."""
+        """See `ObjectStore.put`. A file is sent in parts."""
         obstore.put(self._store, key, data)
 
     def get(self, key: str) -> bytes:
@@ -114,7 +115,7 @@ class RemoteObjects:
             yield from (Stored(meta["path"], meta["size"], meta["last_modified"]) for meta in page)
 
     def copy(self, key: str, to: str) -> None:
-        """See `ObjectStore.copy`; the bytes stay in the store."""
+        """See `ObjectStore.copy`. The store copies; no byte comes here."""
         obstore.copy(self._store, key, to)
 
     def delete(self, key: str) -> None:
@@ -125,25 +126,25 @@ class RemoteObjects:
             return
 
     def delete_unfinished(self, before: datetime) -> None:
-        """See `ObjectStore.delete_unfinished`; parts in S3 are the part of a rule of the bucket."""
+        """See `ObjectStore.delete_unfinished`. In S3 a lifecycle rule of the bucket does this."""
 
 
 class FolderObjects(RemoteObjects):
-    """A folder of this machine. Writes are durable: file and folder are flushed to the disk."""
+    """A local folder. Writes are durable: file and folder are synced to the disk."""
 
     def __init__(self, folder: Path) -> None:
-        """Make the folder if it is missing."""
+        """Create the folder if it is missing."""
         folder.mkdir(parents=True, exist_ok=True)
-        super().__init__(LocalStore(prefix=folder, automatic_cleanup=True))  # no empty folders stay
+        super().__init__(LocalStore(prefix=folder, automatic_cleanup=True))  # deletes empty folders
         self._folder = folder
 
     def put(self, key: str, data: bytes | Path) -> None:
         """See `ObjectStore.put`: temporary file, fsync, rename, fsync of the folder."""
         steps = key.split("/")
         if any(step in ("", ".", "..") or "#" in step for step in steps):
-            raise ValueError(f"{key!r} is not a key: it is names joined by '/', without '#', '.' and '..'")
+            raise ValueError(f"{key!r} is not a key: join names by '/', without '#', '.' and '..'")
         target = self._folder.joinpath(*steps)
-        # obstore takes a file 'name#number' for an unfinished upload, and lists none of them.
+        # obstore treats a file 'name#number' as an unfinished upload, and does not list it.
         temporary = target.with_name(f"{target.name}#{secrets.randbits(62)}")
         try:
             with _new_file(temporary) as file:
@@ -153,8 +154,8 @@ class FolderObjects(RemoteObjects):
                             file.write(piece)
                 else:
                     file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+                sync(file)
+            # Opened before the rename: whoever deletes the object next may delete its folder as well.
             folder = os.open(target.parent, os.O_RDONLY)
             try:
                 os.replace(temporary, target)
@@ -166,7 +167,7 @@ class FolderObjects(RemoteObjects):
             raise
 
     def copy(self, key: str, to: str) -> None:
-        """See `ObjectStore.copy`; the file has two names until one is deleted."""
+        """See `ObjectStore.copy`. Both keys are hard links to one file, so the time changes for both."""
         super().copy(key, to)
         os.utime(self._folder / to)
 
@@ -177,7 +178,7 @@ class FolderObjects(RemoteObjects):
 
 
 def _new_file(path: Path) -> BinaryIO:
-    """Open a file that is not there yet, in a folder that may go meanwhile: with the last object of another's."""
+    """Create a file. Its folder may vanish meanwhile, when another process deletes the last object in it."""
     for _ in range(ATTEMPTS):
         with suppress(FileNotFoundError, FileExistsError):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -186,7 +187,7 @@ def _new_file(path: Path) -> BinaryIO:
 
 
 def delete_old(path: Path, before: datetime) -> None:
-    """Remove a file that was last written before that time; one that has gone meanwhile is no error."""
+    """Delete a file last written before that time, unless it is gone already."""
     with suppress(FileNotFoundError):
         if datetime.fromtimestamp(path.stat().st_mtime, UTC) < before:
             path.unlink()
@@ -196,7 +197,7 @@ def open_objects(url: str) -> ObjectStore:
     """The store at `file:///FOLDER`, `s3://BUCKET/PREFIX`, `gs://…`, `az://…` or `memory://`.
 
     Credentials and endpoints come from the environment (`AWS_…`, `GOOGLE_…`, `AZURE_…`).
-    Raises `ConfigError` when the URL cannot be understood.
+    Raises `ConfigError` if the URL is invalid.
     """
     parts = urlsplit(url)
     if parts.scheme == "file":
@@ -206,7 +207,7 @@ def open_objects(url: str) -> ObjectStore:
     try:
         if parts.scheme == "memory":
             return RemoteObjects(from_url(url))
-        # The default ends a whole download after 30 s, which a slow device needs for its first image.
+        # By default a whole download may take 30 s, which a slow device needs for its first image alone.
         return RemoteObjects(
             from_url(
                 url,
@@ -214,10 +215,10 @@ def open_objects(url: str) -> ObjectStore:
                     "timeout": "2 hours",
                     "connect_timeout": "5 seconds",
                     "read_timeout": timedelta(seconds=READ_SECONDS),
-                    # Options given here replace those of the environment.
+                    # Options given here override the environment, so pass this one on.
                     "allow_http": os.environ.get("AWS_ALLOW_HTTP", "").lower() in {"1", "true", "yes"},
                 },
-                # The caller of a request waits for it.
+                # Short, because the caller of a request waits meanwhile.
                 retry_config={"max_retries": 10, "retry_timeout": timedelta(seconds=RETRY_SECONDS)},
             )
         )

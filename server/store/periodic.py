@@ -1,4 +1,4 @@
-"""Chores: what one process of all does, once in a while."""
+"""Periodic tasks, each done by one process at a time of all that share the database."""
 
 from __future__ import annotations
 
@@ -8,20 +8,26 @@ from sqlalchemy import or_, update
 from sqlalchemy.orm import Session
 
 from server.store.db import insert_new
-from server.store.tables import Chore, utcnow
+from server.store.tables import PeriodicTask, utcnow
 
 
 def take(session: Session, name: str, every: float) -> bool:
-    """Whether the chore is the caller's now: of all processes one gets it, and not again for `every` seconds.
+    """Try to take the task. Returns True to one process only, and not again for `every` seconds.
 
-    Who took it and died is not waited for longer than that.
+    If that process dies, another one takes the task when the time has passed.
     """
     now = utcnow()
-    if insert_new(session, Chore, name=name, begun_at=now):
+    if insert_new(session, PeriodicTask, name=name, begun_at=now):
         return True
-    # A time in the future is that of a clock which was wrong: it must not stop the chore.
+    # A time in the future comes from a wrong clock. It must not block the task.
     due = or_(
-        Chore.begun_at <= now - timedelta(seconds=every), Chore.begun_at > now + timedelta(seconds=every)
+        PeriodicTask.begun_at <= now - timedelta(seconds=every),
+        PeriodicTask.begun_at > now + timedelta(seconds=every),
     )
-    taken = update(Chore).where(Chore.name == name, due).values(begun_at=now).returning(Chore.name)
+    taken = (
+        update(PeriodicTask)
+        .where(PeriodicTask.name == name, due)
+        .values(begun_at=now)
+        .returning(PeriodicTask.name)
+    )
     return session.scalar(taken, execution_options={"synchronize_session": False}) is not None

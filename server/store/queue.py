@@ -1,4 +1,4 @@
-"""The queue in numbers, for those who watch over it."""
+"""Queue statistics, for metrics."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from server.store.tables import Job
 
 
 class Depth(NamedTuple):
-    """The jobs in a state that others follow."""
+    """Statistics of the jobs in one state."""
 
     jobs: int = 0
     oldest: datetime | None = None
-    """When the first of them was submitted."""
+    """Submission time of the oldest of them."""
     expired: int = 0
-    """Those whose worker has not renewed its lease in time."""
+    """Jobs whose lease has expired."""
     interruptions: int = 0
-    """Attempts of these jobs that went wrong by themselves."""
+    """Counted interruptions of these jobs, summed up."""
 
 
 def depths(session: Session, now: datetime) -> dict[JobState, Depth]:
-    """Of every state that is no end, by one query over the jobs that have not ended."""
+    """Statistics of every state that is not final, by one query."""
     active = set(JobState) - ENDED
     query = (
         select(
@@ -38,8 +38,8 @@ def depths(session: Session, now: datetime) -> dict[JobState, Depth]:
         .where(Job.state.in_(active))
         .group_by(Job.state)
     )
-    found = {
+    counted = {
         state: Depth(count, oldest, expired, interruptions)
         for state, count, oldest, expired, interruptions in session.execute(query)
     }
-    return {state: found.get(state, Depth()) for state in JobState if state in active}
+    return {state: counted.get(state, Depth()) for state in JobState if state in active}

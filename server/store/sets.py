@@ -1,4 +1,4 @@
-"""Condensed sets: a name, its versions, and the transaction that publishes one."""
+"""Condensed sets: names, versions, and publishing in one transaction."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from server.store.tables import CondensedSet, SetName, utcnow
 
 
 def claim_name(session: Session, name: str, owner_id: str) -> bool:
-    """Make the name the owner's, if it is nobody's yet; False when it is another's."""
-    owner = select(SetName.owner_id).where(SetName.name == name)
-    found = session.scalar(owner)
-    if found is None:
+    """Claim the name for the owner, if it is free. Returns False if it belongs to another owner."""
+    query = select(SetName.owner_id).where(SetName.name == name)
+    owner = session.scalar(query)
+    if owner is None:
         insert_new(session, SetName, name=name, owner_id=owner_id)
-        found = session.scalar(owner)  # a neighbour may have been first
-    return found == owner_id
+        owner = session.scalar(query)  # a concurrent transaction may have been first
+    return owner == owner_id
 
 
 def publish(
@@ -38,13 +38,13 @@ def publish(
     """Add the job's result as the next version of its set, and end the job as succeeded.
 
     `build_manifest` is called with the set's name and the version. Both objects must be stored already. `advice` goes
-    into the job's last event.
-    None when `attempt` no longer holds the job, or when it was asked to stop: then nothing is changed.
+    into the job's last event. Returns None, and changes nothing, if `attempt` no longer holds the job or the job was
+    canceled.
     """
     job = jobs.held(session, job_id, attempt)
     if job is None or job.state is not JobState.RUNNING:
         return None
-    # The row of the name stays locked until the commit, so that versions have neither gaps nor doubles.
+    # This locks the name's row until the commit, so that versions have no gaps and no duplicates.
     version = session.scalars(
         update(SetName)
         .where(SetName.name == job.name)
@@ -69,14 +69,14 @@ def publish(
 
 
 def get(session: Session, name: str, version: int | None = None) -> CondensedSet | None:
-    """A version of a set with its manifest: the one named, even if it was withdrawn, or the latest one."""
+    """A version of a set, with its manifest. Without `version`, the latest; with it, even a withdrawn one."""
     if version is None and (version := latest_version(session, name)) is None:
         return None
     return session.get(CondensedSet, (name, version), options=[undefer(CondensedSet.manifest)])
 
 
 def latest_version(session: Session, name: str) -> int | None:
-    """The newest version of a set that was not withdrawn; None when there is none."""
+    """The newest version that is not withdrawn; None if there is none."""
     return session.scalar(
         select(func.max(CondensedSet.version)).where(
             CondensedSet.name == name, CondensedSet.withdrawn_at.is_(None)
@@ -98,7 +98,7 @@ def is_withdrawn(session: Session, name: str, version: int) -> bool:
 
 
 def withdraw(session: Session, name: str, version: int) -> None:
-    """Deliver the version no more; a second time changes nothing. Its objects stay: others may share them."""
+    """Withdraw the version; twice changes nothing. Its objects stay, since other versions may share them."""
     session.execute(
         update(CondensedSet)
         .where(
@@ -109,7 +109,7 @@ def withdraw(session: Session, name: str, version: int) -> None:
 
 
 def page(session: Session, *, after: str | None, limit: int) -> list[CondensedSet]:
-    """The latest version of up to `limit` sets whose names follow `after`, by name, with their manifests."""
+    """Latest versions of up to `limit` sets after the name `after`, ordered by name, with their manifests."""
     latest = (
         select(CondensedSet.name, func.max(CondensedSet.version).label("version"))
         .where(CondensedSet.withdrawn_at.is_(None))

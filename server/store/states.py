@@ -1,4 +1,4 @@
-"""The states of a job and the transitions between them; only `server.store.jobs.move` makes one."""
+"""The states of a job and the allowed transitions. Only `server.store.jobs.move` changes a state."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from enum import StrEnum
 
 
 class JobState(StrEnum):
-    """Where a job is; the value is what the API shows and the database holds."""
+    """State of a job. The API and the database use the value."""
 
     QUEUED = "queued"
     RUNNING = "running"
     CANCELING = "canceling"
-    """A running job that is asked to stop; its worker is still writing the checkpoint."""
+    """Cancellation was requested; the worker has not stopped yet."""
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELED = "canceled"
@@ -25,13 +25,13 @@ ALLOWED: dict[JobState, frozenset[JobState]] = {
     JobState.FAILED: frozenset(),
     JobState.CANCELED: frozenset(),
 }
-"""From each state, those it may change to. A requeue is `running → queued`."""
+"""Allowed transitions, by source state. A requeue is `running → queued`."""
 
 ENDED = frozenset(state for state, following in ALLOWED.items() if not following)
-"""States that nothing follows."""
+"""Final states."""
 
 HELD = frozenset({JobState.RUNNING, JobState.CANCELING})
-"""States in which a worker holds the lease."""
+"""States in which a worker holds a lease."""
 
 
 def sources(target: JobState) -> frozenset[JobState]:

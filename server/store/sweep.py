@@ -1,6 +1,8 @@
-"""The sweep: objects that no row refers to, and files of writes that were interrupted.
+"""The sweep deletes objects that no row refers to, and leftovers of interrupted writes.
 
-What is swept goes to `trash/` first, for the case that the database was wrong, and is deleted a week later.
+Objects are written before the transaction that refers to them, so every crash in between leaves one behind. Nobody
+else can tell it from an object that a slow writer is about to refer to; hence the minimum age and the holds. Swept
+objects go to `trash/` for a week, in case the database was wrong (restored from an old backup, say).
 """
 
 from __future__ import annotations
@@ -21,29 +23,29 @@ from server.store.states import ENDED
 from server.store.tables import CondensedSet, Dataset, Job, utcnow
 
 BATCH = 500
-"""Objects that are looked up by one query."""
+"""Objects looked up per query."""
 
 POOL_SECONDS = 30 * 24 * 3600.0
-"""Trained networks that no job has used for so long are deleted; using one writes it again."""
+"""Trained networks are deleted if no job has used them for so long. Each use updates their time."""
 TRASH = "trash/"
 TRASH_SECONDS = 7 * 24 * 3600.0
-"""How long what was swept can be restored."""
+"""How long swept objects can be restored."""
 FEW = 10
-"""So many objects may go whatever share of all they are."""
-# What is written below these folders, and the column that refers to it. Nothing else in the store is touched.
+"""`check_share` never refuses so few objects."""
+# Folders of objects, and the columns that refer to them.
 _REFERRING: dict[str, InstrumentedAttribute[str]] = {
     "datasets": Dataset.object_key,
     "sets": CondensedSet.object_key,
     "masters": CondensedSet.master_key,
 }
 _CACHES = ("pools",)
-"""Made again by whoever needs it."""
+"""Folders of caches, whose objects skip the trash: a job makes them again."""
 FOLDERS = ("jobs", "pools", *_REFERRING)
-"""Whatever lies elsewhere in the store is not ours."""
+"""The folders to sweep. Everything else in the store is left alone."""
 
 
 def check_share(database: Database, objects: ObjectStore, age_seconds: float) -> None:
-    """Ask the operator before most of what could be needed goes. `ConfigError` says how."""
+    """Refuse a sweep of more than half of all uploads and sets. The `ConfigError` says how to confirm it."""
     garbage = sum(
         stored.key.split("/")[0] in _REFERRING
         for stored in sweep(database, objects, age_seconds, dry_run=True)
@@ -51,13 +53,14 @@ def check_share(database: Database, objects: ObjectStore, age_seconds: float) ->
     total = sum(1 for folder in _REFERRING for _ in objects.list(folder))
     if garbage > FEW and 2 * garbage > total:
         raise ConfigError(
-            f"the sweep would take {garbage} of {total} uploads and sets: nothing was changed. If the database is the "
-            "right one, and they are not needed: python -m server.cli sweep --allow-most"
+            f"the sweep would delete {garbage} of {total} uploads and sets: nothing was changed. Check that "
+            "MDC_DATABASE_URL names the right database. To delete them all the same: "
+            "python -m server.cli sweep --allow-most"
         )
 
 
 def restore(objects: ObjectStore, prefix: str = "") -> Iterator[str]:
-    """Put back what was swept below `prefix`; the keys of what there was no object in the place of."""
+    """Restore swept objects below `prefix`, except where an object exists again. Yields their keys."""
     for stored in list(objects.list(TRASH.rstrip("/"))):
         key = stored.key.removeprefix(TRASH)
         if key.startswith(prefix) and objects.head(key) is None:
@@ -73,12 +76,15 @@ def sweep(
     dry_run: bool = False,
     stop: threading.Event | None = None,
 ) -> Iterator[Stored]:
-    """Trash, or with `dry_run` only find, objects that nothing refers to and that are older than `age_seconds`.
+    """Move unreferenced objects older than `age_seconds` to the trash, and yield them. `dry_run` only yields them.
 
-    These are: what was written below `jobs/` for a job that has ended, or that the database does not know; uploads
-    without a data set; sets and masters without a published version (a withdrawn one keeps its own); and networks
-    below `pools/` that have not been used for `POOL_SECONDS` either, to which nothing ever refers: a job that finds
-    none trains it. Ends early when `stop` is set.
+    Unreferenced are:
+    - objects below `jobs/` of a job that has ended or does not exist;
+    - uploads without a data set;
+    - sets and masters without a published version (a withdrawn version keeps its objects);
+    - networks below `pools/` that were not used for `POOL_SECONDS` either. They are a cache: no row refers to them.
+
+    Ends early if `stop` is set.
     """
     now = utcnow()
     before = now - timedelta(seconds=age_seconds)
@@ -102,10 +108,10 @@ def sweep(
 
 
 def _delete(database: Database, objects: ObjectStore, folder: str, key: str) -> bool:
-    """Trash the object unless it is needed after all; nobody can begin to write it meanwhile."""
+    """Move the object to the trash unless it is needed after all. The lock keeps writers from taking a hold."""
     with database.begin() as session:
         holds.lock(session, key, shared=False)
-        # Holds first: one that is given up between the two questions leaves a row behind.
+        # Check holds first: a hold released between the two checks has left a row, which the second one sees.
         if holds.is_held(session, key) or key in _needed(session, folder, {key}):
             return False
         if folder not in _CACHES:
@@ -121,19 +127,19 @@ def _empty_trash(objects: ObjectStore) -> None:
 
 
 def _needed(session: Session, folder: str, keys: Collection[str]) -> set[str]:
-    """Those of the keys that a row refers to, or whose job has not ended."""
+    """The keys that a row refers to, or whose job has not ended."""
     if folder == "pools":
         return set()
     if folder == "jobs":
         job_ids = {key: key.split("/")[1] for key in keys}
         query = select(Job.id).where(Job.id.in_(set(job_ids.values())), Job.state.not_in(ENDED))
-        going_on = set(session.scalars(query))
-        return {key for key, job_id in job_ids.items() if job_id in going_on}
+        active = set(session.scalars(query))
+        return {key for key, job_id in job_ids.items() if job_id in active}
     column = _REFERRING[folder]
     return set(session.scalars(select(column).where(column.in_(keys))))
 
 
 def delete_leftovers(objects: ObjectStore, job_id: str) -> None:
-    """Delete every object of an ended job's own, such as checkpoints; the published set lies elsewhere."""
+    """Delete the objects below `jobs/` of an ended job, such as checkpoints. Its published set stays."""
     for stored in list(objects.list(f"jobs/{job_id}")):
         objects.delete(stored.key)

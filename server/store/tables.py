@@ -1,4 +1,4 @@
-"""The tables. `migrations/` makes the same; a test compares the two."""
+"""The tables. `migrations/` creates the same ones; a test compares the two."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ from server.store.states import JobState
 
 
 def utcnow() -> datetime:
-    """The time in UTC, aware of its zone."""
+    """The current time in UTC, with its time zone."""
     return datetime.now(UTC)
 
 
 class UTCDateTime(TypeDecorator[datetime]):
-    """A point in time: `timestamptz` on PostgreSQL, UTC without a zone on SQLite, aware in Python."""
+    """A point in time: `timestamptz` on PostgreSQL, UTC without a zone on SQLite, zone-aware in Python."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """To the database; a time without a zone is a mistake."""
+        """To the database. Raises `ValueError` for a time without a zone."""
         if value is None:
             return None
         if value.tzinfo is None:
@@ -56,7 +56,7 @@ class UTCDateTime(TypeDecorator[datetime]):
 
 
 class Base(DeclarativeBase):
-    """Names every constraint, so that a migration can drop it on both databases."""
+    """Names every constraint, so that migrations can drop it on both databases."""
 
     metadata = MetaData(
         naming_convention={
@@ -67,7 +67,7 @@ class Base(DeclarativeBase):
             "pk": "pk_%(table_name)s",
         }
     )
-    # Plain JSON, not JSONB: PostgreSQL then keeps the text, so a manifest is served as it was written.
+    # JSON, not JSONB: PostgreSQL then keeps the text, and a manifest is served byte for byte as written.
     type_annotation_map: ClassVar[dict[Any, Any]] = {
         datetime: UTCDateTime(),
         dict[str, Any]: JSON(none_as_null=True),
@@ -76,7 +76,7 @@ class Base(DeclarativeBase):
 
 
 class ApiKey(Base):
-    """A caller. The secret itself is not kept, only its HMAC."""
+    """An API key. The database holds the HMAC of its secret, not the secret."""
 
     __tablename__ = "api_keys"
 
@@ -91,7 +91,7 @@ class ApiKey(Base):
 
 
 class Dataset(Base):
-    """An uploaded data set; its bytes are the object `object_key`."""
+    """An uploaded data set. Its bytes are stored under `object_key`."""
 
     __tablename__ = "datasets"
     __table_args__ = (UniqueConstraint("owner_id", "sha256"),)
@@ -110,11 +110,11 @@ class Dataset(Base):
 
 
 class Job(Base):
-    """One condensation, from submission to its end; SQL is the queue of record."""
+    """One condensation job. This table is the queue; the broker only wakes workers up."""
 
     __tablename__ = "jobs"
-    # The first serves lists by state, the second a caller's list; both end in the id, which is ordered by time.
-    # The others serve claims: who waits, and since when, however long the list of a caller's ended jobs is.
+    # The first serves lists by state, the second lists by owner; ids sort by time. The others serve claims, which stay
+    # fast however many ended jobs an owner has.
     __table_args__ = (
         Index(None, "state", "id"),
         Index(None, "owner_id", "id"),
@@ -128,7 +128,7 @@ class Job(Base):
     dataset: Mapped[str] = mapped_column(String(63))
     """Name of a named data set, or id of an uploaded one."""
     name: Mapped[str] = mapped_column(ForeignKey("set_names.name"))
-    """Name of the set that the job publishes."""
+    """Name of the set to publish."""
     condense: Mapped[dict[str, Any]]
     """A whole `CondenseConfig`."""
     evaluate: Mapped[dict[str, Any]]
@@ -144,13 +144,13 @@ class Job(Base):
         )
     )
     attempt: Mapped[int] = mapped_column(Integer, default=0)
-    """Number of claims so far; what a worker writes is refused unless it names this number."""
+    """Number of claims so far. A worker's writes are refused unless they name this number."""
     interruptions: Mapped[int] = mapped_column(Integer, default=0)
-    """Attempts that went wrong by themselves; a worker's shut-down is not counted."""
+    """Interrupted attempts, except those that a worker's shutdown interrupted."""
     max_runtime_s: Mapped[int | None]
-    """Seconds that all attempts together may take; None: as long as they need."""
+    """Limit in seconds for all attempts together; None: no limit."""
     runtime_s: Mapped[float] = mapped_column(Float, default=0.0, server_default="0")
-    """Seconds that the attempts before this one took."""
+    """Seconds that earlier attempts took."""
     claimed_at: Mapped[datetime | None]
     """Start of the latest attempt."""
     lease_owner: Mapped[str | None] = mapped_column(String(200))
@@ -163,13 +163,13 @@ class Job(Base):
     error_detail: Mapped[str | None] = mapped_column(Text)
     set_version: Mapped[int | None]
     facts: Mapped[dict[str, Any] | None]
-    """A `DataFacts` with the side that the job's images get; None: submitted to an earlier release."""
+    """A `DataFacts` with the image size of the job; None: submitted to an earlier release."""
     estimate: Mapped[dict[str, Any] | None]
-    """A `mdc_core.config.estimate.Estimate`, made when it was submitted."""
+    """A `mdc_core.config.estimate.Estimate`, made at submission."""
     minutes: Mapped[float | None] = mapped_column(Float)
-    """Time that decided its schedule; None: the schedule was given."""
+    """The requested time from which the schedule was chosen; None: the request gave the schedule."""
     chosen: Mapped[str | None] = mapped_column(Text)
-    """What was chosen that nobody asked for, and why, for people."""
+    """Settings that the service chose, and why, as a sentence."""
     created_at: Mapped[datetime] = mapped_column(default=utcnow)
     started_at: Mapped[datetime | None]
     """Start of the first attempt."""
@@ -177,7 +177,7 @@ class Job(Base):
 
 
 class JobEvent(Base):
-    """A change of a job's state; the row before it holds the state that it came from."""
+    """A change of a job's state, with the new state."""
 
     __tablename__ = "job_events"
 
@@ -190,28 +190,28 @@ class JobEvent(Base):
 
 
 class Worker(Base):
-    """A worker that is there, until `expires_at` unless it prolongs that."""
+    """A live worker. It must renew `expires_at` in time."""
 
     __tablename__ = "workers"
 
     id: Mapped[str] = mapped_column(String(200), primary_key=True)
-    """The owner that its leases name."""
+    """The owner in its leases."""
     host: Mapped[str] = mapped_column(String(200))
     device: Mapped[str] = mapped_column(String(200))
-    """What it computes on, by name."""
+    """Name of its device."""
     gpu: Mapped[bool] = mapped_column(Boolean)
     memory_bytes: Mapped[int] = mapped_column(BigInteger)
-    """Of the device."""
+    """Memory of the device."""
     flops: Mapped[float] = mapped_column(Double)
     bandwidth: Mapped[float] = mapped_column(Double)
     start: Mapped[float] = mapped_column(Double)
-    """With `flops` and `bandwidth` a `mdc_core.config.estimate.Speed`."""
+    """Together with `flops` and `bandwidth`, a `mdc_core.config.estimate.Speed`."""
     started_at: Mapped[datetime] = mapped_column(default=utcnow)
     expires_at: Mapped[datetime]
 
 
 class IdempotencyKey(Base):
-    """The first answer to a submission, for those who send it again."""
+    """The job that a submission created, for when it is sent again."""
 
     __tablename__ = "idempotency_keys"
 
@@ -223,19 +223,19 @@ class IdempotencyKey(Base):
 
 
 class SetName(Base):
-    """A name of condensed sets: it belongs to the key that used it first, and counts its versions."""
+    """A set's name and version counter. It belongs to the API key that used it first."""
 
     __tablename__ = "set_names"
 
     name: Mapped[str] = mapped_column(String(63), primary_key=True)
     owner_id: Mapped[str] = mapped_column(ForeignKey("api_keys.id"))
     latest_version: Mapped[int] = mapped_column(Integer, default=0)
-    """Number of the newest version, withdrawn or not; 0 until the first is published."""
+    """The newest version, withdrawn or not; 0 before the first."""
     created_at: Mapped[datetime] = mapped_column(default=utcnow)
 
 
 class CondensedSet(Base):
-    """A published version of a set; never changed afterwards, except that it can be withdrawn."""
+    """A published version of a set. It never changes, but can be withdrawn."""
 
     __tablename__ = "condensed_sets"
 
@@ -244,19 +244,19 @@ class CondensedSet(Base):
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), unique=True)
     owner_id: Mapped[str] = mapped_column(ForeignKey("api_keys.id"))
     object_key: Mapped[str] = mapped_column(String(200), index=True)
-    """The `rankmajor/1` object that devices read."""
+    """Key of the `rankmajor/1` object that devices read."""
     object_bytes: Mapped[int] = mapped_column(BigInteger)
     master_key: Mapped[str] = mapped_column(String(200), index=True)
-    """The float32 tiles, for encoding the set again."""
-    # A thousand ranks make a manifest of some hundred kB, which a list does not show.
+    """Key of the float32 tiles, from which the set can be encoded again."""
+    # Deferred: with a thousand ranks, a manifest has some hundred kB, and lists do not show it.
     manifest: Mapped[dict[str, Any]] = mapped_column(JSON, deferred=True)
     created_at: Mapped[datetime] = mapped_column(default=utcnow)
     withdrawn_at: Mapped[datetime | None]
-    """When it ceased to be delivered; its number is not used again."""
+    """Time of its withdrawal. Its number is not used again."""
 
 
-class Chore(Base):
-    """Something that one process of all does from time to time."""
+class PeriodicTask(Base):
+    """A task that one process at a time does at intervals."""
 
     __tablename__ = "chores"
 
@@ -265,7 +265,7 @@ class Chore(Base):
 
 
 class Installation(Base):
-    """Whose database this is, in one row; see `server.store.installation`."""
+    """The installation's id, in one row; see `server.store.installation`."""
 
     __tablename__ = "installation"
 
@@ -274,7 +274,7 @@ class Installation(Base):
 
 
 class ObjectHold(Base):
-    """An object that is being written, and that no row refers to yet: the sweep leaves it alone."""
+    """Protects an object from the sweep while no row refers to it yet; see `server.store.holds`."""
 
     __tablename__ = "object_holds"
 

@@ -1,7 +1,7 @@
-"""Whether every object that a row names is there and undamaged; and mending what can be mended.
+"""Check that every referenced object exists and is undamaged, and repair what can be repaired.
 
-All of them are named by their sha256, so that the trash, where it has one, gives exactly the right bytes back. The
-object of a set also follows from its master: the same tiles before they were rounded to 8 bits.
+Keys contain the sha256 of the bytes, so a copy in the trash can be verified before it is restored. A set's object can
+also be rebuilt from its master, which holds the same tiles before they were rounded to 8 bits.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from server.store.tables import CondensedSet, Dataset
 
 
 class Fault(NamedTuple):
-    """An object that is not what it should be."""
+    """A missing or damaged object."""
 
     key: str
     what: str
     """`missing` or `damaged`."""
     of: str
-    """What it belongs to, in words."""
+    """What it belongs to, for people."""
     mended: bool
 
 
 def verify_objects(database: Database, objects: ObjectStore) -> Iterator[Fault]:
-    """Read every object of uploads and sets; mend those that are not right, and yield them."""
+    """Read every object of uploads and sets. Yields the faulty ones, repaired if possible."""
     with database.read() as session:
         uploads = [(row.object_key, f"data set {row.id}") for row in session.scalars(select(Dataset))]
         versions = list(session.scalars(select(CondensedSet).options(undefer(CondensedSet.manifest))))
@@ -49,7 +49,7 @@ def verify_objects(database: Database, objects: ObjectStore) -> Iterator[Fault]:
 
 
 def _fault(objects: ObjectStore, key: str) -> str | None:
-    """What is wrong with an object whose name is its digest."""
+    """The fault of an object that is named by its digest, or None."""
     digest = _digest(objects, key)
     if digest is None:
         return "missing"
@@ -78,8 +78,8 @@ def _from_trash(objects: ObjectStore, key: str) -> bool:
 
 
 def _from_master(objects: ObjectStore, row: CondensedSet) -> bool:
-    """Round the master's tiles again, by the same rule; whether that gave the object."""
-    import numpy as np  # only here: an API holds no numpy
+    """Rebuild the object from its master, by the same rounding. Returns whether its digest is right."""
+    import numpy as np  # imported here: the API does without numpy
 
     from mdc_core.delivery import rankmajor
     from mdc_core.delivery.manifest import parse_manifest
@@ -87,7 +87,7 @@ def _from_master(objects: ObjectStore, row: CondensedSet) -> bool:
     if _fault(objects, row.master_key) is not None:
         return False
     info = parse_manifest(row.manifest).info
-    # A safetensors file of one tensor: 8 bytes that tell the header's length, the header, and the values.
+    # A safetensors file with one tensor: 8 bytes with the header's length, the header, the values.
     master = objects.get(row.master_key)
     values = np.frombuffer(master, "<f4", offset=8 + int.from_bytes(master[:8], "little"))
     try:

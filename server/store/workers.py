@@ -1,4 +1,4 @@
-"""Live workers: what each computes on, and how fast it is."""
+"""Live workers, with their devices and speeds."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def register(
     start: float,
     seconds: float,
 ) -> None:
-    """Add the worker, live for `seconds` unless it says so again; rows of workers that have vanished go."""
+    """Register the worker for `seconds`, and delete the rows of expired workers."""
     session.execute(delete(Worker).where((Worker.expires_at < utcnow()) | (Worker.id == worker_id)))
     session.add(
         Worker(
@@ -41,10 +41,10 @@ def register(
 
 
 def beat(session: Session, worker_id: str, seconds: float) -> bool:
-    """Keep the worker live for another `seconds`; False when it is not registered any more."""
-    kept = update(Worker).where(Worker.id == worker_id)
-    kept = kept.values(expires_at=utcnow() + timedelta(seconds=seconds))
-    return session.scalar(kept.returning(Worker.id)) is not None
+    """Renew the registration for `seconds`. Returns False if the worker is not registered."""
+    renewal = update(Worker).where(Worker.id == worker_id)
+    renewal = renewal.values(expires_at=utcnow() + timedelta(seconds=seconds))
+    return session.scalar(renewal.returning(Worker.id)) is not None
 
 
 def leave(session: Session, worker_id: str) -> None:
@@ -53,6 +53,6 @@ def leave(session: Session, worker_id: str) -> None:
 
 
 def largest(session: Session) -> Worker | None:
-    """The live worker with the most memory, the fastest of equals; None when none is known."""
+    """The live worker with the most memory, then the fastest; None if there is none."""
     live = select(Worker).where(Worker.expires_at > utcnow())
     return session.scalar(live.order_by(Worker.memory_bytes.desc(), Worker.flops.desc()).limit(1))

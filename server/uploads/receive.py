@@ -1,4 +1,4 @@
-"""A request body on its way to a file: hashed and counted while it arrives."""
+"""Write a request body to a file, hashing and counting it as it arrives."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from server.web.problems import Problem
 
 @dataclass(frozen=True)
 class Received:
-    """A body that has arrived whole."""
+    """A complete body."""
 
     path: Path
     sha256: str
@@ -27,8 +27,8 @@ class Received:
 
 
 @asynccontextmanager
-async def received_body(request: Request, folder: Path, most: int) -> AsyncIterator[Received]:
-    """The body in a temporary file in `folder`, removed at the end. `Problem` 413 above `most` bytes."""
+async def received_body(request: Request, folder: Path, limit: int) -> AsyncIterator[Received]:
+    """The body in a temporary file in `folder`, deleted at the end. Raises `Problem` 413 above `limit` bytes."""
     await run_in_threadpool(folder.mkdir, parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=folder, prefix="upload-")
     path = Path(name)
@@ -38,8 +38,8 @@ async def received_body(request: Request, folder: Path, most: int) -> AsyncItera
         with os.fdopen(handle, "wb") as file:
             async for piece in request.stream():
                 size += len(piece)
-                if size > most:
-                    raise too_large(f"more than {most} bytes", most)
+                if size > limit:
+                    raise too_large(f"more than {limit} bytes", limit)
                 await run_in_threadpool(_append, file, digest, piece)
         yield Received(path, digest.hexdigest(), size)
     except ClientDisconnect as error:
@@ -55,6 +55,6 @@ def _append(file: IO[bytes], digest: hashlib._Hash, piece: bytes) -> None:
     digest.update(piece)
 
 
-def too_large(size: str, most: int) -> Problem:
-    """The answer to a body that exceeds its limit."""
-    return Problem(413, "body-too-large", f"the body has {size}, at most {most} are accepted")
+def too_large(size: str, limit: int) -> Problem:
+    """The response to a body above its limit."""
+    return Problem(413, "body-too-large", f"the body has {size}: send at most {limit}")

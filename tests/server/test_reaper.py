@@ -1,4 +1,4 @@
-"""The reaper: vanished workers, lost wake-ups, and chores that one process of all does."""
+"""The reaper: vanished workers, lost wake-ups, and periodic tasks that one process at a time does."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from server.store import jobs, periodic
 from server.store.db import Database
 from server.store.objects import ObjectStore, open_objects
 from server.store.states import JobState
-from server.store.tables import Chore, Job, utcnow
+from server.store.tables import Job, PeriodicTask, utcnow
 from tests.server.test_jobs import stored, submit
 
 
@@ -62,7 +62,7 @@ def expire(db: Database, job_id: str) -> None:
 
 def make_due(db: Database) -> None:
     with db.begin() as session:
-        session.execute(update(Chore).values(begun_at=utcnow() - timedelta(days=1)))
+        session.execute(update(PeriodicTask).values(begun_at=utcnow() - timedelta(days=1)))
 
 
 def test_an_expired_lease_is_requeued_and_a_worker_woken(
@@ -143,7 +143,7 @@ def test_of_many_processes_one_takes_a_chore(db: Database) -> None:
 def test_a_chore_is_due_after_its_time_or_when_a_clock_was_wrong(db: Database, since: int, due: bool) -> None:
     with db.begin() as session:
         assert periodic.take(session, "x", 60)
-        session.execute(update(Chore).values(begun_at=utcnow() - timedelta(seconds=since)))
+        session.execute(update(PeriodicTask).values(begun_at=utcnow() - timedelta(seconds=since)))
     with db.begin() as session:
         assert periodic.take(session, "x", 60) is due
         assert periodic.take(session, "y", 60)
