@@ -1,4 +1,4 @@
-"""Serve the API with the settings of the environment, and with bounds on what connections may take."""
+"""Serve the API, with limits on connections. Settings come from `MDC_…` in the environment."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def main() -> None:
         port=settings.port if options.port is None else options.port,
         workers=options.workers,
         http=BoundedHttp,
-        ws="none",  # there are none, and their connections would have no bounds
-        loop="asyncio",  # uvloop accepts one connection in a turn: new ones would wait while others are busy
+        ws="none",  # not used, and their connections would have no limits
+        loop="asyncio",  # uvloop accepts one connection per turn, so new ones would wait for busy ones
         access_log=False,
         log_level="warning",
-        # Else whoever is on this machine could pass for any address.
+        # Without this, any process on this machine could claim any client address.
         proxy_headers=bool(settings.trusted_proxies),
         forwarded_allow_ips=list(settings.trusted_proxies),
     )

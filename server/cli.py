@@ -1,4 +1,4 @@
-"""Operator's commands, `python -m server.cli …`: the database, API keys, signing keys, the OpenAPI document."""
+"""Operator commands, `python -m server.cli …`: database, API keys, signing keys, objects, OpenAPI document."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ class _Commands(CommandGroup):
             return wrong_settings(error)
         if isinstance(error, DBAPIError):
             return (
-                f"the database: {str(error.orig).strip()}\nIs it the one that MDC_DATABASE_URL or MDC_DATA_DIR names, "
-                "and up to date? `python -m server.cli migrate` makes what is missing."
+                f"the database: {str(error.orig).strip()}\nCheck MDC_DATABASE_URL or MDC_DATA_DIR. If the schema is "
+                "out of date, run `python -m server.cli migrate`."
             )
         if isinstance(error, BaseError):
-            return f"the object store, which MDC_OBJECTS_URL names: {error}"
+            return f"the object store (check MDC_OBJECTS_URL): {error}"
         return super().reason(error)
 
 
@@ -53,7 +53,7 @@ app = typer.Typer(
 
 @app.command()
 def migrate(revision: str = "head") -> None:
-    """Bring the database up to a revision; run it before a new release starts."""
+    """Migrate the database to a revision. Run this before you start a new release."""
     migrations.upgrade(Settings().database_url, revision)
 
 
@@ -63,13 +63,11 @@ def create(
     scope: Annotated[list[str], typer.Option(help=f"One of {', '.join(SCOPES)}; may be repeated.")],
     days: Annotated[
         int | None,
-        typer.Option(
-            min=1, max=LONGEST_KEY.days, help="After so many days it ceases to work. [default: never]"
-        ),
+        typer.Option(min=1, max=LONGEST_KEY.days, help="Days until it expires. [default: never]"),
     ] = None,
 ) -> None:
-    """Make an API key and print it; the first admin key of a server with a database of its own."""
-    if unknown := [given for given in scope if given not in SCOPES]:
+    """Create an API key and print it. Outside embedded mode, create the first admin key with this."""
+    if unknown := [name for name in scope if name not in SCOPES]:
         raise typer.BadParameter(f"there is no scope {unknown[0]!r}: choose from {', '.join(SCOPES)}")
     settings = Settings()
     db = Database(settings.database_url)
@@ -87,22 +85,22 @@ def create(
 
 @app.command("list-keys")
 def show() -> None:
-    """Print every API key without its secret, one JSON object a line."""
+    """Print all API keys without their secrets, one JSON object per line."""
     db = Database(Settings().database_url)
     try:
         with db.read() as session:
             after = None
-            while found := keys.page(session, after=after, limit=100):
-                for key in found:
+            while page := keys.page(session, after=after, limit=100):
+                for key in page:
                     typer.echo(KeyResponse.of(key).model_dump_json())
-                after = found[-1].id
+                after = page[-1].id
     finally:
         db.dispose()
 
 
 @app.command("revoke-key")
 def revoke(key_id: str) -> None:
-    """Make an API key useless, the last admin key too: `create-key` makes another."""
+    """Revoke an API key, even the last admin key; `create-key` creates another."""
     db = Database(Settings().database_url)
     try:
         with db.begin() as session:
@@ -115,7 +113,7 @@ def revoke(key_id: str) -> None:
 
 @app.command()
 def openapi() -> None:
-    """Print the OpenAPI document, as docs/openapi.json has it."""
+    """Print the OpenAPI document (docs/openapi.json)."""
     from server.app import create_app  # only here: the other commands need no API
 
     with TemporaryDirectory() as folder:
@@ -133,16 +131,16 @@ def openapi() -> None:
 @app.command("create-signing-key")
 def create_signing_key(
     rotate: Annotated[
-        bool, typer.Option(help="Put it behind the keys in use: published, but not signing yet.")
+        bool, typer.Option(help="Append it to the keys in use: published, but not signing yet.")
     ] = False,
 ) -> None:
-    """Make a key that signs manifests, and print the private key set for MDC_SIGNING_KEYS. Keep it secret."""
+    """Create a signing key for manifests, and print the private key set for MDC_SIGNING_KEYS. Keep it secret."""
     typer.echo(dump_private_keys([*(Settings().manifest_keys() if rotate else ()), new_key()]))
 
 
 @app.command("promote-signing-key")
 def promote_signing_key() -> None:
-    """Print the private key set with its last key first, which signs then: once devices have seen it published."""
+    """Print the private key set with its last key first, so that it signs. Wait until devices have seen that key."""
     *former, last = Settings().manifest_keys()
     if not former:
         raise typer.BadParameter("there is only one key: create-signing-key --rotate adds the next")
@@ -151,12 +149,14 @@ def promote_signing_key() -> None:
 
 @app.command()
 def sweep(
-    dry_run: Annotated[bool, typer.Option(help="Only print what would be deleted.")] = False,
-    allow_most: Annotated[bool, typer.Option(help="Also when that is most of all uploads and sets.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Print what would be deleted, and delete nothing.")] = False,
+    allow_most: Annotated[
+        bool, typer.Option(help="Allow deleting more than half of all uploads and sets.")
+    ] = False,
 ) -> None:
-    """Delete objects that nothing refers to and that are older than MDC_SWEEP_AGE_SECONDS, and print them.
+    """Delete unreferenced objects older than MDC_SWEEP_AGE_SECONDS, and print them.
 
-    API and workers do this by themselves every few hours. For a week `restore-swept` brings them back.
+    API and workers do this every few hours. Within a week, `restore-swept` restores them.
     """
     settings = Settings()
     db = Database(settings.database_url)
@@ -175,18 +175,20 @@ def sweep(
 
 
 @app.command("restore-swept")
-def restore_swept(prefix: Annotated[str, typer.Argument(help="Only keys that begin so.")] = "") -> None:
-    """Put back what sweeps have taken within a week, and print its keys."""
+def restore_swept(
+    prefix: Annotated[str, typer.Argument(help="Only restore keys with this prefix.")] = "",
+) -> None:
+    """Restore objects that were swept within the last week, and print their keys."""
     for key in restore(open_objects(Settings().objects_url), prefix):
         typer.echo(key)
 
 
 @app.command("verify-objects")
 def verify() -> None:
-    """Read every object of uploads and sets, mend what can be mended, and print what was not right.
+    """Verify every object of uploads and sets, repair what can be repaired, and print all faults.
 
-    What is missing or damaged comes back from the sweep's trash, and the object of a set also from its master. An
-    upload that cannot be mended is mended by uploading the same bytes again. Status 1 when something stays wrong.
+    Missing and damaged objects are restored from the sweep's trash; a set's object also from its master. To repair any
+    other upload, upload the same bytes again. Exits with status 1 if a fault remains.
     """
     settings = Settings()
     db = Database(settings.database_url)
@@ -194,9 +196,9 @@ def verify() -> None:
     try:
         for fault in verify_objects(db, open_objects(settings.objects_url)):
             typer.echo(
-                f"{fault.key} {fault.what}, of {fault.of}: {'mended' if fault.mended else 'NOT mended'}"
+                f"{fault.key} {fault.what}, of {fault.of}: {'repaired' if fault.repaired else 'NOT repaired'}"
             )
-            left += not fault.mended
+            left += not fault.repaired
     finally:
         db.dispose()
     if left:
@@ -205,7 +207,7 @@ def verify() -> None:
 
 @app.command("adopt-objects")
 def adopt_objects() -> None:
-    """Let the object store belong to this database, though it belongs to another or holds what this does not know."""
+    """Assign the object store to this database, even if it belongs to another or holds unknown objects."""
     settings = Settings()
     db = Database(settings.database_url)
     try:

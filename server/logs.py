@@ -1,4 +1,4 @@
-"""Logging of the API and the workers: JSON lines on standard error, with whatever context is bound."""
+"""Logging of the API and the workers: JSON lines on standard error, with the bound context."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from typing import TextIO, cast
 import structlog
 
 _TOLD = 200
-"""Characters of a message by which it is known again."""
+"""Number of characters by which messages are compared."""
 
 
 def configure_logging() -> None:
-    """Called once by every process of the service."""
+    """Configure logging. Every process of the service calls this once."""
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -32,39 +32,39 @@ def configure_logging() -> None:
         cache_logger_on_first_use=True,
         logger_factory=structlog.WriteLoggerFactory(file=cast(TextIO, StandardError())),
     )
-    logging.getLogger("mdc_core").handlers = [_Forward()]  # it logs by the standard library
+    logging.getLogger("mdc_core").handlers = [_Forward()]  # it uses the standard library's logging
     for name in ("uvicorn.error", "asyncio"):
         logging.getLogger(name).addFilter(Seldom())
 
 
 class StandardError:
-    """Writes to standard error what can be written: a full disk under the log fails no request and no worker."""
+    """Standard error that ignores write errors: a full disk under the log must not fail requests or workers."""
 
     def write(self, text: str) -> None:
-        """As much as there is room for."""
+        """Write as much as fits."""
         with suppress(OSError, ValueError):  # ValueError: closed
             sys.stderr.write(text)
 
     def flush(self) -> None:
-        """To the disk, if it takes it."""
+        """Flush, if possible."""
         with suppress(OSError, ValueError):
             sys.stderr.flush()
 
 
 class Seldom(logging.Filter):
-    """Lets a message pass a few times a minute: a stranger who causes it again and again does not fill the disk."""
+    """Rate-limits each message, so that a client who provokes it again and again cannot fill the disk."""
 
     def __init__(
         self, times: int = 5, seconds: float = 60, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """So many `times` in so many `seconds` of the `clock`, each text for itself."""
+        """Pass each text up to `times` per `seconds` of `clock`."""
         super().__init__()
         self._times, self._seconds, self._clock = times, seconds, clock
         self._begun = clock()
         self._seen: Counter[str] = Counter()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether the record is logged; the last one of its kind says that more are left out."""
+        """Whether to log the record. The last one that passes says that further ones are dropped."""
         now = self._clock()
         if now - self._begun >= self._seconds:
             self._begun = now
@@ -77,7 +77,7 @@ class Seldom(logging.Filter):
 
 
 class _Forward(logging.Handler):
-    """Makes a line of the service's log of what a library logs."""
+    """Forwards a library's log records to the service's log."""
 
     def emit(self, record: logging.LogRecord) -> None:
         log = structlog.get_logger()
@@ -85,23 +85,23 @@ class _Forward(logging.Handler):
 
 
 def begin_line(**facts: str | int) -> str:
-    """What `RequestLines.add` begins with: the part that is the same for every such request, written out once."""
+    """The start of a log line that is the same for all such requests; see `RequestLines.add`."""
     return json.dumps({**facts, "event": "request", "level": "info"})[:-1]
 
 
 class RequestLines:
-    """The lines that `server.web.problems.log_request` would write, at a tenth of the time.
+    """Writes the same lines as `server.web.problems.log_request` in a tenth of the time.
 
-    For what is answered thousands of times a second. Requests that are answered in one turn of the event loop get one
-    timestamp, and are written at once.
+    For requests that come thousands of times a second. Those of one turn of the event loop share a timestamp and a
+    write.
     """
 
     def __init__(self) -> None:
-        """Nothing waits to be written."""
+        """Start without lines."""
         self._lines: list[str] = []
 
     def add(self, begin: str, request_id: str, key_id: str, seconds: float) -> None:
-        """Write that a request is answered, soon. Neither id has a character that JSON would escape."""
+        """Queue the line of a finished request. Neither id may contain a character that JSON would escape."""
         if not self._lines:
             asyncio.get_running_loop().call_soon(self._write)
         self._lines.append(

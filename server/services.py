@@ -23,16 +23,14 @@ from server.store.objects import ObjectStore
 from server.uploads.inspect import Inspections
 from server.web.store_threads import StoreThreads
 
-AT_ONCE = 3
-"""Requests about jobs that are worked on at the same time: more would only take time from each other."""
-INSPECTED_AT_ONCE = 2
-"""Uploads that are looked into at the same time, each by a process that may take 200 MB."""
+CONCURRENT_REQUESTS = 3
+"""Requests about jobs to process at the same time. More would only slow each other down."""
+CONCURRENT_INSPECTIONS = 2
+"""Uploads to inspect at the same time, each in a process of up to 200 MB."""
 PICTURE_BYTES = 8 * 2**20
-"""Memory for previews that were asked for."""
-
-
-PLANNED_AT_ONCE = 2
-"""Plans that are worked out at the same time: milliseconds each, in which nothing else of Python runs."""
+"""Size of the cache of previews."""
+CONCURRENT_PLANS = 2
+"""Plans to compute at the same time. Each holds the GIL for milliseconds."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +53,9 @@ class Services:
     watchers: Watchers
     rates: RateLimits
     metrics: Metrics
-    at_work: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE))
-    planning: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(PLANNED_AT_ONCE))
-    inspecting: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(INSPECTED_AT_ONCE))
+    at_work: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(CONCURRENT_REQUESTS))
+    planning: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(CONCURRENT_PLANS))
+    inspecting: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(CONCURRENT_INSPECTIONS))
     inspections: Inspections = field(default_factory=Inspections)
     pictures: Lru[str, bytes] = field(default_factory=lambda: Lru(PICTURE_BYTES, len))
     drawing: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))

@@ -1,4 +1,4 @@
-"""Settings from the environment (`MDC_…`), shared by the API and the worker."""
+"""Settings of the API and the worker, from `MDC_…` in the environment."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 import secrets
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -15,12 +16,13 @@ from limits import parse as parse_rate
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from mdc_core.atomic_file import publish, sync
 from mdc_core.config.settings import faults
 from mdc_core.delivery.signing import PrivateKey, dump_private_keys, load_private_keys, new_key
 from mdc_core.errors import ConfigError, FormatError
 
 MIN_SECRET = 32
-"""Characters that a configured secret has at least: 128 bits even when it is written in hexadecimal."""
+"""Minimum length of a configured secret: 128 bits even if it is hexadecimal."""
 
 GiB = 2**30
 MiB = 2**20
@@ -33,7 +35,7 @@ def _absolute(path: Path) -> Path:
 
 
 def _listed(value: Any) -> Any:
-    """The parts of a text with commas between; pass on what is a list already."""
+    """Split text at commas. Other values pass unchanged."""
     return (
         tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
     )
@@ -43,7 +45,7 @@ def _origins(origins: tuple[str, ...]) -> tuple[str, ...]:
     for origin in origins:
         if origin != "*" and not _ORIGIN.fullmatch(origin):
             raise ConfigError(
-                f"the origin {origin!r} is not one: write scheme and host, such as https://example.org"
+                f"{origin!r} is not an origin: write scheme and host, such as https://example.org"
             )
     return origins
 
@@ -54,7 +56,7 @@ def _networks(proxies: tuple[str, ...]) -> tuple[str, ...]:
             ip_network(proxy)
         except ValueError as error:
             raise ConfigError(
-                f"the proxy {proxy!r} is none: write an address or a network, such as 10.0.0.5 or 10.0.0.0/24"
+                f"{proxy!r} is not a proxy: write an address or a network, such as 10.0.0.5 or 10.0.0.0/24"
             ) from error
     return proxies
 
@@ -65,13 +67,13 @@ def _rate(text: str) -> str:
             parse_rate(text)
     except ValueError as error:
         raise ConfigError(
-            f"the rate {text!r} is not one: write it like 100/minute, or nothing for none"
+            f"{text!r} is not a rate: write it like 100/minute, or leave it empty for no limit"
         ) from error
     return text
 
 
 def _in_data_dir(template: str) -> Any:
-    """A field that follows `data_dir` unless it is set; `{}` in the template is the folder."""
+    """A field whose default depends on `data_dir`, which replaces `{}` in the template."""
     return Field(default_factory=lambda data: template.format(data.get("data_dir", "")))
 
 
@@ -80,92 +82,92 @@ AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
 
 
 class Settings(BaseSettings):
-    """What differs between two installations. Every field is `MDC_<NAME>` in the environment."""
+    """Settings of an installation. Each field is `MDC_<NAME>` in the environment."""
 
-    # An error shows no input, as that holds the secrets.
+    # Errors must not show their input: it includes the secrets.
     model_config = SettingsConfigDict(
         env_prefix="MDC_", frozen=True, use_attribute_docstrings=True, hide_input_in_errors=True
     )
 
     data_dir: AbsolutePath = Field(default=Path("mdc-data"), validate_default=True)
-    """Folder of the embedded mode: database, broker, objects, secret, signing key, first admin key."""
+    """Folder of embedded mode: database, broker, objects, secret, signing key, first admin key."""
     database_url: str = _in_data_dir("sqlite:///{}/mdc.sqlite3")
     """SQLAlchemy URL: `sqlite:///FILE` or `postgresql+psycopg://…`."""
     broker_url: str = _in_data_dir("sqla+sqlite:///{}/broker.sqlite3")
     """Celery broker URL, for example `redis://…`."""
     broker_prefix: str = Field(default="mdc:", pattern=r"^[\x21-\x7e]{0,64}$")
-    """Begin of every key in Redis, where several installations share one."""
+    """Prefix of all Redis keys, so that several installations can share one Redis."""
     objects_url: str = _in_data_dir("file://{}/objects")
     """Object store: `file:///FOLDER`, `s3://BUCKET/PREFIX`, `memory://`."""
     data_root: AbsolutePath = Field(default_factory=lambda data: Path(data.get("data_dir", ".")) / "datasets")
-    """Folder that the named data sets are read from, or downloaded to."""
+    """Folder of the named data sets, which are downloaded to it if missing."""
     host: str = "127.0.0.1"
     """Address to listen on."""
     port: int = Field(default=8000, ge=1, le=65535)
     """Port to listen on."""
     secret: SecretStr | None = None
-    """Key of the HMAC that API keys are stored under; made by itself in the embedded mode only."""
+    """HMAC key for stored API keys. Generated in embedded mode; required otherwise."""
     signing_keys: SecretStr | None = None
-    """Private JWKS whose first key signs manifests; made by itself in the embedded mode only."""
+    """Private JWKS whose first key signs manifests. Generated in embedded mode; required otherwise."""
     manifest_days: int = Field(default=30, ge=1, le=3650)
-    """Days after which a manifest must be fetched again."""
+    """Days until a manifest expires and must be fetched again."""
     trusted_proxies: Annotated[
         tuple[str, ...], NoDecode, BeforeValidator(_listed), AfterValidator(_networks)
     ] = ()
-    """Addresses or networks of the proxies before the API, with commas between: they may tell who the client is."""
+    """Addresses or networks of reverse proxies, comma-separated. Only they may set the client's address."""
     downloads: Literal["proxy", "redirect"] = "proxy"
-    """Whether subsets come through the API, or where possible from the object store by signed URLs."""
+    """`proxy`: the API sends subsets. `redirect`: it redirects to signed URLs of the object store if possible."""
     cors_origins: Annotated[
         tuple[str, ...], NoDecode, BeforeValidator(_listed), AfterValidator(_origins)
     ] = ()
-    """Origins whose web pages may read sets and subsets, with commas between; `*`: every one."""
+    """Origins whose web pages may read sets and subsets, comma-separated; `*`: any origin."""
     cache_bytes: int = Field(default=20 * MiB, ge=0)
-    """Memory for ranks that were delivered, in each API process."""
+    """Size of the cache of delivered ranks, per API process."""
     upload_max_bytes: int = Field(default=2 * GiB, ge=1)
-    """Largest data set that may be uploaded."""
+    """Maximum size of an upload."""
     key_rate: Rate = "6000/minute"
-    """Requests of one API key, those for sets and subsets not counted; empty: any number."""
+    """Rate limit per API key, except for sets and subsets; empty: no limit."""
     refusal_rate: Rate = "60/minute"
-    """Keys that do not work from one address, before it may try no new ones; empty: any number."""
+    """Rate limit of invalid API keys per client address; empty: no limit."""
     key_jobs: int = Field(default=100, ge=1)
-    """Jobs of one API key that wait or run."""
+    """Maximum number of waiting and running jobs per API key."""
     key_streams: int = Field(default=100, ge=1)
-    """Streams of events that one API key keeps open, in each API process."""
+    """Maximum number of open event streams per API key, in each API process."""
     key_upload_bytes: int = Field(default=20 * GiB, ge=0)
-    """Bytes that one API key may have uploaded."""
+    """Maximum total size of uploads per API key."""
     upload_days: int | None = Field(default=None, ge=1, le=36500)
-    """Days after which an upload is deleted that no job has named meanwhile; none: uploads stay until deleted."""
+    """Days until an upload that no job has used is deleted; none: uploads stay until you delete them."""
     max_attempts: int = Field(default=5, ge=1)
-    """Attempts after which an interrupted job fails."""
+    """Number of interrupted attempts after which a job fails."""
     max_runtime_seconds: int | None = Field(default=None, ge=1)
-    """Longest time that a job may run, all attempts together; none: as long as its request says."""
+    """Maximum running time of a job, all attempts together; none: only the request's own limit applies."""
     max_expected_seconds: float = Field(default=7 * 86400, ge=0)
-    """Longest time that a job may be expected to take, while a worker tells; 0: any."""
+    """Maximum estimated time of a job, while a worker is registered; 0: no limit."""
     lease_seconds: float = Field(default=90, gt=0)
-    """How long a worker holds a job without renewing its lease."""
+    """Lifetime of a worker's lease on a job."""
     lease_renew_seconds: float = Field(default=15, gt=0)
-    """How often it renews."""
+    """Interval at which a worker renews its lease; shorter than the lease."""
     checkpoint_seconds: float = Field(default=60, ge=0)
-    """Least time between two checkpoints of a job."""
+    """Minimum time between two checkpoints of a job."""
     threads: int = Field(default=0, ge=0)
-    """CPU threads of a job; 0: one per core. Small images are condensed about as fast with 1."""
+    """CPU threads of a job; 0: one per core. For small images, 1 is about as fast."""
     stuck_seconds: float = Field(default=4 * 3600, gt=0)
-    """Time without progress after which a job's process is killed; an outer loop must end within it."""
+    """Time without progress after which a job's process is killed. An outer loop must take less."""
     kill_grace_seconds: float = Field(default=120, ge=0)
-    """Time that a stopped job has to write its checkpoint before it is killed."""
+    """Time for a stopped job to write its checkpoint before it is killed."""
     sweep_age_seconds: float = Field(default=7 * 24 * 3600, ge=0)
-    """Age from which an object that nothing refers to is deleted."""
+    """Minimum age of an unreferenced object before it is deleted."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.lease_renew_seconds >= self.lease_seconds:
             raise ConfigError(
                 f"MDC_LEASE_RENEW_SECONDS is {self.lease_renew_seconds:g}, but the lease ends after "
-                f"{self.lease_seconds:g} s: renew it at least twice in that time"
+                f"{self.lease_seconds:g} s: set it to at most half of that"
             )
         if self.secret is not None and len(self.secret.get_secret_value()) < MIN_SECRET:
             raise ConfigError(
-                f"MDC_SECRET has {len(self.secret.get_secret_value())} characters: it takes at least "
+                f"MDC_SECRET has {len(self.secret.get_secret_value())} characters: use at least "
                 f"{MIN_SECRET}, for example the output of: openssl rand -hex 32"
             )
         if self.signing_keys is not None:
@@ -174,43 +176,45 @@ class Settings(BaseSettings):
 
     @property
     def embedded(self) -> bool:
-        """Whether everything lives in a folder of this machine: SQLite and a folder of objects."""
+        """Whether everything is local: SQLite and a folder of objects."""
         return self.database_url.startswith("sqlite") and self.objects_url.startswith("file:")
 
     @property
     def uploads_dir(self) -> Path:
-        """Folder for bodies that are still arriving."""
+        """Folder of unfinished uploads."""
         return self.data_dir / "uploads"
 
     def secret_key(self) -> bytes:
-        """The HMAC key: `secret`, or in the embedded mode a generated one in `data_dir`/secret (mode 0600).
+        """The HMAC key: `secret`, or in embedded mode a generated one in `data_dir`/secret (mode 0600).
 
-        Raises `ConfigError` when it is missing outside the embedded mode. Only the API needs it.
+        Raises `ConfigError` if it is missing outside embedded mode. Only the API needs it.
         """
         if self.secret is not None:
             return self.secret.get_secret_value().encode()
         if not self.embedded:
             raise ConfigError(
-                "MDC_SECRET is not set: with a database server or a remote object store choose one of at "
-                f"least {MIN_SECRET} characters, for example the output of: openssl rand -hex 32"
+                "MDC_SECRET is not set: with a database server or a remote object store, set it to at least "
+                f"{MIN_SECRET} characters, for example the output of: openssl rand -hex 32"
             )
-        return _kept_secret(self.data_dir / "secret")
+        return _stored_secret(self.data_dir / "secret")
 
     def manifest_keys(self) -> tuple[PrivateKey, ...]:
-        """The keys of manifests: the first signs, all are published.
+        """The signing keys of manifests: the first one signs, all are published.
 
-        They are `signing_keys`, or in the embedded mode one that is made in `data_dir`/signing.jwks (mode 0600).
-        Raises `ConfigError` when they are missing outside the embedded mode. Only the API needs them.
+        They are `signing_keys`, or in embedded mode a generated one in `data_dir`/signing.jwks (mode 0600).
+        Raises `ConfigError` if they are missing outside embedded mode. Only the API needs them.
         """
         if self.signing_keys is not None:
             return _signing_keys("MDC_SIGNING_KEYS", self.signing_keys.get_secret_value())
         if not self.embedded:
             raise ConfigError(
-                "MDC_SIGNING_KEYS is not set: with a database server or a remote object store set it to the "
+                "MDC_SIGNING_KEYS is not set: with a database server or a remote object store, set it to the "
                 "output of: python -m server.cli create-signing-key"
             )
         path = self.data_dir / "signing.jwks"
-        return _signing_keys(str(path), _kept(path, lambda: dump_private_keys([new_key()])).decode())
+        return _signing_keys(
+            str(path), _read_or_create(path, lambda: dump_private_keys([new_key()])).decode()
+        )
 
 
 def _signing_keys(source: str, text: str) -> tuple[PrivateKey, ...]:
@@ -220,46 +224,44 @@ def _signing_keys(source: str, text: str) -> tuple[PrivateKey, ...]:
         raise ConfigError(f"{source} cannot be used: {error}") from None
 
 
-def _kept(path: Path, make: Callable[[], str]) -> bytes:
-    """The content of `path`, made at first; two processes that start together get the same one."""
+def _read_or_create(path: Path, make: Callable[[], str]) -> bytes:
+    """The content of `path`, created if missing. Processes that start together get the same content."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_private(path, make(), replace=False)
     return path.read_bytes().strip()
 
 
-def _kept_secret(path: Path) -> bytes:
-    kept = _kept(path, lambda: secrets.token_hex(32))
-    if len(kept) < MIN_SECRET:
+def _stored_secret(path: Path) -> bytes:
+    secret = _read_or_create(path, lambda: secrets.token_hex(32))
+    if len(secret) < MIN_SECRET:
         raise ConfigError(
-            f"{path} holds {len(kept)} characters, a secret takes at least {MIN_SECRET}: restore the file "
-            "(a new secret makes every API key invalid)"
+            f"{path} holds {len(secret)} characters, and a secret at least {MIN_SECRET}: restore the file (a new "
+            "secret makes every API key invalid)"
         )
-    return kept
+    return secret
 
 
 def wrong_settings(error: ValidationError) -> str:
-    """Which variables `Settings()` refused, and why."""
+    """The variables that `Settings()` refused, and why."""
     return faults(error, lambda path: f"MDC_{path.replace('.', '_').upper()}")
 
 
 def write_private(path: Path, text: str, *, replace: bool) -> None:
-    """Write `text` and a line end to `path` with mode 0600, whole or not at all.
+    """Write `text` and a newline to `path` atomically, with mode 0600.
 
-    With `replace` false an existing file is left as it is.
+    If `replace` is false, an existing file stays as it is.
     """
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")  # mkstemp makes mode 0600
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")  # mkstemp sets mode 0600
+    temporary = Path(name)
     try:
-        with os.fdopen(handle, "w") as file:
-            file.write(text + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        with os.fdopen(handle, "wb") as file:
+            file.write(text.encode() + b"\n")
+            sync(file)
         if replace:
-            os.replace(temporary, path)
+            publish(temporary, path)
             return
-        try:
-            os.link(temporary, path)
-        except FileExistsError:
-            return
+        with suppress(FileExistsError):
+            os.link(temporary, path)  # unlike a rename, fails if another process was first
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)

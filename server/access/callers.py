@@ -1,4 +1,4 @@
-"""Who sends requests, and the keys that were checked a moment ago."""
+"""Callers, and the cache of API keys that were confirmed lately."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ Scope = Literal["jobs:read", "jobs:write", "subsets:read", "admin"]
 SCOPES: tuple[str, ...] = get_args(Scope)
 """What a key may be allowed to do; `admin` implies the others."""
 
-KEPT = 10_000
-"""Keys that are kept."""
+CACHED_KEYS = 10_000
+"""Number of API keys to cache."""
 
 
 class PresentedKey(NamedTuple):
@@ -62,7 +62,7 @@ class KnownKeys:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         """`clock` tells seconds."""
-        self._trusted: RevalidatingCache[str, _Known] = RevalidatingCache(KEPT, clock)
+        self._trusted: RevalidatingCache[str, _Known] = RevalidatingCache(CACHED_KEYS, clock)
         self.now = self._trusted.now
         self.forget = self._trusted.forget
 

@@ -1,4 +1,4 @@
-"""How much one API key may have: jobs that wait or run, and bytes of uploads. Counted where they are added."""
+"""Quotas per API key: waiting and running jobs, and bytes of uploads. Checked in the transaction that adds one."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from sqlalchemy.orm import Session
 from server.store import datasets, jobs, keys
 from server.web.problems import Problem
 
-RETRY_SECONDS = 60
-"""When a job may have ended."""
+RETRY_JOBS_SECONDS = 60
+"""`Retry-After` of a full job quota: a job may have ended by then."""
 
 
 def check_jobs(session: Session, key_id: str, most: int) -> None:
@@ -24,7 +24,7 @@ def check_jobs(session: Session, key_id: str, most: int) -> None:
             429,
             "too-many-jobs",
             f"{active} jobs of the API key {key_id} wait or run, and {most} may: cancel one, or wait for its end",
-            headers={"Retry-After": str(RETRY_SECONDS)},
+            headers={"Retry-After": str(RETRY_JOBS_SECONDS)},
         )
 
 

@@ -1,4 +1,4 @@
-"""A small memory: what was used least recently goes first."""
+"""A least-recently-used cache, limited by weight (such as bytes) rather than by number."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ V = TypeVar("V")
 
 
 class Lru(Generic[K, V]):
-    """Values under keys, up to a total weight. Threads may share it."""
+    """A cache with a total weight. Thread-safe."""
 
     def __init__(self, capacity: int, weigh: Callable[[V], int] = lambda value: 1) -> None:
-        """`weigh` tells the weight of a value, 1 each if left out; a capacity of 0 keeps nothing."""
+        """`weigh` gives the weight of a value (default: 1 each). A capacity of 0 caches nothing."""
         self._capacity = capacity
         self._weigh = weigh
         self._values: OrderedDict[K, V] = OrderedDict()
@@ -24,11 +24,11 @@ class Lru(Generic[K, V]):
 
     @property
     def weight(self) -> int:
-        """Weight of everything that is kept."""
+        """Total weight of the cached values."""
         return self._weight
 
     def get(self, key: K) -> V | None:
-        """The value, which is now the most recently used."""
+        """The value, which becomes the most recently used."""
         with self._lock:
             value = self._values.get(key)
             if value is not None:
@@ -36,7 +36,7 @@ class Lru(Generic[K, V]):
             return value
 
     def put(self, key: K, value: V) -> None:
-        """Keep a value in place of a former one; what is heavier than everything may be is not kept."""
+        """Cache a value in place of a former one. A value heavier than the capacity is not cached."""
         weight = self._weigh(value)
         with self._lock:
             self._drop(key)
@@ -48,7 +48,7 @@ class Lru(Generic[K, V]):
                 self._drop(next(iter(self._values)))
 
     def drop(self, key: K) -> None:
-        """Forget the value, if there is one."""
+        """Remove the value, if it is cached."""
         with self._lock:
             self._drop(key)
 

@@ -14,7 +14,7 @@ from mdc_core.delivery.budget import Budget, Plan, plan
 from mdc_core.delivery.manifest import Manifest
 from mdc_core.errors import BudgetError, ConfigError, DigestError
 from server.delivery.catalog import Version
-from server.delivery.rank_cache import AT_ONCE, Piece, RankCache
+from server.delivery.rank_cache import WHOLE_BODY_BYTES, Piece, RankCache
 from server.store.objects import ObjectStore
 from server.web.conditional import Conditions, Decision, decide
 from server.web.problems import FieldError, Problem, invalid
@@ -269,14 +269,14 @@ async def _each(chunks: list[Piece]) -> AsyncIterator[Piece]:
 
 
 def in_chunks(pieces: list[Piece]) -> list[Piece]:
-    """The same bytes as at least one chunk to be sent: all in one up to `AT_ONCE`, else pieces of about `CHUNK`.
+    """The same bytes in at least one chunk: a single one up to `WHOLE_BODY_BYTES`, else pieces of about `CHUNK`.
 
-    Of a large piece they are views. What a socket does not take of a chunk is copied, so that is all the memory that a
-    connection holds, however slow its reader is.
+    Chunks of a large piece are views. A connection copies what its socket does not take of one chunk, so that is all
+    the memory that it holds, however slow its reader is.
     """
-    if len(pieces) == 1 and len(pieces[0]) <= AT_ONCE:
+    if len(pieces) == 1 and len(pieces[0]) <= WHOLE_BODY_BYTES:
         return pieces
-    if sum(map(len, pieces)) <= AT_ONCE:
+    if sum(map(len, pieces)) <= WHOLE_BODY_BYTES:
         return [b"".join(pieces)]
     chunks: list[Piece] = []
     small: list[Piece] = []

@@ -1,4 +1,4 @@
-"""Published versions of sets, kept in memory: a version never changes, so only its withdrawal is asked for again."""
+"""A cache of published versions. A version never changes, so only its withdrawal is revalidated."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from server.store.db import Database
 from server.store.tables import CondensedSet
 from server.web.problems import Problem, not_found
 
-KEPT = 64
-"""Versions that are kept."""
+CACHED_VERSIONS = 64
+"""Number of versions to cache."""
 
 _REFERENCE = re.compile(r"([a-z0-9][a-z0-9-]{0,62})(?:@([1-9][0-9]{0,8}))?")
 
@@ -65,12 +65,12 @@ def split_reference(reference: str) -> tuple[str, int | None]:
 
 
 class Catalog:
-    """Finds versions; those that were found lately without the database."""
+    """Finds versions, recently used ones without the database."""
 
     def __init__(self, db: Database, clock: Callable[[], float] = time.monotonic) -> None:
         """`clock` tells seconds."""
         self._db = db
-        self._trusted: RevalidatingCache[tuple[str, int], Version] = RevalidatingCache(KEPT, clock)
+        self._trusted: RevalidatingCache[tuple[str, int], Version] = RevalidatingCache(CACHED_VERSIONS, clock)
 
     def warm(self, reference: str) -> tuple[Version, bool] | None:
         """The version `name@version` if it is in memory and may still be delivered, and `RevalidatingCache.get`'s hint.

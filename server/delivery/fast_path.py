@@ -1,8 +1,8 @@
-"""The quick way for what is in memory: reading a whole or partial subset, or a rank, of a pinned version.
+"""The fast path serves a subset or a rank of a pinned version, whole or in part, from memory.
 
-It knows nothing of its own. It asks the same functions as the routes do, and whenever one of them has to wait or to
-refuse, or the request has anything unusual, the request goes the ordinary way as if nothing had been asked. Middleware,
-matching routes and solving dependencies take several times as long as everything that these requests need.
+It has no rules of its own: it calls the same functions as the routes. If one of them must wait or refuse, or if the
+request is unusual in any way, the request takes the ordinary path as if nothing had happened. It pays because
+middleware, routing and dependencies take several times as long as everything else that these requests need.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ from server.web.conditional import LONGEST, Conditions, Decision
 from server.web.cors import VARY
 from server.web.problems import MAX_HEADER_BYTES, Problem, request_id_of
 
-KEPT_BYTES = 4 * 2**20
-"""Memory for answers that are kept, without the bytes of sets."""
-WANTED = 256
-"""Paths and queries that are kept with what they mean."""
+CACHED_RESPONSE_BYTES = 4 * 2**20
+"""Size of the cache of prepared responses, without their bodies."""
+CACHED_TARGETS = 256
+"""Number of parsed paths and queries to cache."""
 LONGEST_PATH = 120
 LONGEST_QUERY = 80
 
@@ -90,7 +90,7 @@ class _Ready(NamedTuple):
 
 
 class FastPath:
-    """Answers before everything else what can be answered from memory."""
+    """Serves requests from memory, before any middleware."""
 
     def __init__(
         self,
@@ -101,20 +101,20 @@ class FastPath:
         redirects: bool,
         shared: bool,
     ) -> None:
-        """`redirects`: what the object store can answer is left to it; `shared`: pages of other origins may read."""
+        """`redirects`: redirect to the object store if possible. `shared`: CORS is enabled."""
         self._authenticator, self._catalog, self._ranks = authenticator, catalog, ranks
         self._redirects, self._shared = redirects, shared
-        # Plain numbers, as these are counted in the event loop where every microsecond is.
+        # Plain numbers instead of metrics objects: every microsecond counts in the event loop.
         self.answers = 0
         """Requests answered so far."""
         self.sent_bytes = 0
         """Bytes of their bodies."""
-        self._ready: Lru[_Answer, _Ready] = Lru(KEPT_BYTES, lambda ready: ready.weight)
+        self._ready: Lru[_Answer, _Ready] = Lru(CACHED_RESPONSE_BYTES, lambda ready: ready.weight)
         self._asking: dict[Hashable, asyncio.Task[Any]] = {}
         self._lines = RequestLines()
 
     async def answer(self, scope: Scope, send: Send) -> bool:
-        """Answer a request to the end; False: it must go the ordinary way, and nothing was sent."""
+        """Serve a request. Returns False, with nothing sent, if it must take the ordinary path."""
         if scope["type"] != "http" or scope["method"] != "GET":
             return False
         started = time.perf_counter()
@@ -122,8 +122,8 @@ class FastPath:
             found = await self._from_memory(scope)
         except (Problem, SQLAlchemyError):
             return False
-        except Exception as error:  # the ordinary way answers whatever comes
-            structlog.get_logger().error("the quick way failed", exc_info=error)
+        except Exception as error:  # the ordinary path can still serve the request
+            structlog.get_logger().error("fast path failed", exc_info=error)
             return False
         if found is None:
             return False
@@ -163,12 +163,14 @@ class FastPath:
     async def _trusted(
         self, scope: Scope, token: str, reference: str
     ) -> tuple[Caller | None, Version | None]:
-        """Whose key it is and the version, as the database said a moment ago; None for what it does not confirm.
+        """The caller and the version, as confirmed within `TRUST_SECONDS`; None if the database denies one.
 
-        `Problem` 401 or 429 for a key that is new here, and refused.
+        Raises `Problem` 401 or 429 for a key that is new here and refused.
 
-        A busy key or version is asked about again before trust in it ends. Else every request would come to its end
-        at once; they would wait, and not even then would more than one question be asked.
+        Half-way through the trust window the first request starts a query in the background and goes on with the
+        cached value. Without this, all requests for a busy key or version would find it expired at the same moment
+        and wait for the database together. `_ask` shares one query among all requests, and `shield` keeps it running
+        when the client of the request that started it disconnects.
         """
         key = self._authenticator.present(token)
         caller, is_key_ageing = self._authenticator.known(key) or (None, self._authenticator.met(key))
@@ -186,7 +188,7 @@ class FastPath:
         return caller, version
 
     def _ask(self, subject: Hashable, question: Callable[[], T]) -> asyncio.Task[T | None]:
-        """Begin to ask the database about a key or a version, unless that is being done already."""
+        """The running query about a key or a version; starts one if there is none."""
         if subject not in self._asking:
             self._asking[subject] = asyncio.create_task(self._asked(subject, question))
         return self._asking[subject]
@@ -252,7 +254,7 @@ def _given(headers: _Headers) -> tuple[str, Conditions] | None:
     return None if size > MAX_HEADER_BYTES else (token, Conditions(*conditions))
 
 
-@lru_cache(WANTED)
+@lru_cache(CACHED_TARGETS)
 def _wanted(path: str, query: bytes) -> _Wanted | None:
     """Reference of the set, what of it, and its number. Path and query are short."""
     parts = _PATH.fullmatch(path)

@@ -1,4 +1,4 @@
-"""Manifests on their way out: given an expiry, written as JSON, and signed."""
+"""Manifests for delivery: with an expiry, as JSON, and signed."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from server.store.tables import CondensedSet
 
 JSON = "application/json"
 JOSE = "application/jose"
-KEPT = 64
-"""Written manifests that are kept."""
+CACHED_MANIFESTS = 64
+"""Number of signed manifests to cache."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,13 @@ class SignedManifest:
 
 
 class Manifests:
-    """Writes manifests, and keeps those of the hour."""
+    """Writes and signs manifests, and caches them for an hour."""
 
     def __init__(self, key: PrivateKey, days: int) -> None:
         """`key` signs; `days` after the hour of its writing a manifest expires."""
         self._key = key
         self._days = days
-        self._kept: Lru[tuple[str, int, datetime], SignedManifest] = Lru(KEPT)
+        self._kept: Lru[tuple[str, int, datetime], SignedManifest] = Lru(CACHED_MANIFESTS)
 
     def warm(self, row: CondensedSet, now: datetime) -> SignedManifest | None:
         """The manifest if it was written in this hour."""

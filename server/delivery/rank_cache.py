@@ -1,4 +1,4 @@
-"""Bytes of subsets: headers are computed, ranks come from memory or from one range of the stored object."""
+"""Bytes of subsets: headers are computed, ranks come from the cache or from one range of the stored object."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from server.delivery.catalog import Version
 from server.store.objects import ObjectStore
 
 Piece = bytes | memoryview
-AT_ONCE = 512 * 1024
-"""Bytes of a body that is handed over whole; a slow reader holds no more than this."""
+WHOLE_BODY_BYTES = 512 * 1024
+"""Bodies up to this size are sent in one chunk, so a slow reader holds no more memory than this."""
 WHOLE = 2**32
 _LOCKS = 16
 
 
 class RankCache:
-    """Reads parts of subsets, and keeps ranks that were read up to a number of bytes.
+    """Reads parts of subsets through a cache of ranks.
 
-    The pieces that it gives are views of what is kept: a slow reader holds no copy.
+    It returns views of cached bytes, so that a slow reader holds no copy.
     """
 
     def __init__(self, objects: ObjectStore, capacity: int) -> None:
-        """`capacity` is in bytes; 0 keeps nothing."""
+        """`capacity` is in bytes; 0 caches nothing."""
         self._objects = objects
         self._capacity = capacity
         # Key and rank; the header of subset k is kept as the rank -k, its whole file as WHOLE + k.
         self._kept: Lru[tuple[str, int], bytes] = Lru(capacity, len)
-        # Many devices that ask for the same new set cause one read. Two objects may share a lock.
+        # When many devices ask for a new set, one reads it and the others wait. Objects may share a lock.
         self._locks = [Lock() for _ in range(_LOCKS)]
 
     def warm(self, version: Version, k: int, start: int, end: int) -> list[Piece] | None:
         """Bytes [start, end) of the file of subset k if all are in memory; never waits for the store."""
-        is_whole = start == 0 and end == version.length(k) <= AT_ONCE
+        is_whole = start == 0 and end == version.length(k) <= WHOLE_BODY_BYTES
         if is_whole and (whole := self._kept.get((version.object_key, WHOLE + k))) is not None:
             return [whole]
         pieces: list[Piece] = []
@@ -45,7 +45,7 @@ class RankCache:
             if block is None:
                 return None
             pieces.append(memoryview(block)[first:last])
-        if is_whole:  # joined once, not for every device that asks for it
+        if is_whole:  # join once, not for every device
             pieces = [b"".join(pieces)]
             self._kept.put((version.object_key, WHOLE + k), bytes(pieces[0]))
         return pieces
@@ -57,7 +57,7 @@ class RankCache:
         read to be kept is not the published one.
         """
         ranks = [rank for rank, _, _ in _parts(version, start, end) if rank > 0]
-        # What would push most of the rest out of memory is passed on as it comes.
+        # Do not cache what would evict most of the rest.
         if len(ranks) * version.rank_bytes > self._capacity // 2:
             return self._stream(version, k, start, end)
         with self._locks[hash(version.object_key) % _LOCKS]:

@@ -19,8 +19,8 @@ from server.web.problems import Problem, not_found, responses
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], dependencies=[InTurn], route_class=KeyBeforeBody)
 
-RETRY_SECONDS = 2
-"""When it is worth looking at a new job again."""
+POLL_JOB_SECONDS = 2
+"""`Retry-After` of a new job."""
 
 
 @router.post(
@@ -56,7 +56,7 @@ def submit_job(
     job = submit(services.db, caller, body, idempotency_key, services.settings)
     services.wakeup.send(job.id)
     response.headers["Location"] = f"/v1/jobs/{job.id}"
-    response.headers["Retry-After"] = str(RETRY_SECONDS)
+    response.headers["Retry-After"] = str(POLL_JOB_SECONDS)
     return JobResponse.of(job)
 
 

@@ -1,4 +1,4 @@
-"""A lock that is given to the one who has waited longest."""
+"""A lock that threads get in the order in which they asked for it."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ from threading import Lock
 
 
 class FairLock:
-    """As a context manager: one thread at a time is inside, in the order in which they came.
+    """A first-come, first-served lock, as a context manager.
 
-    A plain lock goes to whichever thread the system wakes, or to one that has just come: some wait for seconds.
+    A plain lock goes to whichever thread the system wakes, or to one that has just arrived, so that others starve for
+    seconds.
     """
 
     def __init__(self) -> None:
         self._guard = Lock()
         self._queue: deque[Lock] = deque()
-        """Of the thread inside, then of those that wait; the latter are locked."""
+        """One lock per thread: the holder's first, then those of waiting threads, which are locked."""
 
     def __len__(self) -> int:
-        """Threads that are inside or wait."""
+        """Number of threads that hold the lock or wait for it."""
         return len(self._queue)
 
     def __enter__(self) -> None:

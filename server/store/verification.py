@@ -28,7 +28,7 @@ class Fault(NamedTuple):
     """`missing` or `damaged`."""
     of: str
     """What it belongs to, for people."""
-    mended: bool
+    repaired: bool
 
 
 def verify_objects(database: Database, objects: ObjectStore) -> Iterator[Fault]:
@@ -44,8 +44,8 @@ def verify_objects(database: Database, objects: ObjectStore) -> Iterator[Fault]:
         if (what := _fault(objects, row.master_key)) is not None:
             yield Fault(row.master_key, what, f"{of} (its master)", _from_trash(objects, row.master_key))
         if (what := _fault(objects, row.object_key)) is not None:
-            mended = _from_trash(objects, row.object_key) or _from_master(objects, row)
-            yield Fault(row.object_key, what, of, mended)
+            repaired = _from_trash(objects, row.object_key) or _from_master(objects, row)
+            yield Fault(row.object_key, what, of, repaired)
 
 
 def _fault(objects: ObjectStore, key: str) -> str | None:

@@ -1,1 +1,1 @@
-"""Uploaded data sets: received, and inspected without decoding a pixel. Nothing here trusts its input."""
+"""Receive uploads and inspect them without decoding a pixel. Nothing here trusts its input."""

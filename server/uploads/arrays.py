@@ -1,4 +1,8 @@
-"""What an npz tells of itself: shapes from the headers, labels read, pixels left alone."""
+"""Inspect an npz: array headers and labels are read, pixels are not.
+
+`mdc_core.data` reads whole arrays, for the worker. This module applies the same rules to headers, within the limits of
+an upload.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +21,9 @@ from server.uploads.members import UNREADABLE
 
 MEMBERS = ("x_train.npy", "y_train.npy", "x_test.npy", "y_test.npy", "classes.npy")
 MAX_PIXEL_BYTES = 16 * 2**30
-"""Bytes of all images of a split; they are kept in memory while a set is condensed."""
+"""Maximum bytes of a split's images. A worker holds them in memory."""
 MAX_LABEL_BYTES = 2**25
-"""Bytes of the labels of a split: of four million images."""
+"""Maximum bytes of a split's labels: four million of 8 bytes."""
 _MAX_HEADER = 10_000
 
 Shape = tuple[int, ...]
@@ -31,17 +35,17 @@ def inspect_arrays(archive: zipfile.ZipFile, name: str) -> DataFacts:
     x_test and y_test are optional, and so is `classes`, the C class names. Nothing is unpickled.
 
     Raises:
-        DataError: an array is missing, unknown, or cannot be used; the message names it.
+        DataError: an array is missing, unknown or unusable. The message names it.
     """
     present = {member.filename: member for member in archive.infolist()}
     for member in present:
         if member not in MEMBERS:
-            raise DataError(f"member {member!r} is none of the arrays {', '.join(MEMBERS)}: leave it out")
+            raise DataError(f"member {member!r} is not one of {', '.join(MEMBERS)}: leave it out")
     for member in ("x_train.npy", "y_train.npy"):
         if member not in present:
             raise DataError(f"array {member!r} is missing: an npz needs x_train and y_train")
     if ("x_test.npy" in present) != ("y_test.npy" in present):
-        raise DataError("only one of x_test.npy and y_test.npy is there: add the other, or leave out both")
+        raise DataError("only one of x_test.npy and y_test.npy is present: add the other, or leave out both")
     image_size, channels = _image_shape(archive, "train")
     counts = _class_counts(archive, "train", None)
     classes = _class_names(archive, len(counts)) if "classes.npy" in present else _numbered(len(counts))
@@ -54,8 +58,8 @@ def inspect_arrays(archive: zipfile.ZipFile, name: str) -> DataFacts:
             )
         tests = sum(_class_counts(archive, "test", len(counts)))
     else:
-        kept = after_hold_out(counts, classes)
-        tests, counts = sum(counts) - sum(kept), kept
+        training = after_hold_out(counts, classes)
+        tests, counts = sum(counts) - sum(training), training
     return DataFacts(
         name=name,
         channels=channels,
@@ -73,7 +77,7 @@ def _numbered(count: int) -> tuple[str, ...]:
 
 
 def _image_shape(archive: zipfile.ZipFile, split: str) -> tuple[int, int]:
-    """Side and channels of the images of a split, which has as many of them as labels."""
+    """Side and channels of a split's images. Checks that there are as many images as labels."""
     member = f"x_{split}.npy"
     shape, dtype, start = _header(archive, member)
     if dtype != np.uint8:
@@ -98,7 +102,7 @@ def _image_shape(archive: zipfile.ZipFile, split: str) -> tuple[int, int]:
 
 
 def _class_counts(archive: zipfile.ZipFile, split: str, classes: int | None) -> list[int]:
-    """Images per label 0..C-1, none of them 0; C is given for a test split."""
+    """Images per label 0..C-1, each at least 1. `classes` is C for a test split, None for training."""
     member = f"y_{split}.npy"
     shape, dtype, _ = _header(archive, member)
     if dtype.kind not in "iu" or not (len(shape) == 1 or (len(shape) == 2 and shape[1] == 1)):
@@ -126,7 +130,7 @@ def _class_names(archive: zipfile.ZipFile, count: int) -> tuple[str, ...]:
         raise DataError(
             f"array 'classes.npy' is {dtype} of shape {shape}: it must hold {count} strings, one per label"
         )
-    if dtype.itemsize > 4 * MAX_NAME:  # numpy keeps four bytes of every character of the longest
+    if dtype.itemsize > 4 * MAX_NAME:  # numpy stores every name with 4 bytes per character of the longest
         raise DataError(
             f"array 'classes.npy' has names of {dtype.itemsize // 4} characters: at most {MAX_NAME}"
         )
@@ -139,7 +143,7 @@ def _class_names(archive: zipfile.ZipFile, count: int) -> tuple[str, ...]:
 
 
 def _header(archive: zipfile.ZipFile, member: str) -> tuple[Shape, np.dtype[Any], int]:
-    """Shape and type of an array, and where its data begin."""
+    """Shape and dtype of an array, and the offset of its data."""
     try:
         with archive.open(member) as file:
             return _read_header(file)
@@ -159,7 +163,7 @@ def _read_header(file: IO[bytes]) -> tuple[Shape, np.dtype[Any], int]:
 def _read(
     archive: zipfile.ZipFile, member: str, shape: Shape, dtype: np.dtype[Any], most: int
 ) -> npt.NDArray[Any]:
-    """The array, which was promised to be of this shape and type."""
+    """Read an array whose header announced this shape and dtype."""
     if (size := math.prod(shape) * dtype.itemsize) > most:
         raise DataError(f"array {member!r} has {size} bytes: at most {most}")
     try:

@@ -1,4 +1,4 @@
-"""What a zip of images tells of itself without a pixel being decoded."""
+"""Inspect a zip of images: image headers are read, no pixel is decoded."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from server.uploads.members import UNREADABLE
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 MAX_IMAGE_BYTES = 32 * 2**20
-"""Size of one image file."""
+"""Maximum size of one image file."""
 MAX_READ_BYTES = 4 * 2**30
-"""Bytes that are read for all headers together: a header may be made long, and yet be tiny in the archive."""
+"""Maximum bytes to read for all headers. A header may be long, yet compress to almost nothing."""
 _HEADER_BYTES = 2**14
-"""Where nearly all headers end; a WebP, and a header that goes on, is read whole."""
+"""Bytes read first, enough for nearly all headers. If they are not, the whole file is read (WebP needs it)."""
 _UNREADABLE_IMAGE = (
     *UNREADABLE,
     Image.DecompressionBombError,
@@ -37,11 +37,11 @@ Tree = dict[str, dict[str, list[zipfile.ZipInfo]]]
 def inspect_images(archive: zipfile.ZipFile, name: str) -> DataFacts:
     """Facts of a data set of images in `train/<class>/*` and, if given, `test/<class>/*`.
 
-    Every image is read up to its size and colour mode. `image_size` is what it is when a job asks for nothing else
-    (see `presets.default_side`); `channels` is 1 when all of them are grey.
+    Every image is read up to its size and colour mode. `image_size` is the default of jobs (see
+    `presets.default_side`). `channels` is 1 if all images are grey.
 
     Raises:
-        DataError: a member is no image, or in no class; a class is empty; there are fewer than two.
+        DataError: a member is not an image or in no class, a class is empty, or there are fewer than two classes.
     """
     tree, ignored = _tree(archive.infolist())
     classes = _check_classes(tree)
@@ -51,9 +51,9 @@ def inspect_images(archive: zipfile.ZipFile, name: str) -> DataFacts:
 
 
 def _tree(members: list[zipfile.ZipInfo]) -> tuple[Tree, int]:
-    """The members by split and class, and how many files and folders were passed over.
+    """The members by split and class, and the number of ignored files and folders.
 
-    A class that is only a folder is kept, so that it can be named.
+    A class without images is included, so that an error can name it.
     """
     tree: Tree = {}
     ignored = set()
@@ -70,7 +70,7 @@ def _tree(members: list[zipfile.ZipInfo]) -> tuple[Tree, int]:
             continue
         if PurePosixPath(member.filename).suffix.lower() not in EXTENSIONS:
             raise DataError(
-                f"member {member.filename!r} is no image: its name has to end in "
+                f"member {member.filename!r} is not an image: its name must end in "
                 f"{', '.join(sorted(EXTENSIONS))}"
             )
         if not 0 < member.file_size <= MAX_IMAGE_BYTES:
@@ -80,7 +80,7 @@ def _tree(members: list[zipfile.ZipInfo]) -> tuple[Tree, int]:
 
 
 def _check_classes(tree: Tree) -> tuple[str, ...]:
-    """The class names in the order of their labels."""
+    """The class names, in the order of their labels."""
     train = tree.get("train", {})
     if not train:
         raise DataError(f"the archive has no train/<class>/ folder: {_LAYOUT}")
@@ -112,19 +112,19 @@ def _headers(archive: zipfile.ZipFile, tree: Tree) -> list[Header]:
         if left < 0:
             raise DataError(
                 f"the headers of the images, up to member {member.filename!r}, have more than {MAX_READ_BYTES} "
-                "bytes: save the images without thumbnails and notes, or send fewer"
+                "bytes: remove thumbnails and metadata from the images, or send fewer"
             )
     return headers
 
 
 def _read_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> tuple[Header, int]:
-    """What an image says of itself, and the bytes that were read for it."""
+    """An image's header, and the number of bytes read for it."""
     try:
         with archive.open(member) as file:
             start = file.read(_HEADER_BYTES)
             try:
                 return read_header(io.BytesIO(start)), len(start)
-            except Exception:  # whatever it is: it is told of the whole file
+            except Exception:  # the header may be longer; a real error comes again with the whole file
                 start += file.read()
         return read_header(io.BytesIO(start)), len(start)
     except UnidentifiedImageError as error:

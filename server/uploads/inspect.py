@@ -1,7 +1,7 @@
-"""From an uploaded file to the facts that jobs are checked against.
+"""Inspect an upload: find the facts of its data set, against which jobs are checked.
 
-The API lets a process of its own look into a file: the directory of 60 000 members takes 50 MB, numpy and Pillow take
-another 16, and what opens a user's archives should hold no secrets. That process is this module, run as a program.
+The API does this in a child process, which runs this module. The directory of 60 000 members takes 50 MB, numpy and
+Pillow take another 16 MB, and code that opens a user's archives should hold no secrets.
 """
 
 from __future__ import annotations
@@ -23,93 +23,93 @@ from server.uploads.members import open_archive
 
 Kind = Literal["zip", "npz"]
 CPU_SECONDS = 60
-"""Processor time of an inspection; 60 000 images take three."""
+"""CPU time limit of an inspection. 60 000 images take three seconds."""
 WALL_SECONDS = 180.0
 MEMORY_BYTES = 2**30
-"""Address space of an inspection."""
-_MOST_TOLD = 16 * 2**20
+"""Address space limit of an inspection."""
+_MAX_OUTPUT = 16 * 2**20
 _BAD = 3
-"""Status of the process when the file cannot be used; its output is the message."""
+"""Exit status for an unusable file. The output is the message."""
 
 
 class Inspections:
-    """Processes that look into uploads, each with limits, and none when the API ends."""
+    """Runs inspections in child processes with resource limits. They end with the API."""
 
     def __init__(self) -> None:
-        """None runs."""
+        """Start without processes."""
         self._running: set[subprocess.Popen[bytes]] = set()
         self._closed = False
 
     def run(self, path: Path, name: str) -> tuple[Kind, DataFacts]:
-        """`inspect_upload` in a process of its own.
+        """`inspect_upload` in a child process.
 
         Raises:
             DataError: as `inspect_upload` does, and when it takes more than `CPU_SECONDS` or `MEMORY_BYTES`.
             RuntimeError: the process failed, or the API ends.
         """
         command = [sys.executable, "-m", "server.uploads.inspect", str(path), name]
-        # Without the secrets of the environment. It ends when its standard input does: with the API.
+        # The environment is stripped of secrets. The child ends when its standard input closes, that is, with the API.
         pipe = subprocess.PIPE
         with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, env=_environment()) as child:
             self._running.add(child)
             try:
                 if self._closed:
                     child.kill()
-                told, failed = _output(child)
+                output, errors = _output(child)
             finally:
                 child.kill()
                 self._running.discard(child)
         if child.returncode == _BAD:
-            raise DataError(told.decode())
+            raise DataError(output.decode())
         if child.returncode in (-signal.SIGXCPU, -signal.SIGKILL) and not self._closed:
             raise DataError(
-                f"to look into the upload takes more than {CPU_SECONDS} s or {MEMORY_BYTES // 2**20} MiB: send fewer "
-                "or smaller files, without thumbnails and notes"
+                f"inspecting the upload takes more than {CPU_SECONDS} s or {MEMORY_BYTES // 2**20} MiB: send fewer "
+                "or smaller files, and remove thumbnails and metadata"
             )
         if child.returncode != 0:
-            last = failed.decode(errors="replace").strip().splitlines()[-1:]
+            last = errors.decode(errors="replace").strip().splitlines()[-1:]
             raise RuntimeError(f"the inspection of an upload ended with status {child.returncode}: {last}")
-        kind, facts = json.loads(told)
+        kind, facts = json.loads(output)
         return kind, DataFacts.model_validate(facts)
 
     def close(self) -> None:
-        """End those that run; what they looked into has to be sent again."""
+        """Kill the running inspections. Their uploads must be sent again."""
         self._closed = True
         for child in list(self._running):
             child.kill()
 
 
 def inspect_apart(path: Path, name: str) -> tuple[Kind, DataFacts]:
-    """`Inspections.run`, of one."""
+    """`Inspections.run`, once."""
     return Inspections().run(path, name)
 
 
 def _output(child: subprocess.Popen[bytes]) -> tuple[bytes, bytes]:
-    """What the process prints; it is killed when it takes too long."""
+    """The child's standard output and error. It is killed after `WALL_SECONDS`."""
     assert child.stdout is not None
     assert child.stderr is not None
     timer = threading.Timer(WALL_SECONDS, child.kill)
     timer.start()
     errors: list[bytes] = []
-    reader = threading.Thread(target=lambda: errors.append(child.stderr.read(_MOST_TOLD)))  # type: ignore[union-attr]
+    reader = threading.Thread(target=lambda: errors.append(child.stderr.read(_MAX_OUTPUT)))  # type: ignore[union-attr]
     reader.start()
     try:
-        told = child.stdout.read(_MOST_TOLD)
+        output = child.stdout.read(_MAX_OUTPUT)
         child.stdout.close()
         child.wait()
         reader.join()
     finally:
         timer.cancel()
-    return told, b"".join(errors)
+    return output, b"".join(errors)
 
 
 def inspect_upload(path: Path, name: str) -> tuple[Kind, DataFacts]:
-    """Whether the file is an npz or a zip of images, and the facts of its data set, called `name`.
+    """The kind of the file (npz, or zip of images), and the facts of its data set, called `name`.
 
     Raises:
-        DataError: it is neither, or cannot be used; the message names the member, array or class.
+        DataError: it is neither, or unusable. The message names the member, array or class.
     """
-    # Imported here: they bring numpy and Pillow, which the API does without.
+    # Imported here: they load numpy and Pillow, which the API does without.
     from server.uploads.arrays import inspect_arrays
     from server.uploads.images import inspect_images
 
@@ -120,24 +120,24 @@ def inspect_upload(path: Path, name: str) -> tuple[Kind, DataFacts]:
 
 
 def _environment() -> dict[str, str]:
-    """What Python needs, and no credentials, whatever they are called."""
-    kept = ("PATH", "PYTHONPATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV", "LD_LIBRARY_PATH")
-    return {name: os.environ[name] for name in kept if name in os.environ} | {"OPENBLAS_NUM_THREADS": "1"}
+    """An allow-list of variables: credentials may have any name."""
+    allowed = ("PATH", "PYTHONPATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV", "LD_LIBRARY_PATH")
+    return {name: os.environ[name] for name in allowed if name in os.environ} | {"OPENBLAS_NUM_THREADS": "1"}
 
 
 def _limit() -> None:
-    """Bound this process, and end it with its parent."""
+    """Limit this process's resources, and end it with its parent."""
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS + 1))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     from PIL import PngImagePlugin
 
-    # Notes in a PNG are of no use here, and may be made to expand a thousand times.
+    # Text chunks of a PNG are of no use here, and can expand a thousandfold.
     PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 2**20
     when_parent_ends(lambda: os._exit(1))
 
 
 def main() -> int:
-    """Print kind and facts as JSON, or what is wrong."""
+    """Print kind and facts as JSON, or an error message."""
     path, name = sys.argv[1:]
     _limit()
     try:

@@ -1,4 +1,4 @@
-"""A user's zip, opened with care: its directory is bounded, and every member is judged."""
+"""Open an untrusted zip: its directory is limited, and every member is checked."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from mdc_core.data.zips import check_apart
 from mdc_core.errors import DataError
 
 MAX_MEMBERS = 200_000
-"""Members of an archive."""
+"""Maximum number of members of an archive."""
 MAX_DIRECTORY_BYTES = 32 * 2**20
-"""Bytes of the archive's directory: some 160 for every member."""
+"""Maximum size of the archive's directory: some 160 bytes per member."""
 MAX_RATIO = 200
-"""Uncompressed over compressed size of a member; images and pixels stay far below."""
+"""Maximum ratio of uncompressed to compressed size. Images and pixels stay far below."""
 RATIO_FROM = 2**20
-"""A member of fewer bytes may be compressed as much as it likes."""
+"""`MAX_RATIO` applies from this uncompressed size on."""
 MAX_NAME = 500
-"""Characters of a member's name."""
+"""Maximum length of a member's name."""
 
 UNREADABLE = (
     zipfile.BadZipFile,
@@ -36,19 +36,19 @@ UNREADABLE = (
     NotImplementedError,
     RuntimeError,
 )
-"""What zipfile raises for archives and members that it cannot read."""
+"""What zipfile raises for unreadable archives and members."""
 
 
 class _Bounded(io.FileIO):
-    """A file of which no single read is large: zipfile takes in the whole directory by one."""
+    """A file with a limit on each read, since zipfile reads the whole directory at once."""
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Up to `size` bytes; `DataError` when these are more than a directory may have."""
+        """Up to `size` bytes. Raises `DataError` above `MAX_DIRECTORY_BYTES`."""
         left = self._length() - self.tell()
         wanted = left if size is None or size < 0 else min(size, left)
         if wanted > MAX_DIRECTORY_BYTES:
             raise DataError(
-                f"the archive's directory has {wanted} bytes, at most {MAX_DIRECTORY_BYTES} are read: "
+                f"the archive's directory has {wanted} bytes, and the limit is {MAX_DIRECTORY_BYTES}: "
                 "shorten the file names, or send fewer files"
             )
         return super().read(wanted) or b""
@@ -59,13 +59,13 @@ class _Bounded(io.FileIO):
 
 @contextmanager
 def open_archive(path: Path) -> Iterator[zipfile.ZipFile]:
-    """The zip at `path`, whose members are plain files of sane sizes; `DataError` names the first other."""
+    """Open the zip at `path`. Raises `DataError` for the first member that is not a plain file of sane size."""
     with _Bounded(path) as file:
         try:
             archive = zipfile.ZipFile(file)
         except UNREADABLE as error:
             raise DataError(
-                f"the upload cannot be read as a zip or npz archive ({error}): make it again"
+                f"the upload cannot be read as a zip or npz archive ({error}): create it again"
             ) from error
         with archive:
             _check_members(archive.infolist())
@@ -87,7 +87,7 @@ def _check_members(members: list[zipfile.ZipInfo]) -> None:
 
 
 def _fault(member: zipfile.ZipInfo) -> str | None:
-    """What is wrong with the member, or None."""
+    """The member's fault, or None."""
     name = member.orig_filename
     ratio = member.file_size / max(1, member.compress_size)
     faults = {

@@ -30,8 +30,8 @@ MAX_HEADER_BYTES = 2**15
 MAX_ERRORS = 100
 """Wrong fields that are told at once."""
 UPLOAD_PATH = "/v1/datasets"
-RETRY_SECONDS = 10
-"""When it is worth trying again what failed because of a store."""
+RETRY_STORE_SECONDS = 10
+"""`Retry-After` while a store is unavailable."""
 
 _log = structlog.get_logger()
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -183,7 +183,7 @@ async def _on_store(request: Request, error: Exception) -> Response:
         "a store does not answer", error=repr(error), path=_path(request.scope), request_id=_id(request)
     )
     detail = "the database or the object store does not answer: send the request again in a while"
-    headers = {"Retry-After": str(RETRY_SECONDS)}
+    headers = {"Retry-After": str(RETRY_STORE_SECONDS)}
     return _respond(request, Problem(503, "store-unavailable", detail, headers=headers))
 
 

@@ -1,4 +1,4 @@
-"""Threads that wait for the object store: their own, so that a store that hangs holds up nothing else."""
+"""A separate thread pool for the object store, so that a hanging store blocks nothing else."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from typing import TypeVar, TypeVarTuple
 from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
 
-from server.web.problems import RETRY_SECONDS, Problem
+from server.web.problems import RETRY_STORE_SECONDS, Problem
 
 THREADS = 24
-"""Waits for the store at the same time."""
+"""Concurrent requests to the store."""
 QUEUE_SECONDS = 5.0
-"""Who has waited for so long for one of them is refused."""
+"""A request that waits longer for a thread is refused."""
 
 T = TypeVar("T")
 Arguments = TypeVarTuple("Arguments")
 
 
 class StoreThreads:
-    """Runs what asks the object store."""
+    """Runs functions that use the object store."""
 
     def __init__(self) -> None:
-        """All of them are free."""
+        """Start with all threads free."""
         self._free = asyncio.Semaphore(THREADS)
         self._limiter: CapacityLimiter | None = None
 
     async def run(self, function: Callable[[*Arguments], T], *arguments: *Arguments) -> T:
-        """The function's result. `Problem` 503 when too many wait for the store already."""
+        """Run the function in a thread. Raises `Problem` 503 if too many requests wait for the store."""
         try:
             async with asyncio.timeout(QUEUE_SECONDS):
                 await self._free.acquire()
@@ -38,7 +38,7 @@ class StoreThreads:
                 503,
                 "store-unavailable",
                 "the object store is slow, and too many wait for it: send the request again in a while",
-                headers={"Retry-After": str(RETRY_SECONDS)},
+                headers={"Retry-After": str(RETRY_STORE_SECONDS)},
             ) from None
         try:
             if self._limiter is None:
@@ -48,7 +48,7 @@ class StoreThreads:
             self._free.release()
 
     async def each(self, pieces: Iterator[T]) -> AsyncIterator[T]:
-        """What an iterator gives that reads from the store."""
+        """Yield the items of an iterator that reads from the store."""
         end = object()
         while (piece := await self.run(next, pieces, end)) is not end:
             yield piece  # type: ignore[misc]

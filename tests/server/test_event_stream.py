@@ -18,7 +18,7 @@ import pytest
 from sqlalchemy import event
 
 from server.jobs.event_stream import Watchers
-from server.services import AT_ONCE
+from server.services import CONCURRENT_REQUESTS
 from server.store import jobs, sets
 from server.store.db import Database
 from server.store.states import JobState
@@ -318,7 +318,7 @@ def test_streams_hold_up_neither_requests_nor_the_end_of_the_api(
             ExitStack() as others,
         ):
             job_id = client.post("/v1/jobs", json={"dataset": "digits"}).json()["id"]
-            for _ in range(AT_ONCE):
+            for _ in range(CONCURRENT_REQUESTS):
                 others.enter_context(client.stream("GET", f"/v1/jobs/{job_id}/events/stream"))
             with client.stream("GET", f"/v1/jobs/{job_id}/events/stream") as stream:
                 assert client.get(f"/v1/jobs/{job_id}").is_success

@@ -65,7 +65,7 @@ ORDINARY: list[tuple[str, dict[str, str]]] = [
 
 @pytest.fixture
 def quick(toy: Published, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """Whether each request took the quick way; everything is in memory."""
+    """Whether each request took the fast path; everything is in memory."""
     for version in (1, 2):
         toy.get(f"/v1/sets/toy@{version}/subsets/4")
     taken: list[bool] = []

@@ -210,5 +210,5 @@ def test_a_key_has_only_so_many_bytes(make_settings: Callable[..., Settings]) ->
 
 @pytest.mark.parametrize("rate", ["often", "5", "5/fortnight", "-1/hour"])
 def test_a_rate_that_is_none_is_named(rate: str) -> None:
-    with pytest.raises(ValidationError, match=f"the rate '{rate}' is not one"):
+    with pytest.raises(ValidationError, match=f"'{rate}' is not a rate"):
         Settings(key_rate=rate)

@@ -16,7 +16,7 @@ from mdc_core.errors import DigestError
 from server.access.callers import Caller, KnownKeys, PresentedKey
 from server.caching.lru import Lru
 from server.caching.revalidating import TRUST_SECONDS
-from server.delivery.answers import AT_ONCE, CHUNK, in_chunks
+from server.delivery.answers import CHUNK, WHOLE_BODY_BYTES, in_chunks
 from server.delivery.catalog import Catalog
 from server.delivery.rank_cache import RankCache
 from server.store import keys, sets
@@ -54,7 +54,7 @@ def test_large_bodies_go_out_in_pieces_of_a_chunk(sizes: list[int]) -> None:
     pieces = [bytes([index]) * size for index, size in enumerate(sizes)]
     sent = in_chunks(pieces)
     assert b"".join(sent) == b"".join(pieces)
-    if sum(sizes) <= AT_ONCE:
+    if sum(sizes) <= WHOLE_BODY_BYTES:
         assert len(sent) == 1
     else:
         assert all(0 < len(piece) <= CHUNK for piece in sent)

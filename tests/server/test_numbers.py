@@ -76,7 +76,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path) -> I
     with serving(chosen) as api:
         owner = api.admin["Authorization"].split("_")[1]
         publish(api.services, owner, "toy", 1)
-        api.client.get("/v1/sets/toy@1/subsets/4", headers=api.admin)  # into memory, for the quick way
+        api.client.get("/v1/sets/toy@1/subsets/4", headers=api.admin)  # into memory, for the fast path
         yield api
 
 

@@ -11,7 +11,7 @@ import pytest
 from mdc_core.delivery import rankmajor
 from mdc_core.delivery.budget import Budget, plan
 from mdc_core.delivery.manifest import parse_manifest
-from server.services import PLANNED_AT_ONCE
+from server.services import CONCURRENT_PLANS
 from tests.server.conftest import Published, sqlite_only
 from tests.server.test_problems import check
 from tests.server.toyset import INFO, RANDOM
@@ -120,10 +120,10 @@ def test_plans_wait_for_each_other_and_nobody_for_them(
     with ThreadPoolExecutor(8) as pool:
         answers = [pool.submit(ask, toy, {}) for _ in range(4)]
         answers += [pool.submit(toy.get, "/subsets/auto?set=toy") for _ in range(4)]
-        for _ in range(PLANNED_AT_ONCE):
+        for _ in range(CONCURRENT_PLANS):
             assert begun.acquire(timeout=60)
         assert toy.api.client.get("/healthz").status_code == 200
         assert toy.get("/v1/sets/toy/subsets/1").status_code == 200
         go.set()
         assert {answer.result().status_code for answer in answers} == {200}
-    assert most == [0, PLANNED_AT_ONCE]
+    assert most == [0, CONCURRENT_PLANS]
