@@ -1,4 +1,4 @@
-"""Whose key a request brings: what the database has said of it, now or a moment ago."""
+"""Authenticate requests by API key, against the cache or the database."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from server.web.problems import Problem
 
 
 class Authenticator:
-    """Checks keys against the database, and remembers those that work."""
+    """Checks API keys against the database, and caches valid ones."""
 
     def __init__(self, db: Database, secret_key: bytes, known_keys: KnownKeys, rates: RateLimits) -> None:
-        """`secret_key` is that of the keys' HMACs."""
+        """`secret_key` is the HMAC key."""
         self._db, self._secret_key = db, secret_key
         self._known_keys, self._rates = known_keys, rates
 
     def present(self, token: str) -> PresentedKey:
-        """What is looked for in place of a token."""
+        """The lookup form of a token."""
         return present(self._secret_key, token)
 
     def known(self, key: PresentedKey) -> tuple[Caller, bool] | None:
@@ -37,11 +37,11 @@ class Authenticator:
         return self._known_keys.met(key)
 
     async def check(self, key: PresentedKey, scope: Scope) -> Caller:
-        """The caller whose key the database has confirmed since the request came.
+        """The caller, confirmed by the database during this request.
 
-        `Problem` 401, or 429 for one that does not work from an address that guesses. A key that works is never
-        refused, whoever guesses from the same address. A request that fails is counted once: who asks again on its
-        behalf gets the same answer.
+        Raises `Problem` 401 for an invalid key, or 429 if its address has sent too many of them. A valid key is never
+        refused, whoever guesses keys from the same address. Each request counts once: further calls for the same
+        request raise the same error.
         """
         state = scope.setdefault("state", {})
         if "key_failure" in state:
@@ -59,14 +59,14 @@ class Authenticator:
         if self.met(key):
             return await self._confirmed_or_counted(key, address)
         async with self._rates.turn(address):
-            # Of requests that come together with the same new key the first has asked for all.
+            # Of concurrent requests with the same new key, the first has asked for all.
             known = self.known(key)
             if known is not None:
                 return known[0]
             return await self._confirmed_or_counted(key, address)
 
     async def _confirmed_or_counted(self, key: PresentedKey, address: str) -> Caller:
-        """The caller as the database says. `Problem` 401, which counts against the address."""
+        """The caller, from the database. Raises `Problem` 401, which counts against the address."""
         caller = await run_in_threadpool(self.confirm, key) if key.key_id else None
         if caller is None:
             await self._rates.count_refused(address)
@@ -79,7 +79,7 @@ class Authenticator:
         with self._db.read() as session:
             row = check_key(session, key)
         if row is None:
-            if self.met(key):  # not for a wrong secret with the id of a right one
+            if self.met(key):  # not for a wrong secret with the id of a valid key
                 self._known_keys.forget(key.key_id)
             return None
         if not keys.used_recently(row, now):
@@ -91,11 +91,11 @@ class Authenticator:
 
 
 def _address(scope: Scope) -> str:
-    """Whom guesses are counted against: an address, or all of a subscriber's, as IPv6 gives away 2⁶⁴ at once."""
+    """The address that invalid keys count against. For IPv6 it is the /64: a subscriber has 2⁶⁴ addresses."""
     address = str((scope.get("client") or ("unknown",))[0])
     return str(IPv6Network((address.partition("%")[0], 64), strict=False)) if ":" in address else address
 
 
 def unauthenticated(detail: str) -> Problem:
-    """The answer to a request without a key that works."""
+    """The response to a request without a valid key."""
     return Problem(401, "unauthenticated", detail, headers={"WWW-Authenticate": "Bearer"})

@@ -12,10 +12,10 @@ RETRY_JOBS_SECONDS = 60
 
 
 def check_jobs(session: Session, key_id: str, most: int) -> None:
-    """Allow one more job; concurrent submissions with the key wait until this one is committed.
+    """Check for room for one more job. Concurrent submissions with the key wait until this one commits.
 
     Raises:
-        Problem: 429 when `most` jobs wait or run.
+        Problem: 429 if `most` jobs wait or run.
     """
     keys.lock(session, key_id)
     active = jobs.count_active(session, key_id)
@@ -23,16 +23,17 @@ def check_jobs(session: Session, key_id: str, most: int) -> None:
         raise Problem(
             429,
             "too-many-jobs",
-            f"{active} jobs of the API key {key_id} wait or run, and {most} may: cancel one, or wait for its end",
+            f"{active} jobs of the API key {key_id} wait or run, and the limit is {most}: cancel one, or wait for "
+            "one to end",
             headers={"Retry-After": str(RETRY_JOBS_SECONDS)},
         )
 
 
 def check_upload(session: Session, key_id: str, size: int, most: int) -> None:
-    """Allow an upload of `size` bytes; concurrent ones with the key wait until this one is committed.
+    """Check for room for an upload of `size` bytes. Concurrent uploads with the key wait until this one commits.
 
     Raises:
-        Problem: 413 when the key would have more than `most` bytes.
+        Problem: 413 if the key would have more than `most` bytes.
     """
     keys.lock(session, key_id)
     stored = datasets.stored_bytes(session, key_id)

@@ -1,7 +1,7 @@
-"""How often a key may be used, and how often one address may come with keys that do not work.
+"""Rate limits: requests per API key, and invalid keys per client address.
 
-Counted in fixed windows: in Redis when that is the broker, so that all API processes count together, else in this
-process. Reading sets and subsets is not counted per key, because a thousand devices may share one.
+Requests are counted in fixed windows. If Redis is the broker, it counts for all API processes together; else each
+process counts alone. Reading sets and subsets is not limited per key, because a thousand devices may share one.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from limits.aio.strategies import FixedWindowRateLimiter
 from server.web.problems import Problem
 
 ANSWER_SECONDS = 0.5
-"""A Redis that takes longer is away."""
+"""Timeout of a request to Redis. After it, Redis counts as unavailable."""
 AWAY_SECONDS = 10.0
-"""How long it is not asked again then."""
+"""How long an unavailable Redis is left alone."""
 
 T = TypeVar("T")
 
 
 class RateLimits:
-    """Counts, and refuses with 429 what is too much. While Redis is away everything passes, and the log says so."""
+    """Refuses requests above the limits with 429. While Redis is unavailable, everything passes and is logged."""
 
     def __init__(self, key_rate: str, refusal_rate: str, broker_url: str, prefix: str = "mdc:") -> None:
-        """Rates are written like `6000/minute`; an empty one is no limit. `prefix` is that of the keys in Redis."""
+        """Rates are written like `6000/minute`; an empty one means no limit. `prefix` is the prefix of Redis keys."""
         self._key_rate = parse(key_rate) if key_rate else None
         self._refusal_rate = parse(refusal_rate) if refusal_rate else None
         self._ask_again = 0.0
@@ -46,7 +46,7 @@ class RateLimits:
             self._limiter = FixedWindowRateLimiter(MemoryStorage())
 
     def _count_in_redis(self, url: str, prefix: str) -> None:
-        # Imported here: an API without Redis would hold its client in memory for nothing.
+        # Imported here: an API without Redis does not need its client in memory.
         from redis.asyncio import ConnectionPool
         from redis.asyncio.retry import Retry
         from redis.backoff import NoBackoff
@@ -69,22 +69,22 @@ class RateLimits:
         self._away = (OSError, RedisError)
 
     async def use(self, key_id: str) -> None:
-        """Count a request with this key. `Problem` 429 when there were too many."""
+        """Count a request with this key. Raises `Problem` 429 above the limit."""
         rate = self._key_rate
         if rate is not None and await self._ask(lambda: self._limiter.hit(rate, "key", key_id)) is False:
             raise await self._refusal(rate, "key", key_id, f"the API key {key_id} was used more than {rate}")
 
     @asynccontextmanager
     async def turn(self, address: str) -> AsyncIterator[None]:
-        """Wait until no other key from this address is tried in this process.
+        """Check the address's unknown keys one at a time.
 
-        Else those who guess would keep the database from everybody else.
+        Otherwise a client that guesses keys would keep the database busy for everybody else.
         """
         async with self._turns.setdefault(address, asyncio.Lock()):
             yield
 
     async def count_refused(self, address: str) -> None:
-        """Count a key that did not work. `Problem` 429 when it was one too many from the address."""
+        """Count an invalid key. Raises `Problem` 429 above the address's limit."""
         rate = self._refusal_rate
         if rate is not None and await self._ask(lambda: self._limiter.hit(rate, "from", address)) is False:
             what = f"{address} has sent API keys that do not work more than {rate}"
@@ -102,7 +102,7 @@ class RateLimits:
         return Problem(429, "rate-limited", detail, headers={"Retry-After": str(seconds)})
 
     async def _ask(self, question: Callable[[], Awaitable[T]]) -> T | None:
-        """The answer of the counter; None while it is away."""
+        """The counter's answer; None while it is unavailable."""
         if time.monotonic() < self._ask_again:
             return None
         try:

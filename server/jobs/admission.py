@@ -1,4 +1,4 @@
-"""Whether a job can run at all: what it takes, against the largest worker that is there and the operator's limit."""
+"""Admission: check a job's estimate against the largest live worker and the operator's limit."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ HOUR = 3600.0
 
 @dataclass(frozen=True)
 class Admitted:
-    """What a job that may run is expected to take; without seconds while no worker is known."""
+    """The estimate of an admitted job; without seconds if no worker is registered."""
 
     estimate: Estimate
     run: Run | None
     """On the largest live worker, if there is one."""
 
     def shorter(self) -> Shorter | None:
-        """What would make it take about an hour; None when it takes no longer, or when that is not known."""
+        """Changes that bring it down to about an hour; None if it takes no longer, or if that is unknown."""
         if self.run is None or (self.estimate.seconds_total or 0) <= HOUR:
             return None
         return self.run.shorter(HOUR)
@@ -42,11 +42,11 @@ def admit(
     facts: DataFacts,
     most_seconds: float | None,
 ) -> Admitted:
-    """What the job is expected to take on the largest live worker.
+    """Estimate the job on the largest live worker.
 
     Raises:
-        Problem: 422 `does-not-fit` when it needs more memory than that worker has, `takes-too-long` when it would
-            take it more than `most_seconds`.
+        Problem: 422 `does-not-fit` if it needs more memory than that worker has, `takes-too-long` if it would take
+            more than `most_seconds`.
     """
     machine = largest(session)
     speed = None if machine is None else machine.speed
@@ -63,7 +63,7 @@ def admit(
 
 
 def largest(session: Session) -> Machine | None:
-    """The largest live worker; None when none is known."""
+    """The largest live worker; None if there is none."""
     worker = workers.largest(session)
     if worker is None:
         return None

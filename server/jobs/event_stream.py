@@ -1,8 +1,8 @@
-"""Watching jobs as server-sent events, at a cost that hardly depends on the number of watchers.
+"""Stream jobs as server-sent events, at a cost that hardly depends on the number of watchers.
 
-One task per process reads, in one query each second, where all watched jobs are. What has changed is written once and
-shared by everyone who watches the job; each stream only knows the last event that it has sent. A reader that is slow
-finds the newest progress when it comes back, so nothing is queued for it.
+One task per process reads the state of all watched jobs in one query per second. A change is encoded once and shared
+by all streams of the job. A stream only remembers the last event it sent, so nothing is queued for slow readers: they
+get the newest progress when they catch up.
 """
 
 from __future__ import annotations
@@ -30,38 +30,38 @@ from server.store.tables import JobEvent
 from server.web.problems import Problem
 
 POLL_SECONDS = 1.0
-"""How often the database is asked."""
+"""Interval between two queries."""
 HEARTBEAT_SECONDS = 15.0
-"""Silence after which a comment is sent, so that proxies keep the connection."""
+"""A keep-alive comment is sent after this silence, so that proxies keep the connection."""
 LONGEST_SECONDS = 3600.0
-"""Age at which a stream ends: the client comes back by itself, and its key is checked again."""
+"""Maximum age of a stream. The client reconnects by itself, and its key is checked again."""
 RETRY_MS = 2000
-"""When a client should come back."""
+"""The client's delay before it reconnects."""
 MOST = 1000
-"""Streams that one process keeps open."""
+"""Maximum number of open streams per process."""
 BUSY_SECONDS = 30
-"""When it is worth asking for a stream again."""
+"""`Retry-After` when there are too many streams."""
 
 
 class _Watched:
-    """A job that somebody watches, in the form in which it goes out."""
+    """A watched job, encoded for sending."""
 
     def __init__(self) -> None:
         self.watchers = 0
         self.newest = 0
-        """Id of the newest event that was read."""
+        """Id of the newest event read."""
         self.events: list[tuple[int, bytes]] = []
         self.progress = b""
         self.ended = False
         self.changed = asyncio.Event()
 
     def tell(self) -> None:
-        """Wake those who wait; they look at everything again."""
+        """Wake the streams of this job."""
         self.changed.set()
         self.changed = asyncio.Event()
 
     def add(self, head: events.Head, rows: list[JobEvent]) -> None:
-        """Take over what was read."""
+        """Encode what was read, and wake the streams if anything changed."""
         progress = _progress_frame(head)
         if not rows and progress == self.progress:
             return
@@ -74,7 +74,7 @@ class _Watched:
 
 
 class Watchers:
-    """The streams of one process. Everything but the queries happens in its event loop."""
+    """The streams of one process. Only the queries run outside its event loop."""
 
     def __init__(
         self,
@@ -85,9 +85,9 @@ class Watchers:
         most_of_key: int = MOST,
         longest: float = LONGEST_SECONDS,
     ) -> None:
-        """The database is asked every `poll` seconds.
+        """Query the database every `poll` seconds.
 
-        `most` streams at a time, and `most_of_key` of one API key; none for over `longest` seconds.
+        Allow `most` streams at a time, `most_of_key` of them per API key, each for up to `longest` seconds.
         """
         self._db = db
         self._poll_seconds = poll
@@ -102,25 +102,25 @@ class Watchers:
 
     @property
     def count(self) -> int:
-        """Streams that are open."""
+        """Number of open streams."""
         return self._of_keys.total()
 
     def stream(self, job_id: str, key_id: str, after: int) -> EventSourceResponse:
-        """The response that tells a job's events after the one with id `after`, its progress, and its end.
+        """A response that streams a job's events after the one with id `after`, its progress, and its end.
 
-        It is 429 when there are too many, of all or of this API key.
+        It is a 429 if too many streams are open, in total or for this API key.
         """
         return _Stream(self, job_id, key_id, after)
 
     def close(self) -> None:
-        """End every stream; their clients come back to whoever answers next."""
+        """End all streams. Their clients reconnect to another process."""
         self._closed = True
         for job in self._jobs.values():
             job.tell()
 
     @contextmanager
     def watching(self, job_id: str, key_id: str) -> Iterator[_Watched]:
-        """The job, which is read from the database as long as someone is in here. `Problem` 429."""
+        """Watch the job while the block runs. Raises `Problem` 429."""
         self._check_room(job_id, key_id)
         job = self._jobs.get(job_id)
         if job is None:
@@ -141,22 +141,22 @@ class Watchers:
                 del self._of_keys[key_id]
 
     def _check_room(self, job_id: str, key_id: str) -> None:
-        """Where a stream begins, so that any number that is asked for at once is counted. `Problem` 429."""
+        """Raise `Problem` 429 if the limit is reached. Called as a stream starts, so that concurrent requests count."""
         if self._of_keys[key_id] >= self._most_of_key:
-            full = f"the API key {key_id} has {self._most_of_key} streams open, as many as it may"
+            full = f"the API key {key_id} has {self._most_of_key} streams open, the limit per key"
         elif self._closed or self.count >= self._most:
-            full = "this server has as many streams open as it takes"
+            full = "this server has too many streams open"
         else:
             return
         raise Problem(
             429,
             "too-many-streams",
-            f"{full}: ask again later, or look at /v1/jobs/{job_id}",
+            f"{full}: try again later, or poll /v1/jobs/{job_id}",
             headers={"Retry-After": str(BUSY_SECONDS)},
         )
 
     async def frames(self, job: _Watched, after: int) -> AsyncIterator[bytes]:
-        """What one watcher is sent."""
+        """The frames of one stream."""
         yield format_sse_event(retry=RETRY_MS)
         until = time.monotonic() + self._longest
         shown = b""
@@ -178,16 +178,18 @@ class Watchers:
                 yield KEEPALIVE_COMMENT
 
     async def _keep_reading(self) -> None:
-        """Until nobody watches anything: then this task ends."""
+        """Read watched jobs until there are none."""
         while self._jobs:
             self._new.clear()
             jobs = dict(self._jobs)
             try:
-                found = await run_in_threadpool(self._read, {name: job.newest for name, job in jobs.items()})
-            except SQLAlchemyError as error:  # it may be restarting; the streams wait
+                changes = await run_in_threadpool(
+                    self._read, {name: job.newest for name, job in jobs.items()}
+                )
+            except SQLAlchemyError as error:  # the database may be restarting; the streams wait
                 structlog.get_logger().warning("watched jobs not read", error=repr(error))
             else:
-                for head, rows in found:
+                for head, rows in changes:
                     jobs[head.job_id].add(head, rows)
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._poll_seconds):
@@ -204,7 +206,7 @@ class Watchers:
 
 
 class _Stream(EventSourceResponse):
-    """A stream that is given up as soon as its client has gone, wherever it waits."""
+    """A stream that ends as soon as its client disconnects."""
 
     def __init__(self, watchers: Watchers, job_id: str, key_id: str, after: int) -> None:
         super().__init__(iter(()), headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
@@ -222,18 +224,18 @@ def _event_frame(row: JobEvent) -> bytes:
 
 
 def _progress_frame(head: events.Head) -> bytes:
-    """Without an id: a client that comes back names the last event, and is told the progress anew."""
+    """A frame without an id: a client that reconnects names its last event, and gets the progress again."""
     data = Progress.of(head.state, head.attempt, head.progress).model_dump_json()
     return format_sse_event(event="progress", data_str=data)
 
 
 @contextmanager
 def called_at_exit_signals(close: Callable[[], None]) -> Iterator[None]:
-    """Let `close` run in the event loop as soon as the process is asked to end.
+    """Call `close` in the event loop on SIGTERM or SIGINT.
 
-    The server tells an application so only when every response has been sent, for which it would wait an hour.
+    Without this, the server would wait for every response to end before it tells the application: up to an hour.
     """
-    if threading.current_thread() is not threading.main_thread():  # no signals arrive here
+    if threading.current_thread() is not threading.main_thread():  # signals arrive in the main thread only
         yield
         return
     loop = asyncio.get_running_loop()

@@ -1,6 +1,6 @@
-"""The reaper: finds jobs whose worker has vanished, queued jobs whose wake-up was lost, and what nobody needs.
+"""The reaper requeues the jobs of vanished workers, repeats lost wake-ups, and deletes what nobody needs.
 
-Every API and worker process has one; which of them does a chore is decided in the database.
+Every API and worker process has one. The database decides which process does a periodic task.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from server.store.sweep import check_share, delete_leftovers, sweep
 from server.store.tables import utcnow
 
 WAKE_SECONDS = 180
-"""Least time between two wake-ups for what still waits: every worker may be busy for hours."""
+"""Minimum time between two wake-ups for waiting jobs: every worker may be busy for hours."""
 WAKE_MOST = 10
-"""Wake-ups at a time; a worker that was woken goes on until no job waits."""
+"""Wake-ups to send at a time. A worker runs jobs until none waits."""
 SWEEP_SECONDS = 6 * 3600
-"""Least time between two sweeps."""
+"""Minimum time between two sweeps."""
 UPLOAD_SECONDS = 24 * 3600
-"""An upload's temporary file that was not written to for so long is left from a process that was killed."""
+"""Age at which an upload's temporary file counts as left over by a killed process."""
 JOIN_SECONDS = 10
-"""How long the end of the process waits for a look that is under way."""
+"""How long `stop` waits for a running pass."""
 
 
 class Reaper:
-    """A thread that looks once per lease renewal."""
+    """A thread that makes a pass once per lease renewal."""
 
     def __init__(self, settings: Settings, database: Database, objects: ObjectStore, wakeup: Wakeup) -> None:
-        """It works from `start` to `stop`."""
+        """The thread runs from `start` to `stop`."""
         self._settings = settings
         self._database = database
         self._objects = objects
@@ -47,17 +47,17 @@ class Reaper:
         self._thread = threading.Thread(target=self._run, name="reaper", daemon=True)
 
     def start(self) -> None:
-        """Begin; the first look is at once."""
+        """Start the thread. The first pass is immediate."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End, if it was ever started; a sweep ends before its next object."""
+        """Stop the thread, if it was started. A sweep stops before its next object."""
         self._stop.set()
         if self._thread.ident is not None:
             self._thread.join(JOIN_SECONDS)
 
     def look(self) -> None:
-        """Do what is due: settle expired leases, wake a worker for a job that waits, sweep."""
+        """Do what is due: requeue jobs with expired leases, wake workers, sweep."""
         if self._take("reap", self._settings.lease_renew_seconds):
             for job_id in self._collect_expired():
                 self._wakeup.send(job_id)
@@ -67,18 +67,18 @@ class Reaper:
             self._sweep()
 
     def wake(self) -> None:
-        """Wake as many workers as jobs wait, within reason."""
+        """Send a wake-up for each waiting job, up to `WAKE_MOST`."""
         with self._database.read() as session:
             waiting = jobs.page(session, owner_id=None, state=JobState.QUEUED, after=None, limit=WAKE_MOST)
         for job in waiting:
             self._wakeup.send(job.id)
 
-    def _take(self, chore: str, every: float) -> bool:
+    def _take(self, task: str, every: float) -> bool:
         with self._database.begin() as session:
-            return periodic.take(session, chore, every)
+            return periodic.take(session, task, every)
 
     def _collect_expired(self) -> list[str]:
-        """Settle the jobs of vanished workers; those that wait again."""
+        """Requeue, fail or cancel the jobs of vanished workers. Returns the ids of those that wait again."""
         settled: dict[str, JobState | None] = {}
         with self._database.begin() as session:
             for job in jobs.expired(session, utcnow()):
@@ -92,7 +92,7 @@ class Reaper:
         return [job_id for job_id, state in settled.items() if state is JobState.QUEUED]
 
     def _expire(self) -> None:
-        """Delete uploads that nobody has used for as long as the operator keeps them."""
+        """Delete uploads that were unused for `upload_days`."""
         days = self._settings.upload_days
         if days is None:
             return
@@ -121,13 +121,13 @@ class Reaper:
     def _run(self) -> None:
         for path in self._settings.uploads_dir.glob("upload-*"):
             delete_old(path, utcnow() - timedelta(seconds=UPLOAD_SECONDS))
-        self._try(self.wake)  # this process may be the worker that the jobs wait for
+        self._try(self.wake)  # the worker in this process may be the one that jobs wait for
         self._try(self.look)
         while not self._stop.wait(self._settings.lease_renew_seconds):
             self._try(self.look)
 
     def _try(self, act: Callable[[], None]) -> None:
-        """A store that restarts is back at the next look."""
+        """Log errors of a store; the next pass tries again."""
         try:
             act()
         except (*STORE_ERRORS, OSError) as error:

@@ -1,4 +1,4 @@
-"""From a request to a queued job: every setting is resolved and checked before a worker sees it."""
+"""Turn a request into a queued job. Every setting is resolved and checked before a worker sees it."""
 
 from __future__ import annotations
 
@@ -43,41 +43,41 @@ from server.web.problems import FieldError, Problem, field_errors, invalid
 T = TypeVar("T")
 
 _EPOCH_SHARES = (0.3, 0.1)
-"""Shorter trainings that a set of somebody's own pictures is judged by besides, for devices with little time."""
+"""Additional, shorter trainings in the evaluation of a user's own data, for devices with little time."""
 _RUNTIME_SHARE = 0.8
-"""Of the seconds that a job may run, that it may be planned for."""
+"""Share of the maximum running time that a schedule may use."""
 _BESIDE_SECONDS, _BESIDE_SHARE = 10.0, 0.1
-"""Of a job's time for what no estimate knows, at the most: its process starts, reads the data, and publishes."""
+"""Time reserved for what no estimate covers (starting, reading data, publishing): seconds, and share at most."""
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """A request with nothing left open."""
+    """A request with every setting resolved."""
 
     dataset: str
     name: str
     preset: str
     facts: DataFacts
-    """With the side that the images get."""
+    """With the image size of the job."""
     condense: CondenseConfig
     evaluate: EvaluateConfig
     minutes: float | None
-    """Time that decided the schedule; None: it is given."""
+    """The time from which the schedule was chosen; None: the request gave the schedule."""
     chosen: str | None
-    """What was chosen for these data and for the time, and why."""
+    """Settings that the service chose, and why, as a sentence."""
     max_runtime_s: int | None
-    """Seconds that it may run; None: as long as it needs."""
+    """Maximum running time; None: no limit."""
 
 
 def plan(db: Database, caller: Caller, request: JobRequest, settings: Settings) -> JobPlan:
-    """What `submit` would queue, and what that takes.
+    """The job that `submit` would queue, with its estimate.
 
-    Raises `Problem` as `submit` does, except that neither the set's name nor the number of jobs is looked at.
+    Raises `Problem` as `submit` does, but checks neither the set's name nor the number of jobs.
     """
     with db.read() as session:
         resolved = resolve(session, caller, request, settings)
         admitted = _admitted(session, resolved, settings)
-    less = admitted.shorter() if resolved.minutes is None else None  # it takes as long as was asked for
+    less = admitted.shorter() if resolved.minutes is None else None  # else it takes as long as requested
     return JobPlan(
         dataset=resolved.dataset,
         name=resolved.name,
@@ -98,14 +98,14 @@ def submit(
 ) -> Job:
     """Queue the job, or return the one that the same request with the same idempotency key has queued.
 
-    `settings` have the operator's limits: to the jobs of a key, to a job's running time, and to what is expected of it.
+    `settings` hold the operator's limits: jobs per key, running time, and estimated time.
 
     Raises:
-        Problem: 422 for settings that are impossible, too large for every worker or expected to take too long, 409 for
-            a set name that is another's, 429 when too many of the caller's jobs wait or run.
+        Problem: 422 for settings that are impossible, too large for every worker, or estimated to take too long; 409
+            if the set name belongs to another key; 429 if too many of the caller's jobs wait or run.
     """
     signature = None if idempotency_key is None else (idempotency_key, _digest(request))
-    # What takes time comes before the transaction that writes: others wait for it, on SQLite every one.
+    # Slow work comes before the writing transaction, which blocks others: on SQLite, all of them.
     with db.read() as session:
         resolved = resolve(session, caller, request, settings)
         if signature is not None and (first := idempotency.find(session, caller.key_id, signature[0])):
@@ -141,7 +141,7 @@ def _admitted(session: Session, resolved: Resolved, settings: Settings) -> Admit
 
 
 def _claim(session: Session, name: str, caller: Caller, settings: Settings) -> None:
-    """Take the name of the set, and a place among the caller's jobs. `Problem` 409 or 429."""
+    """Claim the set's name and check the job quota. Raises `Problem` 409 or 429."""
     if not sets.claim_name(session, name, caller.key_id):
         raise Problem(
             409,
@@ -153,7 +153,7 @@ def _claim(session: Session, name: str, caller: Caller, settings: Settings) -> N
 
 
 def _max_runtime(request: JobRequest, most: int | None) -> int | None:
-    """Seconds that the job may run: what it asks for, or the operator's limit, which it must not exceed."""
+    """The requested running time, or else the operator's limit. Raises `Problem` 422 above that limit."""
     asked = request.max_runtime_s
     if asked is not None and most is not None and asked > most:
         message = f"jobs may run for at most {most} s here (it is {asked}): ask for less, or leave it out"
@@ -162,7 +162,7 @@ def _max_runtime(request: JobRequest, most: int | None) -> int | None:
 
 
 def _digest(request: JobRequest) -> str:
-    """What makes two requests the same; a field that older releases did not know counts when it is given."""
+    """Digest for comparing requests. Fields unknown to older releases count only if given."""
     later = {name for name in ("max_runtime_s", "image_size", "minutes") if getattr(request, name) is None}
     body = json.dumps(request.model_dump(mode="json", exclude={"dry_run", *later}), sort_keys=True)
     return hashlib.sha256(body.encode()).hexdigest()
@@ -207,7 +207,7 @@ def resolve(session: Session, caller: Caller, request: JobRequest, settings: Set
 
 
 def _choice(request: JobRequest, facts: DataFacts) -> Choice:
-    """What the request means on such data. `Problem` 422."""
+    """The settings that the request means on these data. Raises `Problem` 422."""
     if request.preset is not None:
         _checked("preset", partial(check_preset, request.preset))
     made = partial(choose, facts, request.preset, request.condense, is_own=request.dataset not in NAMED)
@@ -216,8 +216,8 @@ def _choice(request: JobRequest, facts: DataFacts) -> Choice:
 
 
 def _recipe(request: JobRequest, preset: str, condense: CondenseConfig) -> EvaluateConfig:
-    """The evaluation that is asked for; unless the caller says otherwise, by the network that the set is made with."""
-    own = request.dataset not in NAMED and request.preset not in NAMED  # those are published schedules
+    """The requested evaluation. By default it uses the network of the condensation."""
+    own = request.dataset not in NAMED and request.preset not in NAMED  # their published schedules apply
     shares = _EPOCH_SHARES if own or preset == "digits" else ()
     judged = merge({"network": condense.network.model_dump(), "epoch_shares": shares}, request.evaluate)
     return evaluate_config(preset, judged, ipc=condense.ipc, factor=condense.factor)
@@ -226,7 +226,7 @@ def _recipe(request: JobRequest, preset: str, condense: CondenseConfig) -> Evalu
 def _in_time(
     session: Session, request: JobRequest, resolved: Resolved, choice: Choice, limits: list[float]
 ) -> Resolved:
-    """The job with a schedule for its time, on the largest worker. `Problem` 422 for one that no job may take."""
+    """The job with a schedule for its time on the largest worker. Raises `Problem` 422 above the limits."""
     assert choice.minutes is not None
     seconds = 60 * choice.minutes
     if choice.is_default_time:
@@ -259,7 +259,7 @@ def _in_time(
 
 
 def _facts(session: Session, caller: Caller, request: JobRequest) -> DataFacts:
-    """What is known of the data set, with the side that its images get in this job."""
+    """The facts of the data set, with the image size of this job."""
     wanted = request.image_size
     if request.dataset in NAMED:
         facts = NAMED[request.dataset]
@@ -284,7 +284,7 @@ def _facts(session: Session, caller: Caller, request: JobRequest) -> DataFacts:
 
 
 def _checked(field: str, check: Callable[[], T]) -> T:
-    """The result of `check`; what it finds wrong is a 422 about `field`, or a field within it."""
+    """The result of `check`. Turns its errors into a 422 about `field`, or a field within it."""
     try:
         return check()
     except ValidationError as error:

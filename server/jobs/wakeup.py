@@ -1,4 +1,4 @@
-"""Telling the workers that a job waits. Only a hint: SQL is the queue, a lost message costs only time."""
+"""Wake workers when a job waits. The queue is in SQL, so a lost message costs only time."""
 
 from __future__ import annotations
 
@@ -20,26 +20,25 @@ from server.store.db import use_wal
 
 TASK = "worker.tasks.run_job"
 QUEUE = "celery"
-"""The queue that Celery's workers listen to unless told otherwise."""
+"""The default queue of Celery's workers."""
 MOST_WAITING = 10
-"""Hints that wait to be sent. Each wakes a worker, which goes on until no job waits; more would tell it nothing new."""
+"""Maximum number of unsent wake-ups. Each wakes a worker, which runs jobs until none waits; more add nothing."""
 PAUSE_SECONDS = 0.1
-"""Between two hints: so submissions that come faster than workers could take them up share their hints."""
+"""Pause between two wake-ups, so that bursts of submissions share them."""
 CONNECT_SECONDS = 2
-"""A broker that is down must not hold up what waits for longer."""
+"""Connection timeout: a broker that is down must not block the sender for longer."""
 VISIBILITY_SECONDS = 3600
-"""Only for messages that are fetched and not begun: workers acknowledge a message when they begin with it."""
+"""Applies only to messages that were fetched and not started: workers acknowledge at the start."""
 
 
 class Wakeup:
-    """Sends job ids to the broker, one after the other in a thread of its own: nobody waits for the broker.
+    """Sends job ids to the broker from a thread of its own, so that no request waits for the broker.
 
-    Writes Celery's messages by the library that Celery itself sends them with: all of Celery would take the API
-    another 5 MB.
+    It writes Celery's messages with kombu, as Celery itself does: all of Celery would cost the API another 5 MB.
     """
 
     def __init__(self, settings: Settings) -> None:
-        """To the broker that the settings name; connects when first used."""
+        """Send to the settings' broker. Connects on first use."""
         self._url = settings.broker_url
         self._options = transport_options(settings)
         self._queue = Queue(QUEUE, exchange=QUEUE, routing_key=QUEUE)
@@ -49,7 +48,7 @@ class Wakeup:
         self._sender = ThreadPoolExecutor(1, thread_name_prefix="wakeup")
 
     def prepare(self) -> None:
-        """Make the file of an SQLite broker, or shrink it: messages that were delivered stay in it."""
+        """Create the file of an SQLite broker, or delete the delivered messages from it."""
         path = (
             make_url(self._url.removeprefix("sqla+")).database
             if self._url.startswith("sqla+sqlite")
@@ -65,17 +64,17 @@ class Wakeup:
             connection.commit()
 
     def send(self, job_id: str) -> None:
-        """Wake a worker for the job, soon. Never raises, never waits.
+        """Queue a wake-up for the job. Never raises, never blocks.
 
-        Where many hints wait already this one is left out: a worker that is woken by one of them, which is sent after
-        this job was committed, finds it as well. A failure is logged, and the job is found without the hint.
+        If many wake-ups are queued already, this one is dropped: they are sent after this job was committed, so their
+        workers find it. Failures are logged; the reaper repeats lost wake-ups.
         """
         if self._room.acquire(blocking=False):
             with suppress(RuntimeError):  # after `close`
                 self._sender.submit(self._send, job_id)
 
     def close(self) -> None:
-        """Send what waits, and close the connection."""
+        """Send what is queued, and close the connection."""
         self._closing.set()
         self._sender.shutdown()
         self._disconnect()
@@ -94,21 +93,21 @@ class Wakeup:
                 routing_key=self._queue.routing_key,
                 declare=[self._queue],
             )
-        except Exception as error:  # every broker fails by exceptions of its own
+        except Exception as error:  # every broker has exceptions of its own
             structlog.get_logger().warning("wake-up not sent", job_id=job_id, error=repr(error))
             self._disconnect()
         self._closing.wait(PAUSE_SECONDS)
 
     def _disconnect(self) -> None:
-        """The next hint is sent by a new connection."""
+        """Drop the connection. The next wake-up opens a new one."""
         if self._producer is not None:
-            with suppress(Exception):  # of a connection that is broken already
+            with suppress(Exception):  # the connection may be broken already
                 self._producer.connection.release()
         self._producer = None
 
 
 def _message(job_id: str) -> dict[str, object]:
-    """A call of the worker's task: version 2 of Celery's message protocol, the fields that it demands."""
+    """A call of the worker's task: the required fields of Celery's message protocol, version 2."""
     task_id = str(uuid4())
     return {
         "body": ([job_id], {}, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}),
@@ -118,7 +117,7 @@ def _message(job_id: str) -> dict[str, object]:
 
 
 def transport_options(settings: Settings) -> dict[str, object]:
-    """What the broker's client needs besides its URL."""
+    """Options of the broker's client, besides its URL."""
     if not settings.broker_url.startswith("redis"):
         return {}
     return {
@@ -127,6 +126,6 @@ def transport_options(settings: Settings) -> dict[str, object]:
         "socket_timeout": 10,
         "socket_keepalive": True,
         "health_check_interval": 30,
-        # A message that a worker fetched and lost with its life is handed out again after this time.
+        # Redelivers a message whose worker died before it acknowledged it.
         "visibility_timeout": VISIBILITY_SECONDS,
     }

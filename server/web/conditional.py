@@ -1,4 +1,4 @@
-"""Ranges, conditions and negotiation of RFC 9110 as pure functions of the header's text."""
+"""Ranges, conditional requests and content negotiation (RFC 9110), as pure functions of header values."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import NamedTuple
 from server.web.problems import Problem
 
 LONGEST = 4096
-"""Characters of a conditional header that is read; a longer one is refused."""
+"""Maximum length of a conditional header. Longer ones are refused."""
 
 _RANGE = re.compile(r"bytes=\s*(?:(\d+)-(\d*)|-(\d+))\s*", re.IGNORECASE)
 _WEIGHT = re.compile(r"0(\.\d{0,3})?|1(\.0{0,3})?")
 _TAG = re.compile(r'(W/)?("[\x21\x23-\x7e\x80-\xff]*")')
 _DIGITS = 18
-"""Decimal digits of a position that may lie inside a file; more of them are beyond the end of any."""
+"""Maximum decimal digits of a position in a file. More are beyond the end of any file."""
 
 
 class Conditions(NamedTuple):
-    """What a request asks of the representation; the texts of the headers, None where absent."""
+    """The conditional headers of a request; None if absent."""
 
     range: str | None = None
     if_range: str | None = None
@@ -27,19 +27,19 @@ class Conditions(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """What the conditions of a request come to: all that an answer depends on, and none of the caller's text."""
+    """The outcome of the conditions. It holds none of the caller's text, so it can be a cache key."""
 
     status: int
     """200, 206 or 304."""
     part: tuple[int, int] | None = None
-    """Which bytes, half open; None: all."""
+    """Half-open byte range; None: all bytes."""
 
 
 def decide(conditions: Conditions, etag: str, length: int) -> Decision:
     """What to send of a representation of `length` bytes.
 
     Raises:
-        Problem: 412 when If-Match names another representation, 416 for a range beyond the end.
+        Problem: 412 if If-Match names another representation, 416 for a range beyond the end.
     """
     if conditions.if_match is not None and not matches(conditions.if_match, etag, weak=False):
         raise Problem(
@@ -52,9 +52,9 @@ def decide(conditions: Conditions, etag: str, length: int) -> Decision:
 
 
 def matches(header: str, etag: str, *, weak: bool) -> bool:
-    """Whether the list of entity tags (or `*`) names `etag`.
+    """Whether a list of entity tags (or `*`) contains `etag`.
 
-    `weak` compares as If-None-Match does; else a weak tag never matches, as in If-Match (section 8.8.3.2).
+    `weak` compares as for If-None-Match. Otherwise a weak tag never matches, as for If-Match (section 8.8.3.2).
     """
     if header.strip() == "*":
         return True
@@ -64,15 +64,15 @@ def matches(header: str, etag: str, *, weak: bool) -> bool:
 def byte_range(header: str | None, if_range: str | None, etag: str, length: int) -> tuple[int, int] | None:
     """The half-open range of a Range header; None: send everything.
 
-    Ignored, as section 14.2 allows, are other units, several ranges and what cannot be parsed, and everything when
-    If-Range does not name `etag`. Raises `Problem` 416 for a range beyond the end.
+    Other units, multiple ranges and invalid ranges are ignored, as section 14.2 allows. So is any range if If-Range
+    does not name `etag`. Raises `Problem` 416 for a range beyond the end.
     """
     if header is None or (if_range is not None and if_range.strip() != etag):
         return None
-    found = _RANGE.fullmatch(header.strip())
-    if found is None:
+    parsed = _RANGE.fullmatch(header.strip())
+    if parsed is None:
         return None
-    first, last, suffix = found.groups()
+    first, last, suffix = parsed.groups()
     if suffix is not None:
         start, end = max(0, length - _position(suffix)), length
     else:
@@ -92,15 +92,15 @@ def byte_range(header: str | None, if_range: str | None, etag: str, length: int)
 
 
 def _position(digits: str) -> int:
-    """The number; what has so many digits that it is beyond every end is taken for the least of these."""
+    """The position. Numbers too long for any file are capped, as `int` of huge text is slow."""
     digits = digits.lstrip("0")
     return int(digits or "0") if len(digits) <= _DIGITS else 10**_DIGITS
 
 
 def prefers(accept: str | None, other: str, default: str) -> bool:
-    """Whether an Accept header names the media type `other`, with no less weight than `default` (section 12.5.1).
+    """Whether an Accept header prefers the media type `other`, or weighs it as much as `default` (section 12.5.1).
 
-    A wildcard never asks for `other`: who does not know of it gets the default.
+    A wildcard never selects `other`: clients that do not know it get the default.
     """
     weights: dict[str, float] = {}
     for entry in (accept or "").split(","):

@@ -1,4 +1,4 @@
-"""Web pages of other origins may read what devices read, and nothing else."""
+"""CORS: pages of other origins may read what devices read, and nothing else."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ EXPOSED = ("Content-Range", "ETag", "Repr-Digest", "Content-Location", "MDC-Epoc
 SENT = ("Authorization", "Content-Type", "If-Match", "If-None-Match", "If-Range", "Range")
 MINUTES = 10
 VARY = "Origin"
-"""Every answer that pages may read varies by it, asked by a page or not: caches would give one for the other."""
+"""Sent with every response on these paths, even to clients without an Origin: caches must keep the two apart."""
 
 
 class DeviceCors:
     """The Fetch standard's CORS protocol on the routes of sets, subsets and signing keys.
 
-    Callers are known by their API key alone, never by a cookie, so credentials are not allowed.
+    Callers authenticate by API key, never by cookie, so credentials are not allowed.
     """
 
     def __init__(self, app: ASGIApp, origins: Sequence[str]) -> None:
-        """`app` is the application inside."""
+        """`app` is the wrapped application."""
         self._plain = app
         self._shared = CORSMiddleware(
             app,
             allow_origins=origins,
-            allow_methods=("GET", "HEAD", "POST"),  # the one POST of these paths asks for a plan
+            allow_methods=("GET", "HEAD", "POST"),  # the only POST on these paths asks for a plan
             allow_headers=SENT,
             expose_headers=EXPOSED,
             max_age=60 * MINUTES,

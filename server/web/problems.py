@@ -1,4 +1,4 @@
-"""Every error as `application/problem+json` (RFC 9457), with a stable `code` and the id of the request."""
+"""Every error as `application/problem+json` (RFC 9457), with a stable `code` and the request's id."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from server.store.errors import STORE_ERRORS
 
 MEDIA_TYPE = "application/problem+json"
 MAX_BODY_BYTES = 2**17
-"""Largest body of a request that is not an upload."""
+"""Maximum body size of a request that is not an upload."""
 MAX_HEADER_BYTES = 2**15
-"""Most bytes of a request's headers, names and values together; as much as nginx lets through unless it is told to."""
+"""Maximum total size of a request's header names and values; nginx's default limit."""
 MAX_ERRORS = 100
-"""Wrong fields that are told at once."""
+"""Maximum number of field errors in a response."""
 UPLOAD_PATH = "/v1/datasets"
 RETRY_STORE_SECONDS = 10
 """`Retry-After` while a store is unavailable."""
@@ -36,7 +36,7 @@ RETRY_STORE_SECONDS = 10
 _log = structlog.get_logger()
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _SHOWN = 200
-"""Characters of a wrong value that are shown."""
+"""Maximum length of a value or path shown in a message."""
 
 
 class FieldError(BaseModel):
@@ -74,7 +74,7 @@ class ProblemBody(BaseModel):
 
 
 class Problem(HTTPException):
-    """An error that is answered as a problem; `extra` are further members of the body."""
+    """An error that becomes a problem response. `extra` are additional members of the body."""
 
     def __init__(
         self,
@@ -94,12 +94,12 @@ class Problem(HTTPException):
 
 
 def not_found(what: str) -> Problem:
-    """The answer to an id that is unknown, or another's: the two are not told apart."""
+    """The response to an unknown id. An id of another owner gets the same one, so that ids cannot be probed."""
     return Problem(404, "not-found", f"there is no {what}")
 
 
 def field_errors(error: ValidationError | RequestValidationError, *prefix: str) -> list[FieldError]:
-    """What pydantic found, one entry per field, below `prefix`."""
+    """Pydantic's errors, one entry per field, with `prefix` before the field names."""
     return [
         FieldError(
             field=".".join([*prefix, *_location(item["loc"])]) or "body",
@@ -116,11 +116,13 @@ def invalid(code: str, errors: list[FieldError]) -> Problem:
 
 
 def _location(parts: Iterable[int | str]) -> list[str]:
-    """Field names without the body that they are in, which the caller knows."""
+    """Field names without the leading `body`."""
     names = [str(part) for part in parts]
     if names[:1] != ["body"]:
         return names
-    return [] if len(names) == 2 and names[1].isdigit() else names[1:]  # a number: where the JSON breaks off
+    return (
+        [] if len(names) == 2 and names[1].isdigit() else names[1:]
+    )  # number: position of a JSON syntax error
 
 
 def _message(item: Any) -> str:
@@ -128,7 +130,7 @@ def _message(item: Any) -> str:
         return f"the body is not JSON: {item['ctx']['error']} at character {item['loc'][-1]}"
     if isinstance(item["input"], bytes):
         return "the body is not JSON: send it with Content-Type: application/json"
-    # A whole object is no help beside the sentence that is about its fields.
+    # Do not show a whole object: the message is about its fields.
     if item["type"] in ("missing", "value_error") or isinstance(item["input"], dict):
         return fault(item)
     shown = repr(item["input"])
@@ -136,7 +138,7 @@ def _message(item: Any) -> str:
 
 
 def install(app: FastAPI) -> None:
-    """Answer every error of the application as a problem, and give every request its id."""
+    """Turn every error of the application into a problem, and give every request an id."""
     app.add_exception_handler(HTTPException, _on_http)
     app.add_exception_handler(RequestValidationError, _on_validation)
     for error in STORE_ERRORS:
@@ -154,7 +156,7 @@ async def _on_http(request: Request, error: Exception) -> Response:
     if error.status_code == 404:
         detail = f"there is nothing at {_path(request.scope)}: the routes are listed in /openapi.json"
     elif error.status_code == 405:
-        # Each method is a route of its own, and the router names only those of the first.
+        # Each method is a separate route, and the router's Allow header names only the first route's methods.
         headers["Allow"] = ", ".join(_allowed(request))
         detail = f"{request.method} is not allowed here: use {headers['Allow']}"
     code = "-".join(HTTPStatus(error.status_code).phrase.lower().split())
@@ -162,7 +164,7 @@ async def _on_http(request: Request, error: Exception) -> Response:
 
 
 def _allowed(request: Request) -> list[str]:
-    """The methods that the request's path has."""
+    """The methods of the request's path."""
     return [
         method
         for method in ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
@@ -191,7 +193,7 @@ async def _on_crash(request: Request, error: Exception) -> Response:
     structlog.get_logger().error(
         "request failed", exc_info=error, path=_path(request.scope), request_id=_id(request)
     )
-    detail = "the server failed; nothing is known to be wrong with the request: report the request_id"
+    detail = "the server failed, probably not because of the request: report the request_id"
     return _respond(request, Problem(500, "internal-error", detail))
 
 
@@ -216,13 +218,13 @@ def _id(request: Request) -> str:
 
 
 def _path(scope: Scope) -> str:
-    """The path for logs and answers, whose length is the caller's choice; the URL as a whole may not even be one."""
+    """The path for logs and responses, shortened. Not the whole URL: that may be invalid."""
     path = str(scope["path"])
     return path if len(path) <= _SHOWN else path[:_SHOWN] + "…"
 
 
 def request_id_of(scope: Scope) -> str:
-    """The id that the caller gave the request, or a new one."""
+    """The caller's request id if it is valid, else a new one."""
     for name, value in scope["headers"]:
         if name == b"x-request-id" and _REQUEST_ID.fullmatch(given := value.decode("latin-1")):
             return str(given)
@@ -230,7 +232,7 @@ def request_id_of(scope: Scope) -> str:
 
 
 def log_request(scope: Scope, status: int, started: float) -> None:
-    """Log that a request is answered, which took since `started` on the clock of `time.perf_counter`."""
+    """Log a finished request. `started` is a value of `time.perf_counter`."""
     _log.info(
         "request",
         method=scope["method"],
@@ -242,10 +244,10 @@ def log_request(scope: Scope, status: int, started: float) -> None:
 
 
 class RequestContext:
-    """Gives every request an id (or keeps the caller's), logs it, and bounds its body."""
+    """Gives every request an id (or keeps the caller's), logs it, and limits its body."""
 
     def __init__(self, app: ASGIApp) -> None:
-        """`app` is the application inside."""
+        """`app` is the wrapped application."""
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -274,9 +276,9 @@ class RequestContext:
 
 
 def _refusal(scope: Scope) -> Problem | None:
-    """Why a request is refused whatever it asks for."""
+    """A problem that applies to any path, or None."""
     if "\0" in scope["path"] or b"%00" in scope["query_string"]:
-        # PostgreSQL knows no such text, and no name or id of ours has it.
+        # PostgreSQL refuses such text, and no name or id contains it.
         return Problem(400, "invalid-request", "the URL has a NUL character: no name or id has one")
     if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADER_BYTES:
         return Problem(
@@ -288,7 +290,7 @@ def _refusal(scope: Scope) -> Problem | None:
 
 
 def _bounded(receive: Receive) -> Receive:
-    """`receive` that refuses a body of more than `MAX_BODY_BYTES`; an upload counts for itself."""
+    """`receive` that refuses bodies above `MAX_BODY_BYTES`. Uploads have their own limit."""
     size = 0
 
     async def limited() -> Message:
@@ -307,7 +309,7 @@ def _bounded(receive: Receive) -> Receive:
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The problem responses of a route, for its OpenAPI entry.
 
-    400, for what cannot be read, 500 and 503 are always among them, and 429 where a key is asked for.
+    400, 500 and 503 are always included, and 429 if the route needs a key.
     """
     always = {400, 500, 503} | ({429} if 401 in statuses else set())
     seconds = {"description": "Seconds to wait.", "schema": {"type": "integer", "minimum": 1}}

@@ -286,10 +286,10 @@ def test_a_key_takes_only_so_many_of_them(db: Database, owner: str) -> None:
         with ExitStack() as stack:
             for job_id in ("a", "a", "b"):
                 stack.enter_context(watchers.watching(job_id, "key"))
-            with pytest.raises(Problem, match="the API key key has 3 streams open"):
+            with pytest.raises(Problem, match="the API key key has 3 streams open, the limit per key"):
                 stack.enter_context(watchers.watching("c", "key"))
             stack.enter_context(watchers.watching("c", "other"))
-            with pytest.raises(Problem, match="this server has as many"):
+            with pytest.raises(Problem, match="this server has too many"):
                 stack.enter_context(watchers.watching("c", "third"))
             assert watchers.count == 4
         assert watchers.count == 0
