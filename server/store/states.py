@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class JobState(StrEnum):
-    """State of a job. The API and the database use the value."""
+    """State of a job."""
 
     QUEUED = "queued"
     RUNNING = "running"
