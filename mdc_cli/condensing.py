@@ -133,6 +133,8 @@ def as_started(planned: Planned, made_with: CondenseConfig, explicit: Collection
     changes = {name: getattr(made_with, name) for name in SCHEDULE if name not in explicit} | {
         "network": network
     }
+    if choice.may_shrink:
+        changes["at_tile_side"] = made_with.at_tile_side
     condense = choice.condense.model_copy(update=changes)
     return replace(planned, choice=replace(choice, condense=condense, minutes=None))
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from mdc_cli.condensing import Planned, machine
 from mdc_cli.output import say
-from mdc_core.config.minutes import Machine, Pace, Timed, Wanted, in_time, pace_of
+from mdc_core.config.minutes import Machine, Pace, Size, Timed, Wanted, in_time, pace_of, size_of
 from mdc_core.config.settings import CondenseConfig
 from mdc_core.config.shorten import with_changes
 
@@ -40,10 +40,10 @@ def measured(planned: Planned, device: str, data: DataSet | None, begun: float) 
     # A benchmark in a new process, beside other work, may be far too slow: the pilot run decides.
     has_pilot = data is not None
     timed = _timed(planned, total - (time.monotonic() - begun), here, ratio, or_longer=has_pilot)
-    piloted: int | None = None
-    while data is not None and timed.condense.network.width != piloted:
-        # A pilot's ratio is assumed for narrower networks and then measured there, but never used for wider ones.
-        piloted = timed.condense.network.width
+    piloted: Size | None = None
+    while data is not None and size_of(timed.condense) != piloted:
+        # A pilot's ratio is assumed for cheaper networks, then measured there, but never used for more expensive ones.
+        piloted = size_of(timed.condense)
         ratio = _ratio(planned, timed.condense, data, device, here)
         timed = _timed(planned, total - (time.monotonic() - begun), here, ratio, piloted)
     return replace(planned, choice=replace(choice, condense=timed.condense), timed=timed), here
@@ -54,11 +54,12 @@ def _timed(
     seconds: float,
     here: Machine,
     ratio: Pace,
-    widest: int | None = None,
+    largest: Size | None = None,
     *,
     or_longer: bool = False,
 ) -> Timed:
-    wanted = Wanted(planned.config, planned.facts, planned.choice.widths, widest)
+    choice = planned.choice
+    wanted = Wanted(planned.config, planned.facts, choice.widths, choice.may_shrink, largest)
     return in_time(
         wanted, seconds, here, _scaled(ratio), or_longer=or_longer or planned.choice.is_default_time
     )

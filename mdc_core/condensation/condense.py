@@ -25,12 +25,14 @@ from mdc_core.condensation.pool import MemoryPools, PoolStore, Prepared, train_p
 from mdc_core.config.settings import CondenseConfig, EvaluateConfig
 from mdc_core.data.real_set import RealSet
 from mdc_core.data.splits import hold_out
-from mdc_core.data.synthetic import SyntheticSet, initial_tiles
+from mdc_core.data.synthetic import SyntheticSet, initial_tiles, shrink
 from mdc_core.errors import ConfigError
 from mdc_core.training.accuracy import class_accuracy
 from mdc_core.training.batched import fit
 from mdc_core.training.real_training import RealTraining
 
+_SHRUNK_AT_ONCE = 1024
+"""Images."""
 Distances = tuple[tuple[float, ...], ...]
 """F(1..N-1), one row per MLS track."""
 
@@ -100,6 +102,8 @@ def prepare(
     if not config.pool:
         return
     real, _ = _split(config, real.to(torch.device(device)))
+    real = at_matched_side(config, real)
+    config = config.matched()
     training = RealTraining(config, real, initial_network(config, real, outer=0), Recorder(real.device))
     members = train_pool(config, real, training, pools)
     for _ in range(config.pool):
@@ -138,7 +142,8 @@ def condense(
     real, holdout = _split(config, real)
     state = replace(resume or start_state(config, real), data=fingerprint)
     state = _moved(state, real.device)
-    engine = _Engine(config, real, holdout, pools or MemoryPools())
+    real, holdout = (at_matched_side(config, images) for images in (real, holdout))
+    engine = _Engine(config.matched(), real, holdout, pools or MemoryPools())
     for outer in range(state.outer + 1, config.outer_loops + 1):
         begun = time.perf_counter()
         with products(config.precision):
@@ -150,6 +155,16 @@ def condense(
 def result(state: CondenseState, real: RealSet) -> SyntheticSet:
     """The synthetic set of a state, tiles as they are (not rounded to what devices receive)."""
     return SyntheticSet(state.tiles, real.image_size)
+
+
+def at_matched_side(config: CondenseConfig, real: RealSet) -> RealSet:
+    """The real images as the networks see them: shrunk as new tiles are, where `config.at_tile_side` says so."""
+    side = config.matched_side(real.image_size)
+    if side == real.image_size:
+        return real
+    return replace(
+        real, images=torch.cat([shrink(part, side) for part in real.images.split(_SHRUNK_AT_ONCE)])
+    )
 
 
 def _split(config: CondenseConfig, real: RealSet) -> tuple[RealSet, RealSet]:

@@ -78,7 +78,8 @@ class TileUpdate:
     def __init__(self, config: CondenseConfig, real: RealSet, net: Network, recorder: Recorder) -> None:
         self._config, self._real, self._net, self._recorder = config, real, net, recorder
         self._method = METHODS[config.method]
-        side, device = config.tile_side(real.image_size), real.device
+        device = real.device
+        side = real.image_size if config.at_tile_side else config.tile_side(real.image_size)
         shape = (config.ipc, real.num_classes, config.factor**2, real.channels, side, side)
         self.tiles = torch.zeros(shape, device=device)
         self.momentum = torch.zeros_like(self.tiles)

@@ -58,6 +58,8 @@ class Choice:
     """Whether the time is the default, not requested."""
     widths: tuple[int, ...]
     """Widths to choose from by time, widest first; a single one if it is explicit."""
+    may_shrink: bool
+    """Whether the time may decide that networks see images at the tile side."""
     lowered: str | None
     """What was lowered, and why; None if nothing was."""
 
@@ -104,6 +106,7 @@ def choose(
         minutes=time,
         is_default_time=minutes is None,
         widths=WIDTHS[condense.network.name] if free else (condense.network.width,),
+        may_shrink="at_tile_side" not in overrides and _may_shrink(condense, facts),
         lowered=lowered,
     )
 
@@ -116,6 +119,15 @@ def sentences(*parts: str | None) -> str | None:
 def depth_for(image_size: int) -> int:
     """Blocks of a ConvNet for images of that side: its last feature map has 3..5 pixels a side, or 2 and less."""
     return min(8, max(2, round(math.log2(image_size / _LAST_MAP))))
+
+
+def _may_shrink(config: CondenseConfig, facts: DataFacts) -> bool:
+    """Whether tiles are smaller than images, and large enough for networks of their own."""
+    return (
+        config.factor > 1
+        and config.tile_side(facts.image_size) >= _SMALL_SIDE
+        and config.network.name == "convnet"
+    )
 
 
 def _in_full(overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -126,9 +126,10 @@ def estimate(
     GPU's, and data that do not fit stay in the host's memory.
     """
     free = _gpu_free(config, facts, memory_limit) if gpu else None
-    loop = outer_loop_work(config, facts, free)
-    pool = pool_work(config, facts)
-    condensing = loop * config.outer_loops + measuring_work(config, facts) + pool
+    matched = matched_facts(config, facts)
+    loop = outer_loop_work(config.matched(), matched, free)
+    pool = pool_work(config.matched(), matched)
+    condensing = loop * config.outer_loops + measuring_work(config.matched(), matched) + pool
     judging = Work() if recipe is None else evaluation_work(recipe, config, facts)
     total = condensing + judging
     return Estimate(
@@ -143,6 +144,11 @@ def estimate(
         seconds_evaluation=_seconds(judging, speed),
         seconds_total=_seconds(total, speed),
     )
+
+
+def matched_facts(config: CondenseConfig, facts: DataFacts) -> DataFacts:
+    """The data as the networks of a condensation see them."""
+    return facts.model_copy(update={"image_size": config.matched_side(facts.image_size)})
 
 
 def outer_loop_work(config: CondenseConfig, facts: DataFacts, gpu_free: float | None = None) -> Work:
@@ -244,7 +250,8 @@ def what_to_lower(config: CondenseConfig, facts: DataFacts, recipe: EvaluateConf
     """The settings to lower if the estimate is above `limit` bytes, the largest share first."""
     if limit < BASE_BYTES:
         return "nothing: use a larger worker"
-    shares = {f"condense.{name}": size for name, size in _condense_phases(config, facts).items()}
+    phases = _condense_phases(config.matched(), matched_facts(config, facts))
+    shares = {f"condense.{name}": size for name, size in phases.items()}
     if recipe is not None:
         shares["evaluate.batch_size"] = _evaluation_bytes(recipe, config, facts)
     largest = max(shares.values())
@@ -317,13 +324,14 @@ def _memory(
     config: CondenseConfig, facts: DataFacts, recipe: EvaluateConfig | None, limit: int | None
 ) -> float:
     """Peak bytes: the process, the data where they fit, weights and gradients, and the largest phase."""
-    phases = _condense_phases(config, facts).values()
+    seen, matched = config.matched(), matched_facts(config, facts)
+    phases = _condense_phases(seen, matched).values()
     judging = 0 if recipe is None else _evaluation_bytes(recipe, config, facts)
     return (
         BASE_BYTES
         + _held_data(facts, limit)
-        + _weight_bytes(config, facts)
-        + _groups_bytes(config, facts)
+        + _weight_bytes(seen, matched)
+        + _groups_bytes(seen, matched)
         + max(*phases, judging)
     )
 
@@ -332,22 +340,22 @@ def _gpu_memory(
     config: CondenseConfig, facts: DataFacts, recipe: EvaluateConfig | None, limit: int | None, free: float
 ) -> float:
     """Peak bytes on a GPU: what is always there, and twice the largest phase of all that is computed at once."""
-    matched = classes_per_batch(config, facts, free) * matching_bytes(config, facts) + _view_bytes(
-        config, facts
-    )
-    phases = [matched, _condense_phases(config, facts)["batch_network"]]
+    seen, matched = config.matched(), matched_facts(config, facts)
+    matching = classes_per_batch(seen, matched, free) * matching_bytes(seen, matched)
+    phases = [matching + _view_bytes(seen, matched), _condense_phases(seen, matched)["batch_network"]]
     if recipe is not None:
         training = training_bytes(recipe, facts, _largest_training(recipe, config, facts))
         trainings = recipe.trainings(config.ipc, config.factor)
         phases.append(training * min(trainings, items_that_fit(training, free)))
-    return GPU_BASE_BYTES + _held_data(facts, limit) + _weight_bytes(config, facts) + GPU_COPIES * max(phases)
+    return GPU_BASE_BYTES + _held_data(facts, limit) + _weight_bytes(seen, matched) + GPU_COPIES * max(phases)
 
 
 def _gpu_free(config: CondenseConfig, facts: DataFacts, limit: int | None) -> float:
     """Bytes that are free on a GPU of `limit` bytes when it is planned what to compute at once; 0: not known."""
     if limit is None:
         return 0.0
-    return limit - GPU_BASE_BYTES - _held_data(facts, limit) - _weight_bytes(config, facts)
+    weights = _weight_bytes(config.matched(), matched_facts(config, facts))
+    return limit - GPU_BASE_BYTES - _held_data(facts, limit) - weights
 
 
 def _held_data(facts: DataFacts, limit: int | None) -> int:

@@ -3,9 +3,10 @@
 Seven tenths of the time train the pool, a quarter matches, up to as many updates as bring anything; what is left over
 goes to the pool, up to as many samples as the widest network there is makes use of. Few networks that know the classes
 are worth more than many that do not, so that a second network comes when each has seen enough, and a wider one when the
-time is enough for both parts. The narrowest one is for runs that would have too few updates otherwise; one that has too
-few even so gets a warning, which says how much time or which image side is enough. An evaluation, where there is one,
-comes first out of the time. All of it is arithmetic over `mdc_core.config.estimate`. Knows no torch.
+time is enough for both parts. Where too few updates would be left, networks see images at the tile side, which is f²
+times cheaper, and are narrow at last. A run that has too few even so gets a warning, which says how much time or which
+image side is enough. An evaluation, where there is one, comes first out of the time. All of it is arithmetic over
+`mdc_core.config.estimate`. Knows no torch.
 """
 
 from __future__ import annotations
@@ -77,6 +78,19 @@ class Pace:
 
 
 @dataclass(frozen=True)
+class Size:
+    """What a network costs by."""
+
+    width: int
+    at_tile_side: bool = False
+    """Whether it sees images at the tile side; see `CondenseConfig.at_tile_side`."""
+
+    def label(self) -> str:
+        """In words."""
+        return f"width {self.width}{' at the tile side' if self.at_tile_side else ''}"
+
+
+@dataclass(frozen=True)
 class Wanted:
     """A run whose schedule the time decides."""
 
@@ -85,8 +99,10 @@ class Wanted:
     facts: DataFacts
     widths: tuple[int, ...]
     """That the network may have, the widest first."""
-    widest: int | None = None
-    """The widest one that was not found to be trained too little; None: none was."""
+    may_shrink: bool = False
+    """Whether networks may see images at the tile side."""
+    largest: Size | None = None
+    """The largest one that was not found to be trained too little; None: none was."""
     recipe: Callable[[CondenseConfig], EvaluateConfig] | None = None
     """The evaluation that comes with it, as it would be with any amount of time; None: none does."""
     given: frozenset[str] = frozenset()
@@ -304,26 +320,40 @@ def _widest(
     wanted: Wanted, seconds: float, machine: Machine, measured: Callable[[Pace], Pace]
 ) -> Timed | None:
     """The run with the widest network that fits and for which the time is enough, else with the narrowest."""
-    *wider, narrowest = wanted.widths
-    images = train_images(wanted.facts)
+    *larger, smallest = sizes = _sizes(wanted)
+    first = 0 if wanted.largest is None else sizes.index(wanted.largest)
+    images, usual = train_images(wanted.facts), wanted.widths[-2:][0]
     why = ""
-    for width in wider:
-        tried = wanted.widest is None or width <= wanted.widest
-        found = _at_width(wanted, width, seconds, machine, measured) if tried else None
-        is_last = width == wider[-1]  # only too few updates make the narrowest one worth it
-        if found is None or not (_is_worthwhile(found) if is_last else _is_enough(found.condense, images)):
-            why = f"; networks of width {width} would {_too_little(found if is_last else None)}"
+    for size in larger:
+        found = _at_size(wanted, size, seconds, machine, measured) if sizes.index(size) >= first else None
+        is_wide = size.width > usual  # from the usual width on only too few updates count
+        if found is None or not (_is_enough(found.condense, images) if is_wide else _is_worthwhile(found)):
+            why = f"; networks of {size.label()} would {_too_little(None if is_wide else found)}"
         elif not _fits(found, wanted, machine):
-            why = f"; networks of width {width} would take too much memory"
+            why = f"; networks of {size.label()} would take too much memory"
         else:
             return replace(found, chosen=found.chosen + why)
-    found = _at_width(wanted, narrowest, seconds, machine, measured)
+    found = _at_size(wanted, smallest, seconds, machine, measured)
     return found and replace(found, chosen=found.chosen + why)
+
+
+def _sizes(wanted: Wanted) -> list[Size]:
+    """What the time decides between, the most expensive first."""
+    sizes = [Size(width, wanted.condense.at_tile_side) for width in wanted.widths]
+    if not wanted.may_shrink:
+        return sizes
+    kept = sizes if len(sizes) == 1 else sizes[:-1]  # the narrowest one is for the tile side
+    return [*kept, *(Size(size.width, at_tile_side=True) for size in sizes[-2:])]
 
 
 def _too_little(found: Timed | None) -> str:
     """What there would be too little of."""
     return "be trained too little" if found is None else f"leave {_updates(found.condense)} updates"
+
+
+def size_of(config: CondenseConfig) -> Size:
+    """What its networks cost by."""
+    return Size(config.network.width, config.at_tile_side)
 
 
 def _is_enough(config: CondenseConfig, images: int) -> bool:
@@ -339,19 +369,20 @@ def _fits(found: Timed, wanted: Wanted, machine: Machine) -> bool:
     return expected.memory_bytes <= machine.memory_bytes
 
 
-def _at_width(
-    wanted: Wanted, width: int, seconds: float, machine: Machine, measured: Callable[[Pace], Pace]
+def _at_size(
+    wanted: Wanted, size: Size, seconds: float, machine: Machine, measured: Callable[[Pace], Pace]
 ) -> Timed | None:
-    """A run with a network of that width; None: the time is too short."""
+    """A run with a network of that size; None: the time is too short."""
     facts = wanted.facts
-    config = with_changes(wanted.condense, {"network": {"width": width}})
+    changes = {"network": {"width": size.width}, "at_tile_side": size.at_tile_side}
+    config = with_changes(wanted.condense, changes)
     pace = measured(pace_of(config, facts, machine))
     judged = _judged(wanted, config, seconds, machine)
     if judged is None:
         return None
     recipe, seconds_evaluation = judged
     left = (_POOL_SHARE + _MATCHING_SHARE) * seconds - seconds_evaluation
-    images, is_widest = train_images(facts), width == wanted.widths[0]
+    images, is_widest = train_images(facts), size.width == wanted.widths[0]
     division = divided(left, pace, images, is_widest=is_widest) if left > 0 else None
     if division is None:
         return None
@@ -458,7 +489,7 @@ def _sentence(config: CondenseConfig, division: Division, pace: Pace, recipe: Ev
             f", then {_count(recipe.repeats, 'network')} of {recipe.epochs} epochs for each of k = {sizes}"
         )
     return (
-        f"Chosen for the time: {_count(division.networks, 'network')} of width {config.network.width}, trained on "
+        f"Chosen for the time: {_count(division.networks, 'network')} of {size_of(config).label()}, trained on "
         f"{division.samples} images each ({pool}), then {division.updates} updates of the set "
         f"({duration(division.updates * pace.update)}){judging}"
     )

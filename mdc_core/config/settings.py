@@ -5,6 +5,7 @@ Notation: N ipc, C classes, f factor, T outer loops, E inner iterations, H image
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, Self
@@ -22,7 +23,7 @@ Precision = Literal["float32", "tf32", "bf16"]
 Source = Literal["condensed", "random", "shrunk"]
 """What an evaluation trains on: the condensed set, whole real images, or shrunk real images of the same bytes."""
 UNUSED: Mapping[str, Mapping[str, Any]] = {
-    "idc": {"calibration": 0.0, "calibration_decay": 0.0},
+    "idc": {"at_tile_side": False, "calibration": 0.0, "calibration_decay": 0.0},
     "feature": {
         "metric": "mse",
         "lr_image_size": 32,
@@ -175,6 +176,8 @@ class CondenseConfig(Frozen):
     """Weight of the images' cross-entropy under the trained network; 0 turns it off."""
     calibration_decay: float = Field(default=2.0, ge=0, le=100)
     """How the calibration weight decreases with the rank: as rank^-decay."""
+    at_tile_side: bool = False
+    """Networks see tiles as they are, and real images shrunk to their side: f² times cheaper than enlarged tiles."""
     outer_loops: int = Field(default=2000, ge=1, le=MOST_LOOPS)
     """T: with `idc`, networks to match; with `feature`, parts of the run between possible checkpoints."""
     inner_iterations: int = Field(default=100, ge=1, le=MOST_LOOPS)
@@ -269,6 +272,17 @@ class CondenseConfig(Frozen):
         """s = ceil(H / f)."""
         return -(-image_size // self.factor)
 
+    def matched(self) -> Self:
+        """This condensation as its networks see it: at the tile side a ConvNet has log2(f) blocks fewer."""
+        if not self.at_tile_side or self.network.name != "convnet":
+            return self
+        depth = max(1, self.network.depth - round(math.log2(self.factor)))
+        return self.model_copy(update={"network": self.network.model_copy(update={"depth": depth})})
+
+    def matched_side(self, image_size: int) -> int:
+        """Side at which networks see tiles and real images: s or H."""
+        return self.tile_side(image_size) if self.at_tile_side else image_size
+
     def tile_lr(self, image_size: int) -> float:
         """Step size of the tiles: lr_base · (N / 10) · (H / H0)²."""
         return self.lr_base * (self.ipc / 10) * (image_size / self.lr_image_size) ** 2
@@ -285,6 +299,8 @@ class CondenseConfig(Frozen):
                 f"give at most {facts.image_size}"
             )
         check_network(self.network, facts.image_size)
+        if self.at_tile_side:
+            check_network(self.matched().network, self.matched_side(facts.image_size))
         needed = (self.start_index + 1) * self.ipc * self.factor**2
         if self.init == "real" and needed > facts.smallest_class:
             raise ConfigError(

@@ -239,6 +239,7 @@ def _in_time(
         choice.condense,
         resolved.facts,
         choice.widths,
+        choice.may_shrink,
         recipe=partial(_recipe, request, choice.preset),
         given=frozenset(request.evaluate),
     )

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from pydantic import ValidationError
 
 from mdc_core.compute.cuda_graph import Recorder
 from mdc_core.compute.streams import stream
 from mdc_core.condensation import checkpoint
-from mdc_core.condensation.condense import Step, condense
+from mdc_core.condensation.condense import Step, condense, result
 from mdc_core.condensation.iteration import classes_per_batch, draw_iteration, loss_weights
 from mdc_core.condensation.network_phase import NetworkPhase, initial_network, perturb
 from mdc_core.data.real_set import RealSet
@@ -60,6 +62,7 @@ def test_a_run_repeats_itself_whatever_the_global_seed(real: RealSet) -> None:
         {"pool": 2, "pool_samples": 16},
         FEATURE,
         FEATURE | {"subset_loss": "mls", "class_wise": True},
+        FEATURE | {"at_tile_side": True},
     ],
 )
 def test_resuming_from_any_checkpoint_is_the_same_run(real: RealSet, changes: dict[str, object]) -> None:
@@ -70,6 +73,30 @@ def test_resuming_from_any_checkpoint_is_the_same_run(real: RealSet, changes: di
         rest = list(condense(config, real, resume=checkpoint.resume(saved, config)))
         assert len(rest) == len(whole) - stop
         assert all(same(a, b) for a, b in zip(whole[stop:], rest, strict=True))
+
+
+def test_at_the_tile_side_networks_see_shrunk_images_and_plain_tiles(real: RealSet) -> None:
+    """Pixels that shrinking leaves out change nothing but the fingerprint; they do at the side of the images."""
+    dropped = real.images.clone()
+    dropped[..., 1::2, :] = dropped[..., 1::2] = 0
+    other = replace(real, images=dropped)
+    config = toy_config(**FEATURE, at_tile_side=True)
+    assert (config.tile_side(8), config.matched_side(8)) == (4, 4)
+    assert config.matched().network.depth == max(1, config.network.depth - 1)
+    for ours, theirs in zip(condense(config, real), condense(config, other), strict=True):
+        assert torch.equal(ours.state.tiles, theirs.state.tiles)
+        assert ours.loss == theirs.loss
+        assert ours.state.data != theirs.state.data
+    usual, changed = run(real, **FEATURE)[-1], run(other, **FEATURE)[-1]
+    assert usual.state.tiles.shape == ours.state.tiles.shape
+    assert not torch.equal(usual.state.tiles, changed.state.tiles)
+    assert not torch.equal(usual.state.tiles, ours.state.tiles)
+    assert result(ours.state, real).images().shape[-1] == real.image_size
+
+
+def test_only_features_are_matched_at_the_tile_side() -> None:
+    with pytest.raises((ConfigError, ValidationError), match="method 'idc' makes no use of it"):
+        toy_config(at_tile_side=True)
 
 
 def test_mdc_switched_off_is_baseline_c(real: RealSet) -> None:

@@ -175,6 +175,15 @@ def test_a_width_that_is_named_is_kept() -> None:
     assert choose(own(), None, {"network": {"name": "resnet_ap"}}, is_own=True).widths == (64, 32, 16, 8)
 
 
+def test_networks_may_see_tiles_as_they_are_where_these_are_large_enough() -> None:
+    assert choose(own(), None, {}, is_own=True).may_shrink == (own().image_size >= 32)
+    for side, may in ((8, False), (24, False), (32, True), (128, True)):
+        facts = own().model_copy(update={"image_size": side, "smallest_class": 100})
+        assert choose(facts, None, {}, is_own=True).may_shrink == may
+        assert not choose(facts, None, {"at_tile_side": False}, is_own=True).may_shrink
+        assert not choose(facts, None, {"factor": 1}, is_own=True).may_shrink
+
+
 def test_sentences_are_put_together() -> None:
     assert sentences("One", None, "two") == "One. two"
     assert sentences(None, None) is None

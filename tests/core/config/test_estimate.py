@@ -301,3 +301,23 @@ def test_a_pool_is_counted_once() -> None:
         for loops, pool in ((6, 0), (6, 4))
     )
     assert pool - plain == 40 * network_cost(toy_config().network, facts).flops_per_image
+
+
+def test_at_the_tile_side_a_run_costs_what_smaller_images_do() -> None:
+    """Of the evaluation, which sees enlarged tiles, nothing changes; nor does what the data take."""
+    facts = DataFacts(name="x", channels=3, image_size=64, classes=("a", "b"), smallest_class=50)
+    usual = toy_config(**FEATURE, network={"depth": 4, "width": 16})
+    config = usual.model_copy(update={"at_tile_side": True})
+    small = facts.model_copy(update={"image_size": 32})
+    found = estimate(config, facts, speed=Speed(1e9, 1e9, 1e-3))
+    alone = estimate(
+        config.matched().model_copy(update={"at_tile_side": False}), small, speed=Speed(1e9, 1e9, 1e-3)
+    )
+    assert found.flops == alone.flops
+    assert found.seconds_pool == alone.seconds_pool
+    assert found.memory_bytes == pytest.approx(alone.memory_bytes + data_bytes(facts) - data_bytes(small))
+    assert found.flops < estimate(usual, facts).flops / 3
+    recipe = EvaluateConfig(network=usual.network)
+    assert estimate(config, facts, recipe).flops - found.flops == pytest.approx(
+        estimate(usual, facts, recipe).flops - estimate(usual, facts).flops
+    )

@@ -11,7 +11,7 @@ import pytest
 
 from mdc_core.config.defaults import WIDTHS, choose
 from mdc_core.config.estimate import Speed, estimate
-from mdc_core.config.minutes import Machine, Pace, Wanted, divided, in_time, pace_of
+from mdc_core.config.minutes import Machine, Pace, Size, Timed, Wanted, divided, in_time, pace_of, size_of
 from mdc_core.config.presets import evaluate_config
 from mdc_core.config.settings import CondenseConfig, DataFacts, EvaluateConfig
 from mdc_core.errors import ConfigError
@@ -155,24 +155,49 @@ SLOW = Machine(Speed(8e10, 1e9, 2e-3), 16 * 10**9)
 """A core that others use too."""
 
 
+@pytest.mark.parametrize("may_shrink", [False, True])
 @pytest.mark.parametrize("side", [64, 96, 128])
 @pytest.mark.parametrize("machine", [CORE, SLOW])
-def test_the_narrowest_network_is_for_runs_of_few_updates(side: int, machine: Machine) -> None:
+def test_cheaper_networks_are_for_runs_of_few_updates(side: int, machine: Machine, may_shrink: bool) -> None:
+    asked = replace(wanted(pictures(side)), may_shrink=may_shrink)
     for seconds in TIMES:
-        found = in_time(wanted(pictures(side)), seconds, machine, or_longer=True)
+        found = in_time(asked, seconds, machine, or_longer=True)
         usual = in_time(wanted(pictures(side), width=32), seconds, machine, or_longer=True)
-        if found.condense.network.width == 16:
+        if found.condense.network.width == 16 or found.condense.at_tile_side:
             assert updates(usual.condense) < 50 or usual.seconds > seconds
         else:
             assert updates(found.condense) >= 50
             assert found.warning is None
-    narrow = in_time(wanted(pictures(128)), 600, CORE)
+        assert may_shrink or not found.condense.at_tile_side
+        assert found.condense.network.width >= 32 or found.condense.at_tile_side == may_shrink
+
+
+def test_at_few_updates_networks_see_tiles_as_they_are_and_then_are_narrow() -> None:
+    def at(seconds: float, machine: Machine, *, may_shrink: bool = True) -> Timed:
+        return in_time(replace(wanted(pictures(128)), may_shrink=may_shrink), seconds, machine)
+
     wide = in_time(wanted(pictures(128), width=32), 600, CORE)
-    assert narrow.condense.network.width == 16
-    assert updates(narrow.condense) >= 50 > updates(wide.condense)
-    assert narrow.condense.pool_samples > 1.5 * wide.condense.pool_samples
-    assert narrow.warning is None
-    assert f"networks of width 32 would leave {updates(wide.condense)} updates" in narrow.chosen
+    small, narrow = at(600, CORE), at(600, CORE, may_shrink=False)
+    assert updates(wide.condense) < 50
+    assert (small.condense.network.width, small.condense.at_tile_side) == (32, True)
+    assert (narrow.condense.network.width, narrow.condense.at_tile_side) == (16, False)
+    assert updates(small.condense) > updates(narrow.condense) >= 50
+    assert small.warning is None
+    assert small.chosen.startswith(
+        "Chosen for the time: 3 networks of width 32 at the tile side, trained on "
+    )
+    assert small.chosen.endswith(f"; networks of width 32 would leave {updates(wide.condense)} updates")
+    last = at(180, CORE)
+    assert (last.condense.network.width, last.condense.at_tile_side) == (16, True)
+    assert "; networks of width 32 at the tile side would leave " in last.chosen
+
+
+def test_a_size_that_was_found_too_slow_is_not_tried_again() -> None:
+    asked = replace(wanted(pictures(128)), may_shrink=True)
+    first = in_time(asked, 600, CORE)
+    assert size_of(first.condense) == Size(32, at_tile_side=True)
+    again = in_time(replace(asked, largest=size_of(first.condense)), 6000, CORE)
+    assert size_of(again.condense) == size_of(first.condense)
 
 
 def test_too_few_updates_are_told_with_a_time_and_a_side_that_are_enough() -> None:
