@@ -29,6 +29,18 @@ def pytest_configure() -> None:
     hypothesis_settings.load_profile("any time")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what follows from where a test lies and what it is given; modules name the rest in `pytestmark`."""
+    for item in items:
+        if item.path.parent.name in ("e2e", "worker"):
+            item.add_marker("process")
+        given = getattr(item, "callspec", None)
+        if given is not None and any(
+            value in ("large", "postgresql") for value in given.params.values() if isinstance(value, str)
+        ):
+            item.add_marker("servers")
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.write_line(f"S3 in these tests: {s3_kind()}")
 

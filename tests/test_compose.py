@@ -20,6 +20,8 @@ from packaging.utils import canonicalize_name
 from server.settings import Settings
 from tests.services import free_port, missing, process
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).resolve().parent.parent
 COMPOSE = (ROOT / "docker-compose.yml").read_text()
 DOCKERFILE = (ROOT / "Dockerfile").read_text()

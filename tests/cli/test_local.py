@@ -31,6 +31,8 @@ from mdc_core.config.presets import NAMED
 from mdc_core.delivery import rankmajor
 from mdc_core.delivery.verdict import advice, judged
 
+pytestmark = pytest.mark.slow
+
 TOY = [
     "--set", "inner_iterations=1", "--set", "n_data=64", "--set", "batch_real=8", "--set", "mls_period=2",
     "--set", "network.width=4", "--ipc", "2", "--outer-loops", "6",

@@ -18,6 +18,8 @@ from packaging.utils import canonicalize_name
 from mdc_device import api
 from tests.services import missing
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).parents[2]
 DIRECT = ("httpx", "numpy", "cryptography")
 OURS = (

@@ -12,6 +12,8 @@ from mdc_core.delivery import rankmajor
 from mdc_core.errors import FormatError
 from mdc_device.decode import open_subset, upsample
 
+pytestmark = pytest.mark.process
+
 INFO = rankmajor.SetInfo(4, 2, ("a", "b", "c"), (0.5,) * 3, (0.2,) * 3, image_size=7, channels=3)
 TILES = np.random.default_rng(0).integers(0, 256, INFO.tile_shape(4), dtype=np.uint8)
 OBJECT = rankmajor.pack(TILES, INFO)

@@ -11,6 +11,8 @@ import pytest
 
 from mdc_core.delivery import rankmajor
 
+pytestmark = pytest.mark.process
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "train_on_device.py"
 
 

@@ -22,6 +22,8 @@ from tests.device.corpus import COUNT, corpus
 from tests.device.live import Live, live_api
 from tests.server.toyset import INFO
 
+pytestmark = pytest.mark.process
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 Reader = Callable[..., "subprocess.CompletedProcess[str]"]
 

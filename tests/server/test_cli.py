@@ -16,6 +16,8 @@ from server.access.tokens import check_key, present
 from server.cli import app
 from server.store.db import Database
 
+pytestmark = pytest.mark.process
+
 RUN = CliRunner()
 
 

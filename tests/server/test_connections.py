@@ -19,6 +19,8 @@ from server.web import connections
 from server.web.connections import HEAD_BYTES, HEADERS, BoundedHttp
 from tests.services import free_port
 
+pytestmark = pytest.mark.process
+
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n"
 
 

@@ -34,6 +34,8 @@ from tests.server.conftest import SIGNING_KEY
 from tests.server.toyset import publish
 from tests.services import free_port
 
+pytestmark = pytest.mark.process
+
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs/openapi.json"
 CHECKS = [
     not_a_server_error,

@@ -22,6 +22,8 @@ from tests.server.conftest import serving, sqlite_only
 from tests.server.toyset import publish
 from tests.services import free_port, postgres_database, process
 
+pytestmark = pytest.mark.process
+
 
 class Forwarder:
     """Passes bytes on to a server, until it is told to keep them."""

@@ -29,6 +29,8 @@ from tests.core.image_files import overlapping
 from tests.server.archives import arrays, image, images, zipped
 from tests.server.conftest import Api, sqlite_only
 
+pytestmark = pytest.mark.process
+
 NFD = unicodedata.normalize("NFD", "Äpfel")
 ENVIRONMENT = inspect._environment()
 

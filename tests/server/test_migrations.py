@@ -24,6 +24,8 @@ from server.store.tables import Base
 from tests.server.conftest import make_owner
 from tests.services import postgres_database
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:

@@ -22,6 +22,8 @@ from server.store.tables import Job
 from tests.server.conftest import Api, serving
 from tests.server.toyset import publish
 
+pytestmark = pytest.mark.slow
+
 LONG = ["1" + "0" * 400, "9" * 4300, "9" * 5000, "0." + "0" * 400 + "1"]
 ODD = [
     *(

@@ -13,6 +13,8 @@ import pytest
 
 from tests.services import free_port, process
 
+pytestmark = pytest.mark.process
+
 OPERATIONS = Path(__file__).resolve().parents[2] / "docs/how-to/operations.md"
 GUESS = {"Authorization": "Bearer mdc_0123456789abcdef_" + "x" * 43}
 

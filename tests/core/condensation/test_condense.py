@@ -26,6 +26,8 @@ from mdc_core.training import augment
 from mdc_core.training.batched import fit
 from tests.core.toys import FEATURE, toy_config, toy_real
 
+pytestmark = pytest.mark.slow
+
 
 def run(real: RealSet, **changes: object) -> list[Step]:
     return list(condense(toy_config(**changes), real))

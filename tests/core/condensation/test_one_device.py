@@ -32,6 +32,8 @@ from tests.core.compute.test_cuda_graph import VARIANTS
 from tests.core.replay import Eager, waits
 from tests.core.toys import toy_config, toy_real
 
+pytestmark = pytest.mark.slow
+
 THERE = torch.device("meta")
 
 

@@ -22,6 +22,8 @@ from mdc_core.training.evaluate import Trial, evaluate
 from tests.core.replay import Eager, Replaying, emulated, pinned, pinned_memory
 from tests.core.toys import FEATURE, toy_config, toy_real
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["pinned_memory"]
 CPU = torch.device("cpu")
 RUNS: dict[str, dict[str, object]] = {

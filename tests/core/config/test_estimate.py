@@ -39,6 +39,8 @@ from mdc_core.training.calibrate import calibrate
 from mdc_core.training.evaluate import evaluate
 from tests.core.toys import FEATURE, toy_config, toy_real
 
+pytestmark = pytest.mark.slow
+
 NETWORKS = [NetworkConfig(depth=2, width=16), NetworkConfig(name="resnet_ap", width=8)]
 
 

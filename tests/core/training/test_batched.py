@@ -17,6 +17,8 @@ from mdc_core.training.steps import Steps, Trainer, draw_epoch
 from tests.core.replay import Eager, Replaying
 from tests.core.toys import TOY_NETWORK, TOY_NORMALISATION
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 COUNTS = (4, 9, 6, 11, 4)
 """Images of five trainings: 1 to 3 steps of at most 4 per epoch."""

@@ -32,6 +32,8 @@ from mdc_core.training.sgd import Sgd
 from mdc_core.training.steps import shuffled
 from tests.core.toys import TOY_NETWORK, TOY_NORMALISATION, toy_config, toy_real
 
+pytestmark = pytest.mark.slow
+
 RECIPE = EvaluateConfig(
     epochs=30, repeats=2, network=TOY_NETWORK, sizes=(1, 3), batch_size=4, augment=("color", "crop", "rotate")
 )
