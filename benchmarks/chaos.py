@@ -128,7 +128,7 @@ class Server:
 class Installation:
     """The service of one size in a folder, with all the servers that it needs."""
 
-    def __init__(self, size: str, folder: Path, cleanup: ExitStack) -> None:
+    def __init__(self, size: str, folder: Path, cleanup: ExitStack, workers: int = WORKERS) -> None:
         self.size, self.folder = size, folder
         self.mark = f"MDC_DATA_DIR={folder}/data"
         self.port = free_port()
@@ -151,7 +151,17 @@ class Installation:
         migrate.upgrade(self.database_url)
         self.key = self.command("create-key", "chaos", "--scope", "admin").strip()
         self.api = self._serve("api", self._api_command())
-        self.workers = [self._serve("worker", [sys.executable, "-m", "worker"]) for _ in range(WORKERS)]
+        self.workers = [self._serve("worker", [sys.executable, "-m", "worker"]) for _ in range(workers)]
+
+    def wait_until_ready(self) -> None:
+        """Wait until `/readyz` succeeds, 60 seconds at most."""
+        wait_until(self._is_ready, 60, "the API")
+
+    def _is_ready(self) -> bool:
+        try:
+            return httpx.get(f"{self.url}/readyz").is_success
+        except httpx.TransportError:
+            return False
 
     def _start_stores(self, cleanup: ExitStack) -> None:
         user = "postgres" if os.getuid() == 0 else pwd.getpwuid(os.getuid()).pw_name

@@ -50,10 +50,10 @@ def main() -> None:
     os.environ.update(UNBOUNDED)
     begun = time.monotonic()
     with tempfile.TemporaryDirectory() as name, ExitStack() as cleanup:
-        installation = Installation(args.size, Path(name), cleanup)
-        for worker in installation.workers:  # what is accepted is not to be condensed
-            worker.process.terminate()
-            worker.process.wait()
+        installation = Installation(
+            args.size, Path(name), cleanup, workers=0
+        )  # nothing accepted is condensed
+        installation.wait_until_ready()
         database = Database(installation.database_url)
         publish_into(database, open_objects(installation.objects_url), b"chaos" * 8, {"toy": SETS["toy"]})
         database.dispose()
@@ -95,8 +95,8 @@ def _round(installation: Installation, seed: int) -> int:
         *("--exclude-operation-id", "revokeKey", "--exclude-operation-id", "withdrawSet"),
     ]
     environment = os.environ | {
-        "SCHEMATHESIS_HOOKS": "fuzz_uploads",
-        "PYTHONPATH": str(Path(__file__).parent),
+        "SCHEMATHESIS_HOOKS": "tests.server.schemathesis_hooks",
+        "PYTHONPATH": str(ROOT),
     }
     return subprocess.run(
         command, stdout=sys.stderr, check=False, cwd=installation.folder, env=environment

@@ -25,8 +25,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
-import httpx
-from chaos import Installation, wait_until
+from chaos import Installation
 from hostile import SETS
 from published import publish_into
 
@@ -59,14 +58,11 @@ def main() -> None:
     args = parser.parse_args()
     os.environ.update(UNBOUNDED)
     with tempfile.TemporaryDirectory() as name, ExitStack() as cleanup:
-        installation = Installation(args.size, Path(name), cleanup)
-        for worker in installation.workers:
-            worker.process.terminate()
-            worker.process.wait()
+        installation = Installation(args.size, Path(name), cleanup, workers=0)
         database = Database(installation.database_url)
         publish_into(database, open_objects(installation.objects_url), b"chaos" * 8, {"toy": SETS["toy"]})
         database.dispose()
-        wait_until(lambda: _is_ready(installation.url), 60, "the API")
+        installation.wait_until_ready()
         share = args.clients // args.processes
         with ProcessPoolExecutor(args.processes) as pool:
             given = [installation.port, installation.key, share, args.seconds, args.pause]
@@ -96,13 +92,6 @@ def main() -> None:
         )
     )
     sys.exit(bool(faults))
-
-
-def _is_ready(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/readyz").is_success
-    except httpx.TransportError:
-        return False
 
 
 def _summary(times: list[float]) -> dict[str, float]:

@@ -12,7 +12,6 @@ import pytest
 import schemathesis
 import uvicorn
 from hypothesis import HealthCheck, Phase, settings
-from hypothesis import strategies as st
 from pydantic import SecretStr
 from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
@@ -29,7 +28,7 @@ from server.app import create_app
 from server.jobs.event_stream import Watchers
 from server.services import Services
 from server.settings import Settings
-from tests.server.archives import arrays, images, zipped
+from tests.server import schemathesis_hooks  # noqa: F401
 from tests.server.conftest import SIGNING_KEY
 from tests.server.toyset import publish
 from tests.services import free_port
@@ -55,14 +54,6 @@ REPEATABLE = settings(
     suppress_health_check=list(HealthCheck),
     phases=[Phase.explicit, Phase.generate],
 )
-
-schemathesis.openapi.media_type("application/x-npz", st.sampled_from([arrays(), b"", b"PK"]))
-schemathesis.openapi.media_type("application/zip", st.sampled_from([zipped(images()), b"", b"PK"]))
-
-
-@schemathesis.serializer("application/x-npz", "application/zip")
-def _as_it_is(_context: Any, value: Any) -> bytes:
-    return value if isinstance(value, bytes) else str(value).encode()
 
 
 @dataclass
