@@ -38,8 +38,8 @@ from mdc_core.condensation.mls import MlsState, Track
 from mdc_core.condensation.network_phase import NetworkPhase
 from mdc_core.config.settings import CondenseConfig, NetworkConfig, Precision
 from mdc_core.data.real_set import RealSet
-from mdc_core.malloc import keep_freed_memory
 from mdc_core.networks import Network
+from mdc_core.system.malloc import keep_freed_memory
 from mdc_core.training import augment
 from mdc_core.training.steps import Steps, draw_steps
 from tests.core.literal import literal_match, literal_network, literal_training

@@ -36,9 +36,9 @@ from mdc_core.delivery import rankmajor
 from mdc_core.delivery.budget import Budget, Plan, plan
 from mdc_core.delivery.manifest import Manifest, build_manifest, parse_manifest
 from mdc_core.delivery.rankmajor import SetInfo
-from mdc_core.malloc import keep_freed_memory
 from mdc_core.networks import build_network
 from mdc_core.networks.cost import measure_cost
+from mdc_core.system.malloc import keep_freed_memory
 from mdc_core.training.batched import fit
 from mdc_device import profile
 from mdc_device.decode import Subset

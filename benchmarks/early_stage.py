@@ -29,7 +29,7 @@ from subset_losses import TUNING_SEED, Run, average, result_path, spread
 
 from mdc_core.condensation.condense import condense
 from mdc_core.data.load import load
-from mdc_core.malloc import keep_freed_memory
+from mdc_core.system.malloc import keep_freed_memory
 
 Line = dict[str, Any]
 

@@ -30,7 +30,7 @@ from mdc_core.config.estimate import training_bytes
 from mdc_core.config.settings import CondenseConfig, EvaluateConfig, NetworkConfig, Precision
 from mdc_core.data.real_set import DataSet, RealSet
 from mdc_core.data.synthetic import SyntheticSet, initial_tiles
-from mdc_core.malloc import keep_freed_memory
+from mdc_core.system.malloc import keep_freed_memory
 from mdc_core.training.evaluate import Trial, evaluate
 
 SHAPES = {"digits": (1, 8, 2, 1), "cifar10": (3, 32, 3, 2)}

@@ -43,7 +43,7 @@ from mdc_core.config.settings import CondenseConfig
 from mdc_core.data.load import load
 from mdc_core.data.real_set import RealSet
 from mdc_core.data.synthetic import shrink
-from mdc_core.malloc import keep_freed_memory
+from mdc_core.system.malloc import keep_freed_memory
 
 FREQUENCIES = 256
 CANDIDATES = 500

@@ -33,7 +33,7 @@ from mdc_core.condensation.pool import MemoryPools
 from mdc_core.config.presets import condense_config
 from mdc_core.config.settings import CondenseConfig, Precision
 from mdc_core.data.real_set import RealSet
-from mdc_core.malloc import keep_freed_memory
+from mdc_core.system.malloc import keep_freed_memory
 from mdc_core.training.real_training import RealTraining
 
 CLASSES, PER_CLASS = 10, 1000

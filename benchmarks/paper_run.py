@@ -26,7 +26,7 @@ from mdc_core.config.presets import condense_config, evaluate_config, preset_for
 from mdc_core.config.settings import CondenseConfig, EvaluateConfig
 from mdc_core.data.load import load
 from mdc_core.data.real_set import DataSet
-from mdc_core.malloc import keep_freed_memory
+from mdc_core.system.malloc import keep_freed_memory
 from mdc_core.training.evaluate import Trial, evaluate
 
 METHODS = {"MDC": "mls", "Baseline C": "none"}

@@ -36,7 +36,7 @@ from mdc_core.data.load import load
 from mdc_core.data.real_set import DataSet
 from mdc_core.data.synthetic import SyntheticSet
 from mdc_core.delivery import rankmajor
-from mdc_core.malloc import keep_freed_memory
+from mdc_core.system.malloc import keep_freed_memory
 from mdc_core.training.evaluate import evaluate
 
 TUNING_SEED = 0

@@ -31,7 +31,7 @@ from mdc_vs_baseline import add_schedule, condensed, judged, settings, with_test
 from mdc_core.condensation import checkpoint
 from mdc_core.condensation.mls import frozen_prefix
 from mdc_core.data.load import load
-from mdc_core.malloc import keep_freed_memory
+from mdc_core.system.malloc import keep_freed_memory
 
 TUNING_SEED = 0
 

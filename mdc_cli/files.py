@@ -7,8 +7,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from mdc_core.atomic_file import write_atomically
 from mdc_core.errors import FormatError, MdcError
+from mdc_core.system.atomic_file import write_atomically
 
 RUN_FORMAT = "mdc-run/1"
 SET_SUFFIX = ".safetensors"

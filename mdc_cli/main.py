@@ -8,7 +8,7 @@ import typer
 
 from mdc_cli import local, remote, resources, service
 from mdc_core import __version__
-from mdc_core.command_group import CommandGroup
+from mdc_core.system.command_group import CommandGroup
 
 app = typer.Typer(
     cls=CommandGroup,

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from mdc_core.config.presets import NAMED, merge
 from mdc_core.config.settings import faults
 from mdc_core.errors import ConfigError
-from mdc_core.malloc import keep_freed_memory
+from mdc_core.system.malloc import keep_freed_memory
 
 T = TypeVar("T")
 

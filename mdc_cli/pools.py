@@ -6,7 +6,7 @@ import secrets
 from contextlib import suppress
 from pathlib import Path
 
-from mdc_core.atomic_file import write_atomically
+from mdc_core.system.atomic_file import write_atomically
 
 
 class FolderPools:

@@ -10,7 +10,7 @@ import runpy
 import signal
 import sys
 
-from mdc_core.parent import when_parent_ends
+from mdc_core.system.parent import when_parent_ends
 
 
 def main() -> None:

@@ -250,8 +250,8 @@ def train(
         seed: of weights, order and augmentation.
         report: called with the epochs done and the total.
 
-    Raises `ConfigError` if the extra `core` is not installed. On a CPU, call `mdc_core.malloc.keep_freed_memory()`
-    first: training gets faster, but the setting affects the whole process.
+    Raises `ConfigError` if the extra `core` is not installed. On a CPU, first call
+    `mdc_core.system.malloc.keep_freed_memory()`: training gets faster, but the setting affects the whole process.
     """
     try:
         from mdc_device import trainer

@@ -13,10 +13,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from mdc_core import atomic_file
 from mdc_core.delivery import rankmajor
 from mdc_core.delivery.manifest import Manifest
 from mdc_core.errors import DigestError
+from mdc_core.system import atomic_file
 from mdc_device import files
 from mdc_device.files import Scanner
 

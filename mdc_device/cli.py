@@ -14,7 +14,7 @@ from mdc_core.delivery.local_key import local_key
 from mdc_core.delivery.manifest import Manifest
 from mdc_core.delivery.verdict import BETTER
 from mdc_core.errors import BudgetError, ConfigError, DataError, FormatError, MdcError
-from mdc_core.malloc import keep_freed_memory
+from mdc_core.system.malloc import keep_freed_memory
 from mdc_device import api, arguments, state, trust
 from mdc_device.client import Fetched, Report, is_clock_behind
 from mdc_device.errors import BusyError, RefusedError, UnreachableError

@@ -15,10 +15,10 @@ from urllib.parse import quote
 
 import httpx
 
-from mdc_core import atomic_file
 from mdc_core.delivery import rankmajor
 from mdc_core.delivery.manifest import Manifest
 from mdc_core.errors import FormatError
+from mdc_core.system import atomic_file
 from mdc_device import files, known_servers, state, trust, wire
 from mdc_device.assembly import assemble
 from mdc_device.backoff import Backoff

@@ -14,10 +14,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from mdc_core.atomic_file import write_atomically
 from mdc_core.delivery import rankmajor
 from mdc_core.delivery.manifest import Manifest, parse_manifest
 from mdc_core.errors import FormatError
+from mdc_core.system.atomic_file import write_atomically
 from mdc_device.errors import BusyError
 
 BLOCK = 1 << 20

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from mdc_core import memory
 from mdc_core.delivery import rankmajor
 from mdc_core.delivery.budget import Budget
 from mdc_core.errors import ConfigError
+from mdc_core.system import memory
 from mdc_device import wire
 from mdc_device.client import Link, fetch_manifest
 

@@ -14,7 +14,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from mdc_core import __version__
 from mdc_core.errors import ConfigError
-from mdc_core.malloc import share_freed_memory
+from mdc_core.system.malloc import share_freed_memory
 from server.access.authenticate import Authenticator
 from server.access.callers import KnownKeys
 from server.access.ratelimit import RateLimits

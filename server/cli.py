@@ -13,8 +13,8 @@ from obstore.exceptions import BaseError
 from pydantic import SecretStr, ValidationError
 from sqlalchemy.exc import DBAPIError
 
-from mdc_core.command_group import CommandGroup
 from mdc_core.delivery.signing import dump_private_keys, new_key
+from mdc_core.system.command_group import CommandGroup
 from server.access.callers import SCOPES
 from server.access.tokens import create_key
 from server.schemas.keys import LONGEST_KEY, KeyResponse

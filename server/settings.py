@@ -16,10 +16,10 @@ from limits import parse as parse_rate
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from mdc_core.atomic_file import publish, sync
 from mdc_core.config.settings import faults
 from mdc_core.delivery.signing import PrivateKey, dump_private_keys, load_private_keys, new_key
 from mdc_core.errors import ConfigError, FormatError
+from mdc_core.system.atomic_file import publish, sync
 
 MIN_SECRET = 32
 """Minimum length of a configured secret: 128 bits even if it is hexadecimal."""

@@ -16,7 +16,7 @@ import torch
 from mdc_core.compute.batching import device_bytes
 from mdc_core.config.presets import NAMED
 from mdc_core.config.settings import CondenseConfig, NetworkConfig
-from mdc_core.malloc import keep_freed_memory
+from mdc_core.system.malloc import keep_freed_memory
 from mdc_core.training.calibrate import calibrate
 from server.logs import configure_logging
 from server.settings import Settings

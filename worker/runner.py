@@ -24,8 +24,8 @@ from mdc_core.condensation.condense import CondenseState, Step, condense, prepar
 from mdc_core.config.settings import CondenseConfig, EvaluateConfig
 from mdc_core.data.real_set import DataSet
 from mdc_core.errors import MdcError
-from mdc_core.malloc import keep_freed_memory
-from mdc_core.parent import when_parent_ends
+from mdc_core.system.malloc import keep_freed_memory
+from mdc_core.system.parent import when_parent_ends
 from mdc_core.training.evaluate import Trial, evaluate
 from server.logs import configure_logging
 from server.settings import Settings

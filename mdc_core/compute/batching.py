@@ -7,7 +7,7 @@ import gc
 import torch
 
 from mdc_core.config.estimate import items_that_fit
-from mdc_core.memory import total_bytes
+from mdc_core.system.memory import total_bytes
 
 
 def items_per_batch(item_bytes: float, device: torch.device) -> int:

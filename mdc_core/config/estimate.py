@@ -22,7 +22,7 @@ from mdc_core.config.settings import (
 )
 from mdc_core.delivery.cost import FLOAT_BYTES, Cost, cost_of
 from mdc_core.geometry import Geometry, convnet, resnet_ap
-from mdc_core.memory import DATA_SHARE
+from mdc_core.system.memory import DATA_SHARE
 
 BASE_BYTES = 720_000_000
 """A process that has loaded torch (with CUDA's libraries) and its convolution kernels, before any data."""

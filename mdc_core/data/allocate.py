@@ -7,7 +7,7 @@ import tempfile
 import numpy as np
 from numpy.typing import NDArray
 
-from mdc_core import memory
+from mdc_core.system import memory
 
 
 def allocate(shape: tuple[int, ...]) -> NDArray[np.uint8]:

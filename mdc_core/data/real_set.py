@@ -17,7 +17,7 @@ from mdc_core.config.settings import MAX_SIDE, MIN_SIDE, DataFacts
 from mdc_core.data.layouts import check_classes
 from mdc_core.data.normalisation import Normalisation
 from mdc_core.errors import DataError
-from mdc_core.memory import DATA_SHARE
+from mdc_core.system.memory import DATA_SHARE
 
 _LEAST_STD = 1e-3
 

@@ -14,8 +14,8 @@ from urllib.parse import unquote, urlsplit
 import obstore
 from obstore.store import AzureStore, GCSStore, LocalStore, S3Store, from_url
 
-from mdc_core.atomic_file import sync
 from mdc_core.errors import ConfigError
+from mdc_core.system.atomic_file import sync
 
 RETRY_SECONDS = 15
 """How long a failed request to a remote store is retried."""

@@ -18,7 +18,7 @@ from typing import Literal
 
 from mdc_core.config.settings import DataFacts
 from mdc_core.errors import DataError
-from mdc_core.parent import when_parent_ends
+from mdc_core.system.parent import when_parent_ends
 from server.uploads.members import open_archive
 
 Kind = Literal["zip", "npz"]

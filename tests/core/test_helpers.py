@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from mdc_core import atomic_file
-from mdc_core.atomic_file import write_atomically
 from mdc_core.config.settings import CondenseConfig, faults
 from mdc_core.delivery.problem_details import ProblemDetails, parse_problem
+from mdc_core.system import atomic_file
+from mdc_core.system.atomic_file import write_atomically
 
 PROBLEM = "application/problem+json"
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from mdc_core import memory
 from mdc_core.condensation.condense import condense
 from mdc_core.data.allocate import allocate
 from mdc_core.data.load import load_npz, load_zip
+from mdc_core.system import memory
 from tests.core.image_files import encoded, pixels, small_set, write_zip
 from tests.core.toys import toy_config
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mdc_core import memory
+from mdc_core.system import memory
 
 
 def group(folder: Path, **files: object) -> None:

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from mdc_core import memory
 from mdc_core.delivery import rankmajor
 from mdc_core.delivery.budget import Budget
+from mdc_core.system import memory
 from mdc_device import api, cli, client, files, profile
 from mdc_device.cli import main
 

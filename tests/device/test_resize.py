@@ -19,9 +19,9 @@ from typing import Any
 import pytest
 from safetensors import safe_open
 
-from mdc_core import atomic_file
 from mdc_core.delivery import rankmajor
 from mdc_core.errors import DigestError, FormatError
+from mdc_core.system import atomic_file
 from mdc_device import api, assembly, files, state
 from mdc_device.cli import main
 from mdc_device.decode import open_subset

@@ -208,7 +208,7 @@ torch.set_num_threads(1)
 from pathlib import Path
 from mdc_core.training.calibrate import calibrate
 from mdc_core.config.settings import DataFacts
-from mdc_core.malloc import keep_freed_memory
+from mdc_core.system.malloc import keep_freed_memory
 from mdc_core.config.presets import condense_config
 def most(what): return 1024 * int(Path("/proc/self/status").read_text().split(what + ":")[1].split()[0])
 keep_freed_memory()

@@ -1,0 +1,1 @@
+"""This process and its machine: files, memory, parents, and how commands end. No torch."""
