@@ -45,7 +45,7 @@ def test_an_upload_is_stored_and_a_job_can_use_it(api: Api, content: bytes, kind
     assert (job.json()["dataset"], job.json()["name"]) == (made["id"], "pets-ipc1")
     body["condense"] = {**condense, "ipc": 4}
     problem = check(api.client.post("/v1/jobs", json=body, headers=api.admin), 422, "invalid-config")
-    assert "takes (start_index + 1)·ipc·factor² = 4" in problem["detail"]
+    assert "needs (start_index + 1)·ipc·factor² = 4" in problem["detail"]
 
 
 def test_the_same_bytes_are_the_same_data_set_of_an_owner(api: Api) -> None:
