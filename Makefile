@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test test-quick serve docs lint lock sbom bench clean
+.PHONY: demo test coverage test-quick serve docs lint lock sbom bench clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -16,7 +16,10 @@ demo: $(STAMP)  ## condense over HTTP, deliver to a device process, on real inpu
 # A process per core, at most eight: each takes up to 1 GB.
 PARALLEL := --numprocesses auto --maxprocesses 8 --dist worksteal
 
-test: $(STAMP)  ## every test, and how much of the code they run
+test: $(STAMP)  ## every test
+	$(BIN)/pytest $(PARALLEL)
+
+coverage: $(STAMP)  ## every test, more slowly, and how much of the code they run
 	$(BIN)/pytest $(PARALLEL) --cov --cov-report=term:skip-covered
 
 test-quick: $(STAMP)  ## those that need no servers, start no processes and take no seconds

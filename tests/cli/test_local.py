@@ -174,7 +174,7 @@ def measured_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--ipc", "19"], "takes (start_index + 1)·ipc·factor² = 19 of each class, but 'pictures' has"),
+        (["--ipc", "19"], "needs (start_index + 1)·ipc·factor² = 19 of each class, but 'pictures' has"),
         (["--set", "speed=9"], "speed: Extra inputs"),
         (["--set", "network.depth=7"], "lower the depth"),
         (["--preset", "mine"], "there is no preset 'mine'"),

@@ -271,7 +271,7 @@ def test_a_taken_port_is_named(running: Running, tmp_path: Path) -> None:
         (["submit", "digits", "--set", "factor=9"], "condense.factor"),
         (["submit", "digits", "--evaluate", "sizes=[99]"], "k is 99, but the set has 10 images per class"),
         (["submit", "digits", "--name", "No Spaces"], "name"),
-        (["submit", "atlantis"], "there is no data set 'atlantis': use digits"),
+        (["submit", "atlantis"], "there is no data set or file 'atlantis': use digits"),
         (["watch", "job_none"], "job_none"),
         (["cancel", "job_none"], "job_none"),
         (["sets", "nothing"], "condensed set 'nothing'"),

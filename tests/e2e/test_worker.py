@@ -22,7 +22,7 @@ from tests.conftest import both_sizes
 from tests.services import free_port, process
 from tests.worker.conftest import Stores, stores  # noqa: F401 (a fixture)
 
-pytestmark = [pytest.mark.e2e, pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")]
+pytestmark = pytest.mark.e2e
 
 
 @contextmanager
@@ -129,7 +129,10 @@ def test_what_is_no_message_ends_neither_worker_nor_job(
         wakeup = Wakeup(stores.settings)
         wakeup.send(last)
         wakeup.close()
-        assert stores.wait_for(last, lambda job: job.ended_at is not None).state is JobState.SUCCEEDED
+        ended = stores.wait_for(
+            last, lambda job: job.ended_at is not None, seconds=300
+        )  # each costs a second
+        assert ended.state is JobState.SUCCEEDED
         assert started.poll() is None
     assert stores.job(running).attempt == 1
 

@@ -22,7 +22,7 @@ from tests.server.conftest import Api
 from tests.server.test_api_jobs import submit
 
 # The newest SQLAlchemy deprecates an option that kombu's transport uses.
-pytestmark = [pytest.mark.process, pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")]
+pytestmark = pytest.mark.process
 
 MACHINE = {"host": "here", "device": "a CPU", "gpu": False, "flops": 1e9, "bandwidth": 1e8, "start": 1e-3}
 

@@ -13,7 +13,7 @@ from tests.server.archives import arrays, images, zipped
 from tests.server.conftest import Api, sqlite_only
 from tests.server.test_problems import check
 
-pytestmark = [pytest.mark.process, pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")]
+pytestmark = pytest.mark.process
 
 ZIP = {"Content-Type": "application/zip"}
 

@@ -23,8 +23,6 @@ from tests.server.conftest import Api, TestClient, bearer, sqlite_only
 from tests.server.test_problems import check
 
 # The newest SQLAlchemy deprecates an option that kombu's transport uses.
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
-
 DIGITS = {"dataset": "digits", "condense": {"ipc": 5, "network": {"width": 8}, "seed": 7}}
 
 

@@ -28,7 +28,7 @@ from tests.server.test_api_jobs import submit
 from tests.server.test_problems import check
 from tests.services import free_port, process
 
-pytestmark = [pytest.mark.process, pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")]
+pytestmark = pytest.mark.process
 
 FAST = 0.01
 

@@ -31,8 +31,6 @@ from tests.server.test_problems import check
 from tests.server.toyset import publish
 from tests.services import free_port, missing
 
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
-
 
 def refused(answer: Any, code: str) -> int:
     """The seconds that a client is asked to wait."""

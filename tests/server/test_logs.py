@@ -13,7 +13,7 @@ from structlog.testing import LogCapture
 from tests.server.conftest import Api, Published, sqlite_only
 from tests.server.test_api_jobs import submit
 
-pytestmark = [pytest.mark.process, pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")]
+pytestmark = pytest.mark.process
 
 
 @sqlite_only

@@ -8,7 +8,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import event, update
 
@@ -19,8 +18,6 @@ from server.store.tables import Job, utcnow
 from tests.server.archives import arrays
 from tests.server.conftest import Api, Published, TestClient, sqlite_only
 from tests.server.test_api_jobs import submit
-
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
 
 Numbers = dict[tuple[str, frozenset[tuple[str, str]]], float]
 

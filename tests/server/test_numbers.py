@@ -257,7 +257,7 @@ def test_what_an_earlier_release_accepted_is_still_listed(api: Api) -> None:
         assert answer.status_code == 200
     assert answer.json()["condense"]["outer_loops"] == 10**300
     assert answer.json()["condense"]["network"] == job["condense"]["network"]
-    with pytest.raises(ConfigError, match="outer_loops; submit the job again"):
+    with pytest.raises(ConfigError, match=r"\(outer_loops\): submit the job again"):
         CondenseConfig.stored(stored)
 
 

@@ -21,8 +21,6 @@ from tests.server.conftest import Api, bearer, serving, sqlite_only
 from tests.server.test_api_jobs import DIGITS
 from tests.server.toyset import publish
 
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
-
 
 @dataclass(frozen=True)
 class Rule:

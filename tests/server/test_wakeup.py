@@ -14,7 +14,6 @@ from tests.conftest import both_sizes
 from tests.services import free_port
 
 # The newest SQLAlchemy deprecates an option that kombu's transport uses.
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
 
 
 def waiting(settings: Settings) -> int:
