@@ -13,7 +13,7 @@ from kombu.message import Message
 from server.jobs.wakeup import TASK, transport_options
 from server.settings import Settings
 
-MALFORMED = (ValueError, LookupError, TypeError, AttributeError)
+MALFORMED = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
 """What kombu and Celery raise for a malformed message."""
 
 
