@@ -7,6 +7,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
@@ -19,6 +20,7 @@ from server.settings import Settings
 from server.store import jobs
 from server.store.states import JobState
 from tests.conftest import both_sizes
+from tests.server.test_wakeup import waiting
 from tests.services import free_port, process
 from tests.worker.conftest import Stores, stores  # noqa: F401 (a fixture)
 
@@ -125,13 +127,18 @@ def test_what_is_no_message_ends_neither_worker_nor_job(
         stores.wait_for(running, lambda job: job.ended_at is not None)
         for text in WRONG:
             put(stores.settings, text)
+        # Else the worker might run the last job before it has read any of them. On Redis each costs a second.
+        pause = threading.Event()
+        for _ in range(3000):
+            if not waiting(stores.settings):
+                break
+            pause.wait(0.1)
+        assert waiting(stores.settings) == 0
         last = stores.submit(outer_loops=2)
         wakeup = Wakeup(stores.settings)
         wakeup.send(last)
         wakeup.close()
-        ended = stores.wait_for(
-            last, lambda job: job.ended_at is not None, seconds=300
-        )  # each costs a second
+        ended = stores.wait_for(last, lambda job: job.ended_at is not None)
         assert ended.state is JobState.SUCCEEDED
         assert started.poll() is None
     assert stores.job(running).attempt == 1
