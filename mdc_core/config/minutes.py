@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import TypeGuard
 
 from mdc_core.config.defaults import MAX_MINUTES, depth_for
-from mdc_core.config.estimate import Estimate, Speed, estimate, train_images
+from mdc_core.config.estimate import Estimate, Speed, estimate, evaluation_work, train_images
 from mdc_core.config.settings import CondenseConfig, DataFacts, EvaluateConfig
 from mdc_core.config.shorten import duration, with_changes
 from mdc_core.errors import ConfigError
@@ -461,9 +461,7 @@ def _epochs(
 def _evaluation_seconds(
     recipe: EvaluateConfig, config: CondenseConfig, facts: DataFacts, machine: Machine
 ) -> float:
-    seconds = _expected(config, facts, machine, recipe).seconds_evaluation
-    assert seconds is not None
-    return seconds
+    return evaluation_work(recipe, config, facts).seconds(machine.speed)
 
 
 def _expected(
