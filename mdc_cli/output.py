@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -106,6 +106,19 @@ def _line(task: Task) -> str:
         *filter(None, [task.fields["detail"]]),
     ]
     return ", ".join(parts)
+
+
+def print_rows(
+    rows: Sequence[dict[str, Any]],
+    as_json: bool,
+    columns: list[str],
+    cells: Callable[[dict[str, Any]], list[str]],
+) -> None:
+    """Print what the service has listed on standard output: as JSON, or as a table with the `cells` of each row."""
+    if as_json:
+        print_json(rows)
+    else:
+        table("", columns, [cells(row) for row in rows])
 
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> None:

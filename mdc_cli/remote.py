@@ -13,7 +13,7 @@ from rich.progress import Progress, TaskID
 from mdc_cli.client import DEFAULT_URL, Service, UnreachableError
 from mdc_cli.local import ImageSize, Json, Method, Minutes, Yes
 from mdc_cli.options import parse_settings
-from mdc_cli.output import accuracy_table, percent, print_json, progress_bar, say, table
+from mdc_cli.output import accuracy_table, percent, print_json, print_rows, progress_bar, say
 from mdc_cli.run_summary import RunSummary, as_options, ask, warning
 from mdc_core.config.presets import NAMED
 from mdc_core.config.settings import CondenseConfig, DataFacts
@@ -103,12 +103,8 @@ def jobs(
 ) -> None:
     """List jobs, newest first."""
     query = {} if state is None else {"state": state}
-    newest = Service(url, key).pages("/v1/jobs", limit, **query)
-    if as_json:
-        print_json(newest)
-        return
-    rows = [[job["id"], job["state"], job["dataset"], job["name"], _progress(job)] for job in newest]
-    table("", ["job", "state", "data set", "set", "progress"], rows)
+    columns = ["job", "state", "data set", "set", "progress"]
+    print_rows(Service(url, key).pages("/v1/jobs", limit, **query), as_json, columns, _job)
 
 
 def watch(job: JobId, url: Url = DEFAULT_URL, key: Key = None, as_json: Json = False) -> None:
@@ -138,12 +134,12 @@ def sets(
         one = service.call("GET", f"/v1/sets/{name}")
         print_json(one) if as_json else _print_set(one)
         return
-    listed = service.pages("/v1/sets", limit)
-    if as_json:
-        print_json(listed)
-        return
     columns = ["set", "version", "ipc", "classes", "bytes", "accuracy, k=1", "k=N"]
-    table("", columns, [_summary(one) for one in listed])
+    print_rows(service.pages("/v1/sets", limit), as_json, columns, _summary)
+
+
+def _job(job: dict[str, Any]) -> list[str]:
+    return [job["id"], job["state"], job["dataset"], job["name"], _progress(job)]
 
 
 def _show_and_ask(plan: dict[str, Any], dry_run: bool, yes: bool, as_json: bool) -> None:

@@ -8,7 +8,7 @@ import typer
 
 from mdc_cli.client import DEFAULT_URL, Service
 from mdc_cli.local import Json
-from mdc_cli.output import print_json, say, table
+from mdc_cli.output import print_json, print_rows, say
 from mdc_cli.remote import Key, Url
 from mdc_core.errors import MdcError
 
@@ -42,12 +42,8 @@ def datasets(
     if dataset is not None:
         print_json(service.call("GET", f"/v1/datasets/{dataset}"))
         return
-    rows = service.pages("/v1/datasets", limit)
-    if as_json:
-        print_json(rows)
-        return
     columns = ["data set", "name", "classes", "images", "bytes", "uploaded"]
-    table("", columns, [_dataset(one) for one in rows])
+    print_rows(service.pages("/v1/datasets", limit), as_json, columns, _dataset)
 
 
 def keys(
@@ -75,11 +71,8 @@ def keys(
         service.send("DELETE", f"/v1/keys/{revoke}")
         say(f"Revoked key {revoke}.")
         return
-    rows = service.pages("/v1/keys", limit)
-    if as_json:
-        print_json(rows)
-        return
-    table("", ["key", "name", "scopes", "last used", "state"], [_key(one) for one in rows])
+    columns = ["key", "name", "scopes", "last used", "state"]
+    print_rows(service.pages("/v1/keys", limit), as_json, columns, _key)
 
 
 def _dataset(one: dict[str, Any]) -> list[str]:
