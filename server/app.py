@@ -102,8 +102,8 @@ def _services(settings: Settings) -> Services:
     manifest_keys = settings.manifest_keys()
     watchers = Watchers(db, most_of_key=settings.key_streams)
     rates = RateLimits(settings.key_rate, settings.refusal_rate, settings.broker_url, settings.broker_prefix)
-    secret_key, known_keys = settings.secret_key(), KnownKeys()
-    authenticator = Authenticator(db, secret_key, known_keys, rates)
+    secret_key = settings.secret_key()
+    authenticator = Authenticator(db, secret_key, KnownKeys(), rates)
     catalog, ranks = Catalog(db), RankCache(objects, settings.cache_bytes)
     fast_path = FastPath(
         authenticator,
@@ -119,7 +119,6 @@ def _services(settings: Settings) -> Services:
         wakeup=Wakeup(settings),
         secret_key=secret_key,
         manifest_keys=manifest_keys,
-        known_keys=known_keys,
         authenticator=authenticator,
         rates=rates,
         catalog=catalog,

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 from mdc_core.delivery.signing import PrivateKey
 from server.access.authenticate import Authenticator
-from server.access.callers import KnownKeys
 from server.access.ratelimit import RateLimits
 from server.caching.lru import Lru
 from server.delivery.catalog import Catalog
@@ -44,7 +43,6 @@ class Services:
     secret_key: bytes
     manifest_keys: tuple[PrivateKey, ...]
     """The first signs, all are published."""
-    known_keys: KnownKeys
     authenticator: Authenticator
     catalog: Catalog
     manifests: Manifests

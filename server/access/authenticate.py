@@ -22,19 +22,11 @@ class Authenticator:
     def __init__(self, db: Database, secret_key: bytes, known_keys: KnownKeys, rates: RateLimits) -> None:
         """`secret_key` is the HMAC key."""
         self._db, self._secret_key = db, secret_key
-        self._known_keys, self._rates = known_keys, rates
+        self.known_keys, self._rates = known_keys, rates
 
     def present(self, token: str) -> PresentedKey:
         """The lookup form of a token."""
         return present(self._secret_key, token)
-
-    def known(self, key: PresentedKey) -> tuple[Caller, bool] | None:
-        """See `KnownKeys.get`."""
-        return self._known_keys.get(key)
-
-    def met(self, key: PresentedKey) -> bool:
-        """See `KnownKeys.met`."""
-        return self._known_keys.met(key)
 
     async def check(self, key: PresentedKey, scope: Scope) -> Caller:
         """The caller, confirmed by the database during this request.
@@ -56,11 +48,11 @@ class Authenticator:
         return caller
 
     async def _checked(self, key: PresentedKey, address: str) -> Caller:
-        if self.met(key):
+        if self.known_keys.met(key):
             return await self._confirmed_or_counted(key, address)
         async with self._rates.turn(address):
             # Of concurrent requests with the same new key, the first has asked for all.
-            known = self.known(key)
+            known = self.known_keys.get(key)
             if known is not None:
                 return known[0]
             return await self._confirmed_or_counted(key, address)
@@ -75,18 +67,18 @@ class Authenticator:
 
     def confirm(self, key: PresentedKey) -> Caller | None:
         """The caller, if the database confirms the key."""
-        asked, now = self._known_keys.now(), utcnow()
+        asked, now = self.known_keys.now(), utcnow()
         with self._db.read() as session:
             row = check_key(session, key)
         if row is None:
-            if self.met(key):  # not for a wrong secret with the id of a valid key
-                self._known_keys.forget(key.key_id)
+            if self.known_keys.met(key):  # not for a wrong secret with the id of a valid key
+                self.known_keys.forget(key.key_id)
             return None
         if not keys.used_recently(row, now):
             with self._db.begin() as session:
                 keys.mark_used(session, row.id, now)
         caller = Caller(row.id, frozenset(row.scopes))
-        self._known_keys.put(caller, row.secret_hmac, row.expires_at, asked)
+        self.known_keys.put(caller, row.secret_hmac, row.expires_at, asked)
         return caller
 
 

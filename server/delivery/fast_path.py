@@ -173,7 +173,8 @@ class FastPath:
         when the client of the request that started it disconnects.
         """
         key = self._authenticator.present(token)
-        caller, is_key_ageing = self._authenticator.known(key) or (None, self._authenticator.met(key))
+        known_keys = self._authenticator.known_keys
+        caller, is_key_ageing = known_keys.get(key) or (None, known_keys.met(key))
         if is_key_ageing:
             asked = self._ask(key, partial(self._authenticator.confirm, key))
             caller = caller or await asyncio.shield(asked)

@@ -63,5 +63,5 @@ def revoke(key_id: str, caller: Admin, services: ServicesDep) -> Response:
         if [admin.id for admin in keys.admins(session, lock=True)] == [key_id]:
             raise Problem(409, "last-admin-key", f"{key_id} is the last admin key: make another one first")
         keys.revoke(session, key_id)
-    services.known_keys.forget(key_id)
+    services.authenticator.known_keys.forget(key_id)
     return Response(status_code=204)

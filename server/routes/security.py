@@ -31,7 +31,7 @@ async def _caller(
     """
     only_reads = needed.scopes == ["subsets:read"]
     key = services.authenticator.present(_sent(credentials).credentials)
-    known = services.authenticator.known(key) if only_reads else None
+    known = services.authenticator.known_keys.get(key) if only_reads else None
     caller = await services.authenticator.check(key, request.scope) if known is None else known[0]
     structlog.contextvars.bind_contextvars(key_id=caller.key_id)
     if not only_reads:
@@ -65,7 +65,7 @@ class KeyBeforeBody(APIRoute):
         async def handle(request: Request) -> Response:
             services: Services = request.app.state.services
             key = services.authenticator.present(_sent(await _bearer(request)).credentials)
-            if services.authenticator.known(key) is None:
+            if services.authenticator.known_keys.get(key) is None:
                 await services.authenticator.check(key, request.scope)
             return await handler(request)
 

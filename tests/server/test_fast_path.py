@@ -85,7 +85,7 @@ def clock(toy: Published, monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The time for trust in keys and versions."""
     now = [time.monotonic()]
     services: Any = toy.api.services
-    for trusted in (services.catalog._trusted, services.known_keys._trusted):
+    for trusted in (services.catalog._trusted, services.authenticator.known_keys._trusted):
         monkeypatch.setattr(trusted, "_clock", lambda: now[0])
     return now
 
