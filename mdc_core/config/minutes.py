@@ -324,8 +324,8 @@ def _widest(
     first = 0 if wanted.largest is None else sizes.index(wanted.largest)
     images, usual = train_images(wanted.facts), wanted.widths[-2:][0]
     why = ""
-    for size in larger:
-        found = _at_size(wanted, size, seconds, machine, measured) if sizes.index(size) >= first else None
+    for position, size in enumerate(larger):
+        found = _at_size(wanted, size, seconds, machine, measured) if position >= first else None
         is_wide = size.width > usual  # from the usual width on only too few updates count
         if found is None or not (_is_enough(found.condense, images) if is_wide else _is_worthwhile(found)):
             why = f"; networks of {size.label()} would {_too_little(None if is_wide else found)}"
