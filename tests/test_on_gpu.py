@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def test_one_command_goes_through_all_of_it(tmp_path: Path) -> None:
     command = [
         sys.executable,
-        ROOT / "benchmarks/on_gpu.py",
+        str(ROOT / "benchmarks/on_gpu.py"),
         "digits",
         "--toy",
         "--device",

@@ -24,7 +24,8 @@ EVALUATE = {"epochs": 1, "repeats": 1}
 
 
 def test_it_goes_on_call_by_call_until_the_table(tmp_path: Path) -> None:
-    command = [sys.executable, ROOT / "benchmarks/paper_run.py", "--data", "digits", "--out", tmp_path]
+    program = str(ROOT / "benchmarks/paper_run.py")
+    command = [sys.executable, program, "--data", "digits", "--out", str(tmp_path)]
     command += ["--condense", json.dumps(CONDENSE), "--evaluate", json.dumps(EVALUATE), "--minutes"]
 
     def call(minutes: str) -> str:

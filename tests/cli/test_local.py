@@ -238,7 +238,7 @@ def test_on_a_terminal_it_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
 
 def test_progress_without_a_terminal_is_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr(mdc_cli.output.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("mdc_cli.output.time.monotonic", lambda: now[0])
     lines: list[str] = []
     monkeypatch.setattr(mdc_cli.output.people, "print", lambda line, **_: lines.append(line))
     with progress_bar() as bar:

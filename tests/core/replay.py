@@ -7,7 +7,7 @@ recording holds nothing once a replay is over: others use that memory too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -154,7 +154,8 @@ def _tensors(tree: Any) -> list[Tensor]:
 
 
 def _address(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    address: int = tensor.untyped_storage()._cdata
+    return address
 
 
 def emulated(monkeypatch: pytest.MonkeyPatch, kind: type[Recorder]) -> list[Any]:
@@ -162,8 +163,9 @@ def emulated(monkeypatch: pytest.MonkeyPatch, kind: type[Recorder]) -> list[Any]
     made: list[Any] = []
 
     def make(device: torch.device) -> Recorder:
-        made.append(kind(device))
-        return made[-1]
+        recorder = kind(device)
+        made.append(recorder)
+        return recorder
 
     for name in ("condensation.condense", "training.evaluate", "training.batched", "training.calibrate"):
         monkeypatch.setattr(f"mdc_core.{name}.Recorder", make)
@@ -177,7 +179,7 @@ def pinned(tensor: Tensor) -> Tensor:
 
 
 @pytest.fixture
-def pinned_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Tensor]]:
+def pinned_memory(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """Every copy to a device goes through pinned memory, as if that were a GPU; what was pinned."""
     seen: list[Tensor] = []
 

@@ -241,7 +241,8 @@ def _structure(text: str, draw: random.Random) -> str:
         key, turned = draw.choice(sorted(metadata)), tiles["shape"][::-1]
     except (ValueError, LookupError, TypeError):
         return _token(text, draw)
-    odd = draw.choice([None, True, 1, 0.5, [], {}, "", "[]", {"toString": 1}, "[[["])
+    odds: list[object] = [None, True, 1, 0.5, [], {}, "", "[]", {"toString": 1}, "[[["]
+    odd = draw.choice(odds)
     ways: list[Callable[[], object]] = [
         lambda: {"tiles": tiles, "__metadata__": metadata},
         lambda: {"__metadata__": dict(sorted(metadata.items())), "tiles": tiles},

@@ -297,7 +297,7 @@ def test_progress_without_a_terminal_is_a_line_now_and_then(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     now = [0.0]
-    monkeypatch.setattr(cli.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("mdc_device.cli.time.monotonic", lambda: now[0])
     report = cli._progress("epochs")
     for epoch in range(1, 101):
         now[0] += 1

@@ -130,7 +130,7 @@ def test_without_room_for_another_file_it_shrinks_in_place(
     device: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = fetched(device, tmp_path / "file", 5)
-    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
+    monkeypatch.setattr("mdc_device.files.shutil.disk_usage", lambda _: SimpleNamespace(free=100))
     inode = file.stat().st_ino
     assert api.shrink(file, 2).verified
     assert (file.read_bytes(), file.stat().st_ino) == (device.subset(2), inode)
@@ -208,7 +208,7 @@ def test_what_cannot_be_locked_because_nobody_can_change_it_is_read(
     def refused(*_: object) -> int:
         raise OSError(errno.EROFS, "read-only file system")
 
-    monkeypatch.setattr(files.os, "open", refused)
+    monkeypatch.setattr("mdc_device.files.os.open", refused)
     assert api.status(file).verified
     with pytest.raises(OSError, match="read-only"):
         api.shrink(file, 2)

@@ -64,13 +64,17 @@ def test_wake_ups_that_are_lost_doubled_late_or_wrong_do_no_harm(stores: Stores)
     assert stores.objects.head(stopped.checkpoint_key)
 
 
-ENVELOPE = {"properties": {"delivery_tag": "1", "delivery_info": {}}, "headers": {}, "body": ""}
+NO_HEADERS: dict[str, object] = {}
+ENVELOPE = {"properties": {"delivery_tag": "1", "delivery_info": {}}, "headers": NO_HEADERS, "body": ""}
+HEADERS: list[object] = [None, 1, [], {"task": []}, {"task": None, "id": 1}, {"task": "no.such", "id": "1"}]
+MORE: list[dict[str, object]] = [{}, {"eta": "never"}, {"expires": []}, {"timelimit": 7}]
+MORE.append({"lang": 1, "id": None})
 WRONG = [
     *("", "null", "[]", "7", '"text"', "{", "\u0000", "[" * 3000, '{"properties": 1}', '{"properties": {}}'),
     *('{"properties": {"delivery_tag": "1", "body_encoding": "base64"}, "body": "%"}', json.dumps(ENVELOPE)),
     *(
         json.dumps({**ENVELOPE, "headers": headers, "body": body, "content-type": kind})
-        for headers in (None, 1, [], {"task": []}, {"task": None, "id": 1}, {"task": "no.such", "id": "1"})
+        for headers in HEADERS
         for body, kind in (
             ("[", "application/json"),
             ("[[],{},{}]", "application/json"),
@@ -81,7 +85,7 @@ WRONG = [
         json.dumps(
             {**ENVELOPE, "headers": {"task": TASK, "id": "1"} | more, "body": body, "content-type": kind}
         )
-        for more in ({}, {"eta": "never"}, {"expires": []}, {"timelimit": 7}, {"lang": 1, "id": None})
+        for more in MORE
         for body, kind in (
             *(("[", "application/json"), ("7", "application/json"), ("[[],{},{}]", "application/json")),
             *(("[[1, 2, 3], {}, {}]", "application/json"), ("\x80\x04N.", "application/x-python-serialize")),

@@ -28,7 +28,7 @@ from tests.services import clear
 with warnings.catch_warnings():
     # The newest Starlette asks for another HTTP client than the one that this project uses.
     warnings.simplefilter("ignore")
-    from fastapi.testclient import TestClient
+    from fastapi.testclient import TestClient as TestClient  # noqa: PLC0414  tests import it from here
 
 
 @pytest.fixture(scope="session", autouse=True)

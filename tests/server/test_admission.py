@@ -36,7 +36,7 @@ def register(db: Database, worker_id: str, memory: int, seconds: float = 60, *, 
 def largest(db: Database) -> str | None:
     with db.read() as session:
         worker = workers.largest(session)
-        return worker and worker.id
+        return worker.id if worker else None
 
 
 def test_workers_come_live_and_go(db: Database) -> None:
@@ -94,7 +94,7 @@ def test_what_fits_no_worker_is_refused_with_both_figures(api: Api) -> None:
     assert api.client.get("/v1/jobs", headers=api.admin).json()["data"] == []
 
 
-PICTURES = {
+PICTURES: dict[str, dict[str, Any]] = {
     "condense": {"method": "mdc", "ipc": 1, "factor": 1, "network": {"width": 8}},
     "evaluate": {"sizes": [1]},
 }

@@ -167,7 +167,8 @@ def test_the_body_of_who_has_no_key_is_not_read(api: Api, path: str, headers: di
         sent.append(message)
 
     assert api.client.portal is not None
-    api.client.portal.call(api.client.app, scope, receive, send)
+    app: Any = api.client.app
+    api.client.portal.call(app, scope, receive, send)
     assert sent[0]["status"] == 401
 
 

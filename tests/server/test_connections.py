@@ -197,10 +197,10 @@ def test_more_requests_than_may_wait_end_the_connection(port: int) -> None:
 
 
 def test_a_process_takes_no_more_connections_than_it_may_open_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections.resource, "getrlimit", lambda _: (1024, 2**20))
+    monkeypatch.setattr("server.web.connections.resource.getrlimit", lambda _: (1024, 2**20))
     assert connections.max_connections() == 1024 - connections.OTHER_FILES
     asked: list[tuple[int, int]] = []
-    monkeypatch.setattr(connections.resource, "setrlimit", lambda _, limits: asked.append(limits))
+    monkeypatch.setattr("server.web.connections.resource.setrlimit", lambda _, limits: asked.append(limits))
     connections.raise_file_limit()
     assert asked == [(connections.MAX_FILES, 2**20)]
 

@@ -28,8 +28,8 @@ from server.app import create_app
 from server.jobs.event_stream import Watchers
 from server.services import Services
 from server.settings import Settings
+from tests.conftest import SIGNING_KEY
 from tests.server import schemathesis_hooks  # noqa: F401
-from tests.server.conftest import SIGNING_KEY
 from tests.server.toyset import publish
 from tests.services import free_port
 

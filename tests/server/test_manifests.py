@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -13,7 +14,8 @@ from hypothesis import strategies as st
 from mdc_core.delivery import rankmajor, signing
 from mdc_core.delivery.manifest import parse_manifest
 from server.delivery.manifests import JOSE, expiry, write_manifest
-from tests.server.conftest import SIGNING_KEY, Published, sqlite_only
+from tests.conftest import SIGNING_KEY
+from tests.server.conftest import Published, sqlite_only
 from tests.server.toyset import INFO, RANDOM
 
 URL = "/v1/sets/toy@1/manifest"
@@ -81,6 +83,6 @@ def test_the_expiry_is_the_same_for_an_hour(now: datetime, days: int) -> None:
     expires = expiry(now, days)
     assert timedelta(0) <= now + timedelta(days) - expires < timedelta(hours=1)
     assert expiry(now.replace(minute=0, second=0), days) == expiry(now.replace(minute=59), days) == expires
-    document = {"name": "x", "expires": None, "ipc": 1, "accuracy": []}
+    document: dict[str, Any] = {"name": "x", "expires": None, "ipc": 1, "accuracy": []}
     written = [write_manifest(document, SIGNING_KEY, expires) for _ in range(2)]
     assert written[0] == written[1]

@@ -16,9 +16,9 @@ from mdc_core.errors import DigestError
 from server.access.callers import Caller, KnownKeys, PresentedKey
 from server.caching.lru import Lru
 from server.caching.revalidating import TRUST_SECONDS
-from server.delivery.answers import CHUNK, WHOLE_BODY_BYTES, in_chunks
+from server.delivery.answers import CHUNK, in_chunks
 from server.delivery.catalog import Catalog
-from server.delivery.rank_cache import RankCache
+from server.delivery.rank_cache import WHOLE_BODY_BYTES, Piece, RankCache
 from server.store import keys, sets
 from server.store.objects import open_objects
 from server.store.tables import utcnow
@@ -51,7 +51,7 @@ def test_the_least_recently_used_goes_first(capacity: int, steps: list[tuple[str
 
 @given(st.lists(st.integers(0, 3 * CHUNK), min_size=1, max_size=5))
 def test_large_bodies_go_out_in_pieces_of_a_chunk(sizes: list[int]) -> None:
-    pieces = [bytes([index]) * size for index, size in enumerate(sizes)]
+    pieces: list[Piece] = [bytes([index]) * size for index, size in enumerate(sizes)]
     sent = in_chunks(pieces)
     assert b"".join(sent) == b"".join(pieces)
     if sum(sizes) <= WHOLE_BODY_BYTES:
@@ -114,8 +114,8 @@ def test_a_version_that_is_pinned_is_answered_without_the_database(toy: Publishe
     def record(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
         statements.append(statement)
 
-    urls = ("/v1/sets/toy@2/subsets/3", "/subsets/2?set=toy@2", "/v1/sets/toy@2/manifest")
-    urls += ("/v1/sets/toy@2/ranks/4", "/v1/sets/toy@2")
+    urls = ["/v1/sets/toy@2/subsets/3", "/subsets/2?set=toy@2", "/v1/sets/toy@2/manifest"]
+    urls += ["/v1/sets/toy@2/ranks/4", "/v1/sets/toy@2"]
     first = [toy.get(url).content for url in urls]
     for key, *_ in list(toy.api.services.objects.list("objects")):
         toy.api.services.objects.delete(key)

@@ -100,7 +100,7 @@ class World:
             headers = {**headers, "Content-Type": "application/x-npz"}
         things = self.things(path)
         url = path.format(**things) + (f"?set={things['name']}" if path == "/subsets/{k}" else "")
-        return self.api.client.request(method, url, headers=headers, **request).status_code
+        return int(self.api.client.request(method, url, headers=headers, **request).status_code)
 
     def things(self, path: str) -> dict[str, str]:
         """Values for the template."""

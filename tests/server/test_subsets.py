@@ -92,8 +92,8 @@ def test_every_rank_alone(toy: Published) -> None:
         fresh = toy.get(url, If_None_Match=answer.headers["ETag"])
         assert (fresh.status_code, fresh.content) == (304, b"")
         check(toy.get(url, If_Match='"0"'), 412, "precondition-failed")
-    for r in ("0", "5", "auto", "1.0"):
-        assert "1..4" in check(toy.get(f"/v1/sets/toy/ranks/{r}"), 404, "rank-out-of-range")["detail"]
+    for wrong in ("0", "5", "auto", "1.0"):
+        assert "1..4" in check(toy.get(f"/v1/sets/toy/ranks/{wrong}"), 404, "rank-out-of-range")["detail"]
 
 
 def test_growing_is_one_range(toy: Published) -> None:

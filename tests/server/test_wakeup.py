@@ -20,7 +20,7 @@ def waiting(settings: Settings) -> int:
     """Messages that nobody has fetched."""
     if settings.broker_url.startswith("redis"):
         with redis.Redis.from_url(settings.broker_url) as client:
-            return client.llen(f"{settings.broker_prefix}celery")
+            return int(client.llen(f"{settings.broker_prefix}celery"))
     path = settings.broker_url.removeprefix("sqla+sqlite:///")
     with closing(sqlite3.connect(path)) as connection:
         return int(connection.execute("SELECT count(*) FROM kombu_message WHERE visible = 1").fetchone()[0])

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import select, update
@@ -200,7 +201,7 @@ def test_a_disturbed_job_publishes_the_same_bytes(
 
 def test_a_killed_job_finds_the_networks_that_it_has_trained(stores: Stores) -> None:
     """The next attempt goes on with the next network."""
-    pool = {
+    pool: dict[str, Any] = {
         "method": "feature",
         "subset_loss": "all",
         "n_data": 0,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mdc_core.compute.streams import stream
 from mdc_core.condensation.gradient_matching import Match, RankGroups, distance, match
-from mdc_core.config.settings import NetworkConfig
+from mdc_core.config.settings import AugmentOp, NetworkConfig
 from mdc_core.data.synthetic import decode
 from mdc_core.errors import ConfigError
 from mdc_core.networks import Network, build_network
@@ -37,7 +37,7 @@ def match_tiles(
 
 
 def setup(
-    ops: tuple[augment.AugmentOp, ...], network: NetworkConfig = TOY_NETWORK
+    ops: tuple[AugmentOp, ...], network: NetworkConfig = TOY_NETWORK
 ) -> tuple[Network, Tensor, Tensor, Callable[[Tensor], Tensor]]:
     real = toy_real()
     net = build_network(
@@ -85,7 +85,7 @@ def test_a_network_of_the_usual_width_equals_the_literal_update() -> None:
 
 
 @pytest.mark.parametrize("ops", [("flip", "color", "scale"), ("rotate", "cutout"), ()])
-def test_cuts_do_not_change_the_result(ops: tuple[augment.AugmentOp, ...]) -> None:
+def test_cuts_do_not_change_the_result(ops: tuple[AugmentOp, ...]) -> None:
     net, tiles, images, view = setup(ops)
 
     def cut_at(*sizes: int) -> tuple[Tensor, Tensor]:
@@ -139,7 +139,7 @@ def test_equal_gradients_are_at_distance_zero() -> None:
 
 def test_batch_statistics_are_refused() -> None:
     net, tiles, images, view = setup(())
-    net.blocks[1] = nn.BatchNorm2d(4)  # type: ignore[operator]
+    net.blocks[1] = nn.BatchNorm2d(4)  # type: ignore[assignment,operator]
     with pytest.raises(ConfigError, match=r"blocks\.1 \(BatchNorm2d\) normalises over the batch"):
         match_tiles(net, tiles, images, view, RankGroups(((N, 1.0),)), "mse")
 

@@ -85,7 +85,7 @@ def test_moments_last_from_loop_to_loop(real: RealSet) -> None:
 def test_tiles_stay_in_range_after_every_update(real: RealSet) -> None:
     """Also those of the last one, which no later loop would clamp."""
     last = run(real, lr_base=0.3, outer_loops=1)[-1].state.tiles
-    assert (last.min(), last.max()) == (0, 1)
+    assert (last.min().item(), last.max().item()) == (0, 1)
 
 
 def test_the_step_is_in_pixels_whatever_the_set(real: RealSet) -> None:

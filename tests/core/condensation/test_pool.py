@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from typing import Any
 
 import pytest
@@ -65,6 +66,7 @@ def test_training_goes_on_with_the_next_network(real: RealSet) -> None:
     pools = Counting()
     interrupted = prepare(CONFIG, real, pools=pools)
     next(interrupted)
+    assert isinstance(interrupted, Generator)
     interrupted.close()
     assert pools.puts == 1
     assert len(list(prepare(CONFIG, real, pools=pools))) == 2

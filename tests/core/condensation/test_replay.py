@@ -209,7 +209,7 @@ def test_the_emulation_sees_what_python_bakes_into_a_recording(
     for kind in (Eager, Replaying):
         torch.manual_seed(0)
         recorder, total, run = kind(CPU), torch.zeros(()), make()
-        recorded = recorder.recorded(lambda total=total, run=run: run(total), ["sum"])  # type: ignore[misc]
+        recorded = recorder.recorded(lambda total=total, run=run: run(total), ["sum"])
         for _ in range(WARM_UP + 4):
             recorded()
         totals.append(float(total))
@@ -219,7 +219,11 @@ def test_the_emulation_sees_what_python_bakes_into_a_recording(
 
 def test_recording_has_no_effect_and_every_replay_has_one() -> None:
     recorder, total = Replaying(CPU), torch.zeros(2, 3)
-    recorded = recorder.recorded(lambda: total[1].add_(total.new_ones(3) * 2), ["sum"])
+
+    def add() -> None:
+        total[1].add_(total.new_ones(3) * 2)
+
+    recorded = recorder.recorded(add, ["sum"])
     for call in range(1, WARM_UP + 5):
         recorded()
         assert total.tolist() == [[0.0] * 3, [2.0 * call] * 3]

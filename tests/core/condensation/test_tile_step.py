@@ -37,7 +37,7 @@ def test_tiles_stay_in_range() -> None:
     now, free = start(), torch.ones(3, 2, 1, 1, 1, 1, dtype=torch.bool)
     for _ in range(100):
         now = dict(adam(CONFIG, 8, now, gradient(0), free))
-    assert (now["tiles"].min(), now["tiles"].max()) == (0, 1)
+    assert (now["tiles"].min().item(), now["tiles"].max().item()) == (0, 1)
 
 
 def test_a_rank_that_was_frozen_goes_on_by_its_own_clock() -> None:

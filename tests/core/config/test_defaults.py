@@ -55,7 +55,8 @@ def test_settings_of_gradient_matching_mean_it() -> None:
     assert chosen(own(), subset_loss="none").method == "idc"
     assert chosen(own(), subset_loss="all").method == "feature"
     for name in ("ipc", "seed", "outer_loops", "pool", "calibration"):
-        assert chosen(own(), **{name: 2}).method == "feature"
+        overrides: dict[str, Any] = {name: 2}
+        assert chosen(own(), **overrides).method == "feature"
 
 
 def test_a_word_names_the_method_before_all_else() -> None:
@@ -146,7 +147,8 @@ def test_own_data_get_ten_minutes_unless_a_schedule_is_given() -> None:
     assert time_of(NAMED["digits"]) is time_of(own(), "cifar10") is time_of(own(), method="mdc") is None
     assert time_of(own(), "cifar10", method="feature") is None
     for name in SCHEDULE:
-        assert time_of(own(), **{name: 3}) is None
+        given: dict[str, Any] = {name: 3}
+        assert time_of(own(), **given) is None
 
 
 @pytest.mark.parametrize(

@@ -192,7 +192,7 @@ def test_on_a_cpu_tries_end_when_their_time_is_gone(
     monkeypatch: pytest.MonkeyPatch, takes: float, calls: int
 ) -> None:
     now, called = [0.0], []
-    monkeypatch.setattr(calibration.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr("mdc_core.training.calibrate.time.perf_counter", lambda: now[0])
 
     def run() -> None:
         called.append(now[0])

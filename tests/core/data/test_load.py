@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -106,7 +107,7 @@ def test_facts() -> None:
         ({"std": (0.5, 0.0, 0.5)}, "every value must be positive"),
     ],
 )
-def test_what_does_not_fit_together_is_refused(changes: dict[str, object], message: str) -> None:
+def test_what_does_not_fit_together_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         _real(**changes)
 
@@ -132,7 +133,9 @@ def test_measure_equals_the_direct_formula(count: int) -> None:
 
 
 def test_measured_deviation_has_a_floor() -> None:
-    assert measure(torch.full((4, 1, 8, 8), 51, dtype=torch.uint8)) == (pytest.approx((0.2,)), (1e-3,))
+    mean, std = measure(torch.full((4, 1, 8, 8), 51, dtype=torch.uint8))
+    assert mean == pytest.approx((0.2,))
+    assert std == (1e-3,)
 
 
 @settings(max_examples=40)
@@ -153,7 +156,7 @@ def test_hold_out_takes_its_share_of_every_class(counts: list[int], share: float
 
 
 def test_load_tells_files_by_content(tmp_path: Path) -> None:
-    arrays = {
+    arrays: dict[str, Any] = {
         "x_train": np.stack([pixels(seed) for seed in range(6)]),
         "y_train": np.repeat([0, 1], 3),
         "x_test": np.stack([pixels(6), pixels(7)]),
@@ -190,7 +193,9 @@ def test_a_survey_tells_what_loading_gives(tmp_path: Path, kind: str, has_test: 
     files = {name: content for name, content in small_set().items() if has_test or name.startswith("train")}
     path = tmp_path / f"a.{kind}"
     if kind == "npz":
-        test = {"x_test": np.zeros((2, 8, 8), np.uint8), "y_test": np.array([0, 1])} if has_test else {}
+        test: dict[str, Any] = (
+            {"x_test": np.zeros((2, 8, 8), np.uint8), "y_test": np.array([0, 1])} if has_test else {}
+        )
         np.savez(path, x_train=np.zeros((5, 8, 8), np.uint8), y_train=np.array([0, 1, 0, 1, 0]), **test)
     else:
         (write_zip if kind == "zip" else write_folder)(path, files)

@@ -109,13 +109,13 @@ def test_svhn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         written[split] = images, labels
     monkeypatch.setattr(datasets.SVHN, "split_list", files)
     data = load_named("svhn", tmp_path)
-    for split, (images, labels) in ((data.train, written["train"]), (data.test, written["test"])):
+    for part, (images, labels) in ((data.train, written["train"]), (data.test, written["test"])):
         for position in range(14):
             np.testing.assert_array_equal(
-                split.images[position].numpy(), images[..., position].transpose(2, 0, 1)
+                part.images[position].numpy(), images[..., position].transpose(2, 0, 1)
             )
-        np.testing.assert_array_equal(split.labels.numpy(), labels)
-        assert split.images.is_contiguous()
+        np.testing.assert_array_equal(part.labels.numpy(), labels)
+        assert part.images.is_contiguous()
     assert data.train.classes == tuple("0123456789")
 
 
@@ -131,9 +131,9 @@ def test_mnist(tmp_path: Path, name: str, folder: str) -> None:
         (raw / f"{prefix}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 0x801, 15) + labels.tobytes())
         written[split] = images, labels
     data = load_named(name, tmp_path)
-    for split, (images, labels) in ((data.train, written["train"]), (data.test, written["test"])):
-        np.testing.assert_array_equal(split.images.numpy(), images[:, None])
-        np.testing.assert_array_equal(split.labels.numpy(), labels)
+    for part, (images, labels) in ((data.train, written["train"]), (data.test, written["test"])):
+        np.testing.assert_array_equal(part.images.numpy(), images[:, None])
+        np.testing.assert_array_equal(part.labels.numpy(), labels)
     assert data.train.classes == NAMED[name].classes
     assert data.train.std == PRESETS[name].std
 

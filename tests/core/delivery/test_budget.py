@@ -96,8 +96,8 @@ def test_the_formulas() -> None:
         delta_bytes=B,
         byte_range=(4096 + 2 * B, 4096 + 3 * B),
         total_bytes=4096 + 3 * B,
-        seconds=pytest.approx(seconds),
-        joules=pytest.approx(2 * seconds),
+        seconds=pytest.approx(seconds),  # type: ignore[arg-type]
+        joules=pytest.approx(2 * seconds),  # type: ignore[arg-type]
         memory_bytes=4 * 1000 * 3 + 9000 + images * 8 * 8 * 8 + 3 * B + LIBRARIES,  # 2.25 * 500 * 8
         accuracy=RISING[3],
         limited_by=None,

@@ -127,7 +127,7 @@ def test_packing_takes_only_the_tiles_of_this_set() -> None:
     with pytest.raises(ConfigError, match="this set has uint8"):
         rankmajor.pack(TILES[:2], INFO)
     with pytest.raises(ConfigError, match="float32"):
-        rankmajor.pack(TILES.astype(np.float32), INFO)  # type: ignore[arg-type]
+        rankmajor.pack(TILES.astype(np.float32), INFO)
     strided = np.asfortranarray(TILES)
     assert rankmajor.pack(strided, INFO) == OBJECT
 

@@ -57,9 +57,9 @@ def test_value_and_both_derivatives(shape: tuple[int, int, int, int], pool: int,
     x, v = (torch.randn(shape, generator=draws, dtype=torch.float64) for _ in range(2))
     weight, bias = (torch.randn(affine, generator=draws, dtype=torch.float64) for _ in range(2))
     g = torch.randn(batch, channels, height // pool, width // pool, generator=draws, dtype=torch.float64)
-    expected = derivatives(lambda *values: literal(*values, pool), x, weight, bias, g, v)
+    expected = derivatives(lambda x, weight, bias: literal(x, weight, bias, pool), x, weight, bias, g, v)
     actual = derivatives(
-        lambda *values: kernels.norm_relu_pool(*values, pool, 1e-5),
+        lambda x, weight, bias: kernels.norm_relu_pool(x, weight, bias, pool, 1e-5),
         *(value.float().to(DEVICE) for value in (x, weight, bias, g, v)),
     )
     for one, other in zip(actual, expected, strict=True):

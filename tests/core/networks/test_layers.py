@@ -52,8 +52,8 @@ def test_instance_norm_equals_torchs_in_value_and_gradients() -> None:
     direction = torch.randn(2, 3, 4, 4, dtype=torch.float64)
     actual = torch.autograd.grad(ours(x), [x, *ours.parameters()], direction)
     expected = torch.autograd.grad(theirs(x), [x, *theirs.parameters()], direction)
-    for one, other in zip(actual, expected, strict=True):
-        torch.testing.assert_close(one, other)
+    for one, by_torch in zip(actual, expected, strict=True):
+        torch.testing.assert_close(one, by_torch)
 
 
 @pytest.mark.parametrize("stacked", [False, True])

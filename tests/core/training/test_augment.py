@@ -241,7 +241,7 @@ def literal_jitter(pixels: Tensor, strengths: list[float], order: tuple[int, ...
     weights = torch.tensor([0.299, 0.587, 0.114] if len(pixels) == 3 else [1.0], dtype=pixels.dtype)
     for kind in order:
         grey = sum(weight * channel for weight, channel in zip(weights, pixels, strict=True))
-        goal = (torch.zeros_like(pixels), grey.mean().expand_as(pixels), grey.expand_as(pixels))[kind]  # type: ignore[union-attr]
+        goal = (torch.zeros_like(pixels), grey.mean().expand_as(pixels), grey.expand_as(pixels))[kind]
         pixels = torch.lerp(pixels, goal, strengths[kind])
     return pixels
 
@@ -264,7 +264,12 @@ def test_jitter_equals_the_literal_one(order: tuple[int, ...], channels: int) ->
 
 def test_jitter_is_drawn_in_every_order(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[Tensor, Tensor]] = []
-    monkeypatch.setattr(augment, "_jitter", lambda s, order, _: calls.append((s, order)) or torch.zeros(1))
+
+    def jitter(strengths: Tensor, order: Tensor, _: object) -> Tensor:
+        calls.append((strengths, order))
+        return torch.zeros(1)
+
+    monkeypatch.setattr(augment, "_jitter", jitter)
     drawn("jitter", rows=6000)
     ((strengths, order),) = calls
     counts = Counter(tuple(row) for row in order.tolist())

@@ -122,6 +122,7 @@ def test_a_training_takes_its_steps_in_pieces_of_any_size() -> None:
     expected = whole.next_steps(110)
     assert torch.equal(torch.cat([steps.positions for steps in taken]), expected.positions)
     colours = [steps.params.color for steps in taken]
+    assert expected.params.color is not None
     assert torch.equal(torch.cat([c for c in colours if c is not None]), expected.params.color)
 
 
