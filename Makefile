@@ -39,12 +39,15 @@ docs: $(STAMP)  ## the documentation site in build/site; a dead link is an error
 	$(BIN)/zensical build --clean --strict
 
 # The versions are those of .venv, which the tests ran with.
-lock: $(STAMP)  ## what the images install, with hashes
+LOCK = $(BIN)/uv pip compile --quiet pyproject.toml --constraint .venv/versions.txt --generate-hashes --no-annotate \
+  --python-platform x86_64-manylinux_2_28 --custom-compile-command "make lock"
+
+lock: $(STAMP)  ## what the images and developers install, with hashes
 	$(BIN)/pip freeze --exclude-editable --quiet > .venv/versions.txt
-	for pair in api:server worker:worker; do \
-	  $(BIN)/uv pip compile --quiet pyproject.toml --extra $${pair#*:} --constraint .venv/versions.txt \
-	    --generate-hashes --no-annotate --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
-	    --custom-compile-command "make lock" --output-file docker/requirements-$${pair%:*}.txt || exit 1; done
+	$(LOCK) --python-version 3.11 --extra server --output-file docker/requirements-api.txt
+	$(LOCK) --python-version 3.11 --extra worker --output-file docker/requirements-worker.txt
+	# The site generator needs 3.11.5.
+	$(LOCK) --python-version 3.11.5 --extra worker --extra device --extra dev --output-file requirements-dev.txt
 
 sbom: $(STAMP)  ## what .venv holds, as CycloneDX
 	$(BIN)/cyclonedx-py environment $(BIN)/python --output-reproducible --output-file sbom.json

@@ -97,11 +97,17 @@ def test_redis_gets_its_password_by_a_file(tmp_path: Path, monkeypatch: pytest.M
 
 LOCKS = {"api": "server", "worker": "worker"}
 """The extra that each image has."""
+DEVELOPMENT = "requirements-dev.txt"
+"""Locks what `make` installs."""
 
 
-def locked(image: str) -> dict[str, str]:
-    """Names and versions that an image installs."""
-    text = (ROOT / f"docker/requirements-{image}.txt").read_text()
+def lock_of(image: str) -> str:
+    return f"docker/requirements-{image}.txt"
+
+
+def locked(path: str) -> dict[str, str]:
+    """Names and versions in a lock file."""
+    text = (ROOT / path).read_text()
     return {
         canonicalize_name(name): version
         for name, version in re.findall(r"^([\w.-]+)==(\S+)", text, re.MULTILINE)
@@ -119,20 +125,30 @@ def needed(extra: str) -> list[Requirement]:
 
 
 @pytest.mark.parametrize("image", LOCKS)
-def test_images_install_what_is_locked_with_hashes(image: str) -> None:
-    text = (ROOT / f"docker/requirements-{image}.txt").read_text()
-    assert f"--require-hashes --requirement docker/requirements-{image}.txt" in DOCKERFILE
+def test_images_install_what_is_locked(image: str) -> None:
+    assert f"--require-hashes --requirement {lock_of(image)}" in DOCKERFILE
+
+
+@pytest.mark.parametrize("path", [*map(lock_of, LOCKS), DEVELOPMENT])
+def test_what_is_locked_has_hashes(path: str) -> None:
+    text = (ROOT / path).read_text()
     assert "://" not in text
     entries = re.split(r"^(?=[\w.-]+==)", text, flags=re.MULTILINE)[1:]
-    assert len(entries) == len(locked(image)) > 20
+    assert len(entries) == len(locked(path)) > 20
     assert [entry for entry in entries if "--hash=sha256:" not in entry] == []
 
 
-@pytest.mark.parametrize("image", LOCKS)
-def test_the_lock_has_every_dependency_in_a_version_that_is_allowed(image: str) -> None:
+@pytest.mark.parametrize(
+    ("path", "extra"),
+    [
+        *((lock_of(image), extra) for image, extra in LOCKS.items()),
+        *((DEVELOPMENT, extra) for extra in ("worker", "device", "dev")),
+    ],
+)
+def test_the_lock_has_every_dependency_in_a_version_that_is_allowed(path: str, extra: str) -> None:
     """`make lock` writes it anew."""
-    versions = locked(image)
-    for need in needed(LOCKS[image]):
+    versions = locked(path)
+    for need in needed(extra):
         assert need.specifier.contains(versions[canonicalize_name(need.name)]), f"{need}: run `make lock`"
 
 
@@ -156,8 +172,8 @@ def test_targets_are_stages_without_root() -> None:
 
 
 def test_the_api_gets_no_torch() -> None:
-    assert "torch" in locked("worker")
-    assert not {"torch", "triton"} & set(locked("api"))
+    assert "torch" in locked(lock_of("worker"))
+    assert not {"torch", "triton"} & set(locked(lock_of("api")))
 
 
 def test_copied_paths_exist_and_are_not_ignored() -> None:
