@@ -92,67 +92,87 @@ class Settings(BaseSettings):
     data_dir: AbsolutePath = Field(default=Path("mdc-data"), validate_default=True)
     """Folder of embedded mode: database, broker, objects, secret, signing key, first admin key."""
     database_url: str = _in_data_dir("sqlite:///{}/mdc.sqlite3")
-    """SQLAlchemy URL: `sqlite:///FILE` or `postgresql+psycopg://…`."""
+    """Database: `sqlite:///FILE` or `postgresql+psycopg://USER:PASSWORD@HOST/NAME`."""
     broker_url: str = _in_data_dir("sqla+sqlite:///{}/broker.sqlite3")
-    """Celery broker URL, for example `redis://…`."""
+    """Celery broker, for example `redis://:PASSWORD@HOST:6379/0`."""
     broker_prefix: str = Field(default="mdc:", pattern=r"^[\x21-\x7e]{0,64}$")
     """Prefix of all Redis keys, so that several installations can share one Redis."""
     objects_url: str = _in_data_dir("file://{}/objects")
-    """Object store: `file:///FOLDER`, `s3://BUCKET/PREFIX`, `memory://`."""
+    """Object store: `file:///FOLDER`, `s3://BUCKET/PREFIX`, `gs://…`, `az://…` or `memory://`. Credentials come
+    from `AWS_…`, `GOOGLE_…` or `AZURE_…`.
+    """
     data_root: AbsolutePath = Field(default_factory=lambda data: Path(data.get("data_dir", ".")) / "datasets")
-    """Folder of the named data sets, which are downloaded to it if missing."""
+    """Folder of the named data sets. Missing ones are downloaded to it."""
     host: str = "127.0.0.1"
-    """Address to listen on."""
+    """Address that `mdc up` listens on."""
     port: int = Field(default=8000, ge=1, le=65535)
-    """Port to listen on."""
+    """Port that `mdc up` listens on."""
     secret: SecretStr | None = None
-    """HMAC key for stored API keys. Generated in embedded mode; required otherwise."""
+    """HMAC key for stored API keys, at least 32 characters. Generated in embedded mode. Otherwise the API needs
+    it; workers do not.
+    """
     signing_keys: SecretStr | None = None
-    """Private JWKS whose first key signs manifests. Generated in embedded mode; required otherwise."""
+    """Private JWKS: the first key signs manifests, and all are published. `python -m server.cli
+    create-signing-key` prints one. Generated in embedded mode. Otherwise the API needs it; workers do not.
+    """
     manifest_days: int = Field(default=30, ge=1, le=3650)
     """Days until a manifest expires and must be fetched again."""
     trusted_proxies: Annotated[
         tuple[str, ...], NoDecode, BeforeValidator(_listed), AfterValidator(_networks)
     ] = ()
-    """Addresses or networks of reverse proxies, comma-separated. Only they may set the client's address."""
+    """Addresses or networks of reverse proxies, comma-separated. Only they may tell a client's address."""
     downloads: Literal["proxy", "redirect"] = "proxy"
-    """`proxy`: the API sends subsets. `redirect`: it redirects to signed URLs of the object store if possible."""
+    """`proxy`: the API sends subsets. `redirect`: it redirects to a signed URL if the object store holds the same
+    bytes.
+    """
     cors_origins: Annotated[
         tuple[str, ...], NoDecode, BeforeValidator(_listed), AfterValidator(_origins)
     ] = ()
-    """Origins whose web pages may read sets and subsets, comma-separated; `*`: any origin."""
+    """Origins whose web pages may read sets and subsets, comma-separated, for example `https://example.org`. `*`:
+    any origin.
+    """
     cache_bytes: int = Field(default=20 * MiB, ge=0)
     """Size of the cache of delivered ranks, per API process."""
     upload_max_bytes: int = Field(default=2 * GiB, ge=1)
     """Maximum size of an upload."""
     key_rate: Rate = "6000/minute"
-    """Rate limit per API key, except for sets and subsets; empty: no limit."""
+    """Rate limit per API key. Requests for sets and subsets do not count, because many devices may share a key.
+    Empty: no limit.
+    """
     refusal_rate: Rate = "60/minute"
-    """Rate limit of invalid API keys per client address; empty: no limit."""
+    """Rate of invalid API keys per client address; beyond it the response is 429. Valid keys are never refused.
+    Empty: no limit.
+    """
     key_jobs: int = Field(default=100, ge=1)
     """Maximum number of waiting and running jobs per API key."""
     key_streams: int = Field(default=100, ge=1)
     """Maximum number of open event streams per API key, in each API process."""
     key_upload_bytes: int = Field(default=20 * GiB, ge=0)
-    """Maximum total size of uploads per API key."""
+    """Maximum total size of the uploads of an API key."""
     upload_days: int | None = Field(default=None, ge=1, le=36500)
-    """Days until an upload that no job has used is deleted; none: uploads stay until you delete them."""
+    """Days until an upload that no job has used is deleted. `null`: uploads stay until you delete them."""
     max_attempts: int = Field(default=5, ge=1)
-    """Number of interrupted attempts after which a job fails."""
+    """Number of interrupted attempts after which a job fails. A regular stop of the worker does not count."""
     max_runtime_seconds: int | None = Field(default=None, ge=1)
-    """Maximum running time of a job, all attempts together; none: only the request's own limit applies."""
+    """Maximum running time of a job, all attempts together. A request's `max_runtime_s` may ask for less. None:
+    only that applies.
+    """
     max_expected_seconds: float = Field(default=7 * 86400, ge=0)
-    """Maximum estimated time of a job, while a worker is registered; 0: no limit."""
+    """Maximum estimated time of a job on the largest live worker. Longer ones are refused with what to lower. 0:
+    no limit.
+    """
     lease_seconds: float = Field(default=90, gt=0)
     """Lifetime of a worker's lease on a job."""
     lease_renew_seconds: float = Field(default=15, gt=0)
-    """Interval at which a worker renews its lease; shorter than the lease."""
+    """Interval at which a worker renews its lease. Must be shorter than the lease."""
     checkpoint_seconds: float = Field(default=60, ge=0)
     """Minimum time between two checkpoints of a job."""
     threads: int = Field(default=0, ge=0)
     """CPU threads of a job; 0: one per core. For small images, 1 is about as fast."""
     stuck_seconds: float = Field(default=4 * 3600, gt=0)
-    """Time without progress after which a job's process is killed. An outer loop must take less."""
+    """Time without progress after which a job's process is killed and the job requeued. An outer loop must take
+    less, and so must the training of one network of a pool.
+    """
     kill_grace_seconds: float = Field(default=120, ge=0)
     """Time for a stopped job to write its checkpoint before it is killed."""
     sweep_age_seconds: float = Field(default=7 * 24 * 3600, ge=0)

@@ -5,22 +5,31 @@ from __future__ import annotations
 import argparse
 import ast
 import inspect
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from types import FunctionType, ModuleType
+from typing import Any, Literal, get_args, get_origin
 
 import typer.main
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
 
 import mdc_cli.main
 import server.cli
 from mdc_core.condensation import condense
+from mdc_core.config.settings import CondenseConfig, EvaluateConfig
 from mdc_core.delivery import budget, manifest, rankmajor, signing
 from mdc_core.training import evaluate
 from mdc_device import api, decode
 from mdc_device.arguments import parser
+from server.settings import Settings
 
 PAGES = Path(__file__).resolve().parent.parent / "docs/reference"
 MODULES: tuple[ModuleType, ...] = (api, decode, condense, evaluate, rankmajor, manifest, budget, signing)
+LARGE = 1_000_000
+"""From here an upper limit only keeps arithmetic from overflow, and is not shown."""
 NOTE = "This page is generated from the code by `python -m tools.reference`.\n"
 
 
@@ -65,6 +74,61 @@ def python_page() -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+def settings_page() -> str:
+    """The page of settings, with its three tables written anew between their marks."""
+    page = (PAGES / "settings.md").read_text()
+    for model, prefix in ((CondenseConfig, ""), (EvaluateConfig, ""), (Settings, "MDC_")):
+        rows = [
+            f"| `{prefix}{name.upper() if prefix else name}` | {_default(name, field)} | {_values(field)} "
+            f"| {_plain(field.description or '')} |"
+            for name, field in _fields(model)
+        ]
+        table = "\n".join(["| name | default | values | |", "|-|-|-|-|", *rows, ""])
+        before, begin, rest = page.partition(f"<!-- table of {model.__name__}, generated -->\n")
+        end, after = rest.partition("<!-- end of table -->")[1:]
+        page = before + begin + table + end + after
+    return page
+
+
+def _fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Every field; those of a model inside it with a dotted name, as `--set` takes them."""
+    for name, field in model.model_fields.items():
+        if inspect.isclass(field.annotation) and issubclass(field.annotation, BaseModel):
+            yield from _fields(field.annotation, f"{prefix}{name}.")
+        else:
+            yield prefix + name, field
+
+
+def _default(name: str, field: FieldInfo) -> str:
+    """As JSON without quotes. A path below the data folder names that folder's variable."""
+    value = field.default
+    if value is PydanticUndefined:
+        value = field.default_factory({"data_dir": "$MDC_DATA_DIR"})  # type: ignore[call-arg, misc]
+    text = str(value) if isinstance(value, str | Path) else json.dumps(value, separators=(",", ":"))
+    shown = f"`{text}`"
+    if name.endswith("_bytes"):
+        shown += f" ({value // 2**30} GiB)" if value % 2**30 == 0 else f" ({value // 2**20} MiB)"
+    if name.endswith("_seconds") and value and value % 86400 == 0:
+        shown += f" ({value // 86400} days)"
+    return shown
+
+
+def _values(field: FieldInfo) -> str:
+    """The choices or the range of a number; empty where the description says it."""
+    if get_origin(field.annotation) is Literal:
+        return ", ".join(f"`{choice}`" for choice in get_args(field.annotation))
+    bounds: dict[str, Any] = {
+        name: getattr(limit, name)
+        for limit in field.metadata
+        for name in ("ge", "gt", "le", "lt")
+        if hasattr(limit, name)
+    }
+    low = f"≥ {bounds['ge']:g}" if "ge" in bounds else f"> {bounds['gt']:g}" if "gt" in bounds else ""
+    high = f"≤ {bounds['le']:g}" if bounds.get("le", LARGE) < LARGE else ""
+    high = f"< {bounds['lt']:g}" if bounds.get("lt", LARGE) < LARGE else high
+    return ", ".join(part for part in (low, high) if part)
+
+
 def _public(module: ModuleType) -> Iterator[tuple[str, type | FunctionType]]:
     """What the module itself defines, in the order of the source."""
     for name, value in vars(module).items():
@@ -105,7 +169,11 @@ def _plain(text: str) -> str:
 
 def pages() -> dict[Path, str]:
     """The generated pages: path and content."""
-    return {PAGES / "cli.md": cli_page(), PAGES / "python-api.md": python_page()}
+    return {
+        PAGES / "cli.md": cli_page(),
+        PAGES / "python-api.md": python_page(),
+        PAGES / "settings.md": settings_page(),
+    }
 
 
 if __name__ == "__main__":

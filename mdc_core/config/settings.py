@@ -99,9 +99,9 @@ class NetworkConfig(Frozen):
     """The network that is matched, or trained in an evaluation."""
 
     name: Literal["convnet", "resnet_ap"] = "convnet"
-    """`convnet`: ConvNet-D(depth). `resnet_ap`: ResNet10-AP (four stages of one block), ignores depth."""
+    """`convnet`: ConvNet-D(depth). `resnet_ap`: ResNet10-AP, with average pooling in four stages of one block."""
     depth: int = Field(default=3, ge=1, le=8)
-    """Blocks of the ConvNet; each halves the image side."""
+    """Blocks of the ConvNet. Each halves the image side. ResNet10-AP ignores it."""
     width: int = Field(default=128, ge=4, le=2048)
     """Channels of every ConvNet block, or of ResNet10-AP's first stage."""
 
@@ -113,7 +113,9 @@ class NetworkConfig(Frozen):
 
 
 def faults(error: ValidationError, name_of: Callable[[str], str] = str) -> str:
-    """All that pydantic found, on one line: `field: message; …`. `name_of` makes a field's name of its dotted path."""
+    """All that pydantic found, on one line: `field: message; …`. `name_of` makes a field's name of its dotted
+    path.
+    """
     return "; ".join(
         f"{name_of(path)}: {fault(item)}" if (path := ".".join(map(str, item["loc"]))) else fault(item)
         for item in error.errors()
@@ -137,26 +139,28 @@ class CondenseConfig(Frozen):
     """The settings of a condensation; the defaults are those for CIFAR-10 (MDC, arXiv 2403.06075, section 4)."""
 
     method: Literal["idc", "feature"] = "idc"
-    """`idc` matches gradients (IDC, arXiv 2205.14959); `feature` matches mean features of every prefix."""
+    """`idc` matches gradients (IDC, arXiv 2205.14959). `feature` matches the mean features of every prefix."""
     ipc: int = Field(default=10, ge=1, le=MOST_IPC)
     """N: synthetic images per class of the whole set."""
     factor: int = Field(default=2, ge=1, le=8)
-    """f: every image holds f x f tiles (multi-formation)."""
+    """f: every image is a mosaic of f × f tiles (multi-formation)."""
     init: Literal["real", "noise"] = "real"
-    """Tiles start as shrunk real images, or as noise around mid grey."""
+    """How tiles start. `real`: as shrunk real images. `noise`: as noise around mid grey."""
     start_index: int = Field(default=0, ge=0, le=MOST_LOOPS)
-    """Skip start_index * N * f² real images of each class's permutation at the start (Baseline B)."""
+    """Skip the first start_index·N·f² real images of each class (Baseline B: N runs of ipc 1)."""
     network: NetworkConfig = NetworkConfig()
     """The network that is matched; `idc` uses a fresh one in every outer loop."""
 
     subset_loss: Literal["mls", "none", "all"] = "mls"
-    """`mls`: the most learnable subset (the paper); `none`: Baseline C; `all`: every size, weighted."""
+    """Subsets that are matched besides the whole set. `mls`: the most learnable one. `all`: every size. `none`:
+    none (Baseline C).
+    """
     subset_weights: (
         Annotated[tuple[Annotated[float, Field(ge=0, le=MOST_FACTOR)], ...], Field(fail_fast=True)] | None
     ) = Field(default=None, max_length=MOST_IPC)
-    """Only with `all`: the weight of each subset size 1..N-1. Default: 1 with `idc`, 1 / size with `feature`."""
+    """Only with subset_loss `all`: weights of sizes 1..N-1. `null`: 1 with `idc`, 1 / size with `feature`."""
     subset_metric: Literal["feature", "gradient", "accuracy"] = "feature"
-    """Distance of subset n from the real data when the MLS is selected (Table 6)."""
+    """Distance of a subset from the real data when the MLS is selected (Table 6). `accuracy` is slow."""
     accuracy_epochs: int = Field(default=1000, ge=1, le=MOST_LOOPS)
     """Only with subset_metric `accuracy`: epochs of each training on a subset."""
     accuracy_augment: tuple[AugmentOp, ...] = ("color", "crop", "flip", "scale", "rotate")
@@ -166,45 +170,53 @@ class CondenseConfig(Frozen):
     mls_period: int = Field(default=100, ge=1, le=MOST_LOOPS)
     """Δt: outer loops between two selections of the MLS."""
     freeze: Literal["predecessor", "cumulative", "none"] = "predecessor"
-    """Which prefix is frozen when the MLS grows (Eq. 10); `cumulative` is the released code's rule."""
+    """Prefix that is frozen when the MLS grows (Eq. 10). `cumulative` is the rule of the released code."""
     class_wise: bool = False
     """Select and freeze the MLS separately for every class."""
 
     metric: Literal["mse", "l1", "cos"] = "mse"
-    """Distance between gradients, summed over all matched parameters."""
+    """Only with `idc`: distance between gradients, summed over all matched parameters."""
     calibration: float = Field(default=0.1, ge=0, le=MOST_FACTOR)
-    """Weight of the images' cross-entropy under the trained network; 0 turns it off."""
+    """Only with `feature`: weight of the images' cross-entropy under the trained network. 0 turns it off."""
     calibration_decay: float = Field(default=2.0, ge=0, le=100)
-    """How the calibration weight decreases with the rank: as rank^-decay."""
+    """Only with `feature`: calibration falls with the rank as rank^-decay."""
     at_tile_side: bool = False
-    """Networks see tiles as they are, and real images shrunk to their side: f² times cheaper than enlarged tiles."""
+    """Only with `feature`: networks see tiles unenlarged and real images shrunk to the tile side, f² times
+    cheaper.
+    """
     outer_loops: int = Field(default=2000, ge=1, le=MOST_LOOPS)
-    """T: with `idc`, networks to match; with `feature`, parts of the run between possible checkpoints."""
+    """T: with `idc`, networks to match. With `feature`, parts of the run; a checkpoint may follow each."""
     inner_iterations: int = Field(default=100, ge=1, le=MOST_LOOPS)
     """E: tile updates per outer loop."""
     lr_base: float = Field(default=5e-3, gt=0, le=MOST_FACTOR)
-    """Step size of the tiles: with `idc`, before scaling by N and H (see `tile_lr`); with `feature`, in pixels."""
+    """Step size of the tiles. `idc` scales it: lr_base · N/10 · (H / lr_image_size)². `feature` uses it as it is,
+    for pixels in [0, 1].
+    """
     lr_image_size: int = Field(default=32, ge=MIN_SIDE, le=MAX_SIDE)
-    """H0: the image side that `lr_base` was tuned for."""
+    """Only with `idc`: the image side that `lr_base` was tuned for."""
     momentum: float = Field(default=0.5, ge=0, lt=1)
-    """Momentum of the tiles."""
+    """Only with `idc`: momentum of the tiles."""
     batch_real: int = Field(default=64, ge=1, le=MOST_BATCH)
     """Real images per class and iteration."""
     batch_syn_max: int | None = Field(default=None, ge=1, le=MOST_BATCH)
-    """Upper limit of synthetic tiles per class and iteration. Default: no limit."""
+    """Only with `idc`: most synthetic tiles per class and iteration. Subset losses need all of them. `null`: no
+    limit.
+    """
     augment: tuple[AugmentOp, ...] = ("color", "crop", "cutout")
     """Siamese augmentation of the matched batches."""
 
     early: int = Field(default=0, ge=0, le=MOST_LOOPS)
-    """Epochs on real data before a fresh network is matched."""
+    """Only with `idc`: epochs on real data before a fresh network is matched."""
     pool: int = Field(default=0, ge=0, le=1000)
-    """Networks trained in advance: `feature` uses one per update, `idc` one per outer loop. 0: fresh networks."""
+    """Networks trained in advance. `feature` uses one per update, `idc` one per outer loop (Acc-DD, arXiv
+    2212.06152). 0: fresh networks.
+    """
     pool_samples: int = Field(default=100_000, ge=1, le=MOST_SAMPLES)
     """Only with a pool: real samples that each network is trained on, once."""
     pool_noise: float = Field(default=1.0, ge=0, le=MOST_FACTOR)
-    """Only with a pool: random perturbation of each network used, relative to the norm of each filter."""
+    """Only with `idc` and a pool: random perturbation of each network used, relative to the norm of each filter."""
     n_data: int = Field(default=2000, ge=0, le=MOST_SAMPLES)
-    """Real samples to train the network on after every tile update."""
+    """Only with `idc`: real samples that the network is trained on after every tile update."""
     batch_network: int = Field(default=64, ge=1, le=MOST_BATCH)
     """Batch size of that training."""
     lr_network: float = Field(default=0.01, gt=0, le=MOST_FACTOR)
@@ -311,18 +323,22 @@ class CondenseConfig(Frozen):
 
 
 class EvaluateConfig(Frozen):
-    """The settings of an evaluation: networks are trained on the first k images per class and tested on real images."""
+    """The settings of an evaluation: networks are trained on the first k images per class and tested on real
+    images.
+    """
 
     sizes: Annotated[tuple[Annotated[int, Field(ge=1, le=MOST_IPC)], ...], Field(fail_fast=True)] | None = (
         Field(default=None, max_length=MOST_IPC)
     )
-    """The k to evaluate. Default: every k from 1 to N."""
+    """The k to evaluate. `null`: every k from 1 to N."""
     repeats: int = Field(default=3, ge=1, le=1000)
     """Networks per k; the standard deviation is over them."""
     epochs: int = Field(default=1000, ge=1, le=MOST_LOOPS)
     """Epochs of each training."""
     epoch_shares: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(default=(), max_length=20)
-    """Additional shorter trainings on the condensed set, each with a whole schedule, as fractions of `epochs`."""
+    """Fractions of `epochs`. The condensed set is also trained on for each, with a whole schedule, for devices
+    with little time. Jobs on your own data and on `digits` use `[0.3,0.1]`.
+    """
     network: NetworkConfig = NetworkConfig()
     """The network that is trained."""
     batch_size: int = Field(default=64, ge=1, le=MOST_BATCH)
@@ -334,9 +350,11 @@ class EvaluateConfig(Frozen):
     cutmix: Probability = 0.5
     """Probability of CutMix."""
     random_baseline: bool = True
-    """Also train on k random real images per class, by the same recipe; `false` turns off both baselines."""
+    """Also train on k random real images per class, by the same recipe. `false` turns off both baselines."""
     shrunk_baseline: bool = True
-    """Also train on k·f² real images shrunk to tiles, the bytes of subset k; with factor 1 this equals random."""
+    """Also train on k·f² real images shrunk to tiles, which have the bytes of subset k. With factor 1 this equals
+    random.
+    """
     precision: Precision = "float32"
     """On a GPU, `tf32` rounds the factors of products to 10 bits; `bf16` also trains in bfloat16."""
     seed: int = Field(default=0, ge=0, lt=2**63)
