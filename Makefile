@@ -52,9 +52,9 @@ lock: $(STAMP)  ## what the images and developers install, with hashes
 sbom: $(STAMP)  ## what .venv holds, as CycloneDX
 	$(BIN)/cyclonedx-py environment $(BIN)/python --output-reproducible --output-file sbom.json
 
-# What a few minutes measure; the others in benchmarks/ take data, servers or hours, and say so at their top.
+# What a few minutes measure; the others take data, servers or hours, and say so at their top.
 bench: $(STAMP)  ## one JSON object per benchmark
-	for name in condense_step claim_job serve_subset watchers fleet; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+	for name in condense_step claim_job serve_subset watchers fleet; do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 clean:
 	rm -rf .venv

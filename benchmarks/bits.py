@@ -1,6 +1,6 @@
 """Accuracy(k) of one float32 condensed set as it is, and rounded to 8, 6 and 4 bits per pixel, paired.
 
-    python benchmarks/bits.py cifar10.npz --in seed0-mdc.checkpoint --k 1 3 5 --repeats 3 --epochs 100 --out runs/bits
+    python -m benchmarks.bits cifar10.npz --in seed0-mdc.checkpoint --k 1 3 5 --repeats 3 --epochs 100 --out runs/bits
 
 --in is a checkpoint, or the float32 master that a job keeps; without it the named set `digits` is condensed first. At
 every k and repeat all bit depths get the same initial weights, the same order of images and the same augmentation, so
@@ -13,8 +13,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
-import platform
 import statistics
 import sys
 import time
@@ -24,10 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mdc_vs_baseline import with_test_images
 from safetensors.torch import load as load_tensors
 from scipy.stats import t as student
 
+from benchmarks.machine import machine
+from benchmarks.mdc_vs_baseline import with_test_images
 from mdc_core.condensation import checkpoint
 from mdc_core.condensation.condense import condense, result
 from mdc_core.config.presets import condense_config, evaluate_config, preset_for
@@ -59,7 +58,7 @@ def main() -> None:
     trials = trained(synthetic, data, recipe, sizes, args)
     report = {
         "what": "accuracy(k) by bits per value",
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, 1 thread, torch {torch.__version__}",
+        "machine": machine(),
         "method": "paired: same weights, order and augmentation at every k and repeat; last epoch",
         "test_images": len(data.test.labels),
         "data": data.name,

@@ -1,6 +1,6 @@
 """How long a claim takes with few and with many jobs in the queue, and that two workers never get the same job.
 
-    python benchmarks/claim_job.py > claim_job.json
+    python -m benchmarks.claim_job > claim_job.json
 
 On SQLite in a temporary folder and on a PostgreSQL database of its own (MDC_TEST_DATABASE_URL, or a local server).
 A claim is the transaction that a worker makes: the oldest queued job, its lease, its event. The queue has the same
@@ -13,22 +13,17 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import os
-import platform
 import statistics
-import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import delete, insert, select, text
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
+from benchmarks.machine import machine
 from server.access.tokens import create_key
 from server.store import jobs, migrate, sets
 from server.store.db import Database
@@ -53,7 +48,7 @@ def main() -> None:
     report: dict[str, Any] = {
         "what": "claim of the oldest queued job, in ms",
         "method": f"{given.rounds} rounds of {given.claims} claims per length, alternating; each job is put back",
-        "machine": {"cpus": os.cpu_count(), "load": os.getloadavg()[0], "platform": platform.platform()},
+        "machine": machine(),
         "databases": {},
     }
     for name in ("sqlite", "postgresql"):

@@ -1,6 +1,6 @@
 """One inner iteration: the engine against the literal per-class update that the tests keep, in one process.
 
-    python benchmarks/condense_step.py --ipc 10 --width 128 --selected 9 --pairs 7
+    python -m benchmarks.condense_step --ipc 10 --width 128 --selected 9 --pairs 7
 
 Both compute the same numbers on fresh random images of CIFAR-10's shape, the literal update with torch's own layers;
 they alternate, after a warm-up, and every ratio is of two neighbours. On a CPU the time is that of the process, which
@@ -13,21 +13,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable, Collection, Hashable
 from operator import itemgetter
-from pathlib import Path
 from typing import get_args
 
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
+from benchmarks.machine import machine
 from mdc_core.compute.cuda_graph import Recorder
 from mdc_core.compute.precision import products
 from mdc_core.compute.streams import stream
@@ -283,12 +279,10 @@ def report(
         "second derivative and the rest of matching": parts["engine"] - parts["real"] - parts["synthetic"],
         "network": parts["network"],
     }
-    gpu = args.device.startswith("cuda")
-    where = torch.cuda.get_device_name(args.device) if gpu else platform.machine()
     return {
         "what": "inner iteration, engine against the literal per-class update",
         "sizes": {name: getattr(args, name) for name in ("ipc", "width", "selected", "batch_real", "n_data")},
-        "machine": f"{where}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        "machine": machine(args.device),
         "precision": f"engine {args.precision}, literal float32" if args.device == "cpu" else args.precision,
         "unrecorded": unrecorded,
         "pairs": args.pairs,

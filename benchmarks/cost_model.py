@@ -1,6 +1,6 @@
 """Predicted against measured: memory and time of training on subset k, as a plan states them.
 
-    python benchmarks/cost_model.py --rounds 5 > cost_model.json
+    python -m benchmarks.cost_model --rounds 5 > cost_model.json
 
 Memory: a fresh process per case loads torch, trains once on two images so that its libraries are in memory, resets
 the peak of its resident size, then builds the network, decodes the set and trains three epochs; what is reported is how
@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.machine import machine
 from mdc_core.compute.streams import stream
 from mdc_core.config.settings import EvaluateConfig, NetworkConfig
 from mdc_core.data.normalisation import Normalisation
@@ -72,7 +72,7 @@ def main() -> None:
         json.dumps(
             {
                 "what": "memory and time of training, measured against predicted",
-                "machine": f"{platform.machine()}, {os.cpu_count()} cores, 1 thread, torch {torch.__version__}",
+                "machine": machine(),
                 "method": {"rounds": args.rounds, "clock": "CPU time", "memory": "peak resident size"},
                 "flops_median": statistics.median(flops),
                 "flops_spread": [min(flops), max(flops)],

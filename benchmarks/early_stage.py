@@ -1,6 +1,6 @@
 """What networks trained ahead, and more networks for the same updates, are worth per second.
 
-    python benchmarks/early_stage.py cifar10.npz --out runs/early_stage --loops 5 10 20 --scales 6 15 40
+    python -m benchmarks.early_stage cifar10.npz --out runs/early_stage --loops 5 10 20 --scales 6 15 40
 
 Accuracy after so many outer loops. As in subset_losses.py the step size of the tiles is tuned for every variant by
 itself, on seed 0, and the best ones are compared on the other seeds. All else is equal: the same data, seeds and tile
@@ -16,7 +16,6 @@ import argparse
 import dataclasses
 import json
 import multiprocessing
-import platform
 import statistics
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -24,9 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mdc_vs_baseline import add_schedule, judged, settings, with_test_images
-from subset_losses import TUNING_SEED, Run, average, result_path, spread
 
+from benchmarks.machine import machine
+from benchmarks.mdc_vs_baseline import add_schedule, judged, settings, with_test_images
+from benchmarks.subset_losses import TUNING_SEED, Run, average, result_path, spread
 from mdc_core.condensation.condense import condense
 from mdc_core.data.load import load
 from mdc_core.system.malloc import keep_freed_memory
@@ -121,7 +121,7 @@ def perform_one(args: argparse.Namespace, run: Run) -> list[Line]:
                     "condense": config.model_dump(mode="json"),
                     "evaluate": recipe.model_dump(mode="json"),
                     "test_images": len(data.test.labels),
-                    "machine": f"{platform.machine()}, 1 thread, torch {torch.__version__}",
+                    "machine": machine(),
                     "trials": [dataclasses.asdict(trial) for trial in trials],
                 }
             )

@@ -1,7 +1,7 @@
 """A whole evaluation: as many trainings at once as pay, against one after the other, in one process.
 
-    python benchmarks/evaluate.py --shape digits --width 32 --ipc 10 --repeats 3 --epochs 10
-    python benchmarks/evaluate.py --shape cifar10 --width 128 --device cuda --epochs 1000 --pairs 1
+    python -m benchmarks.evaluate --shape digits --width 32 --ipc 10 --repeats 3 --epochs 10
+    python -m benchmarks.evaluate --shape cifar10 --width 128 --device cuda --epochs 1000 --pairs 1
 
 Both train the same networks, from the same weights and draws, on a random set and on k random images per class, and
 test each four times. They alternate, after a warm-up, and every ratio is of two neighbours; the time is that of the
@@ -13,17 +13,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
-import sys
 import time
-from pathlib import Path
 from typing import get_args
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
+from benchmarks.machine import machine
 from mdc_core.compute.batching import items_per_batch
 from mdc_core.compute.streams import stream
 from mdc_core.config.estimate import training_bytes
@@ -118,7 +114,6 @@ def report(
     """Medians and spread over the pairs."""
     channels, side, depth, factor = SHAPES[args.shape]
     device = torch.device(args.device)
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     images = (CLASSES, recipe.batch_size, CLASSES * args.ipc * factor**2)
     return {
         "what": "an evaluation, as many trainings at once as pay against one after the other",
@@ -128,7 +123,8 @@ def report(
             **{name: getattr(args, name) for name in ("ipc", "repeats", "epochs", "test_images")},
             "trainings": recipe.trainings(args.ipc, factor),
         },
-        "machine": f"{where}, {torch.get_num_threads()} threads, torch {torch.__version__}, {args.precision}",
+        "machine": machine(device),
+        "precision": args.precision,
         "warm_up": "one shorter evaluation each",
         "pairs": args.pairs,
         "models_per_batch_by_images": {

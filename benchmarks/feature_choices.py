@@ -1,9 +1,9 @@
 """What feature matching is made of, one choice changed at a time: losses, weights, calibration, first images, steps.
 
-    python benchmarks/feature_choices.py cifar10.npz --out runs/choices --seeds 1 2 3 --pools runs/quality/pools
+    python -m benchmarks.feature_choices cifar10.npz --out runs/choices --seeds 1 2 3 --pools runs/quality/pools
 
 Everything else is the default. All runs of a seed look through the same pool, which is trained once, and make as many
-updates. Alternatives that the library does not have are written here. Evaluations are those of benchmarks/quality.py,
+updates. Alternatives that the library does not have are written here. Evaluations are those of benchmarks.quality,
 with fewer steps and networks. Each result is kept under --out as JSON, and a run that is there is not repeated.
 Prints JSON lines, and a Markdown table last.
 """
@@ -24,10 +24,10 @@ from typing import Any, cast
 from unittest import mock
 
 import torch
-from mdc_vs_baseline import with_test_images
-from quality import by_size, judged
 from torch import Tensor
 
+from benchmarks.mdc_vs_baseline import with_test_images
+from benchmarks.quality import by_size, judged
 from mdc_cli.pools import FolderPools
 from mdc_core.compute.streams import stream
 from mdc_core.condensation import condense as loop

@@ -1,6 +1,6 @@
 """What feature matching is made of: a training step of its pool, and an update of the tiles.
 
-    python benchmarks/feature_step.py --ipc 10 --width 128 --precision tf32 --device cuda
+    python -m benchmarks.feature_step --ipc 10 --width 128 --precision tf32 --device cuda
 
 Both as a run does them, with all that is drawn for them, on random images of CIFAR-10's shape. Prints one JSON object:
 the medians of several stretches in milliseconds, with the least and the most, and why nothing was recorded, if so.
@@ -10,18 +10,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import get_args
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
+from benchmarks.machine import machine
 from mdc_core.compute.cuda_graph import Recorder
 from mdc_core.compute.precision import products
 from mdc_core.compute.streams import stream
@@ -53,13 +49,12 @@ def main() -> None:
     with products(config.precision):
         step = medians(training_of(config, real, recorder, args.steps), args.stretches, args.steps, device)
         update = medians(updating(config, real, recorder, args.updates), args.stretches, args.updates, device)
-    machine = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     print(
         json.dumps(
             {
                 "what": "feature matching, milliseconds of a training step of the pool and of an update",
                 "sizes": {"ipc": args.ipc, "width": args.width, "batch": config.batch_network},
-                "machine": f"{machine}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+                "machine": machine(device),
                 "precision": config.precision,
                 "unrecorded": recorder.refusal,
                 "training_step": step,

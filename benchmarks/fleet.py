@@ -1,6 +1,6 @@
 """Bytes that a fleet of devices fetches when budgets change: ranks that are missing, against whole files.
 
-    python benchmarks/fleet.py --over-http 100 > fleet.json
+    python -m benchmarks.fleet --over-http 100 > fleet.json
 
 Every device draws a budget (storage, memory, deadline, energy) again and again, plans its k from the manifest with the
 function that devices and the server use, and holds exactly subset k from then on. Three ways to get there are counted:
@@ -19,8 +19,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
-import platform
 import random
 import statistics
 import tempfile
@@ -29,9 +27,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from published import publish
-from serve_subset import SMALL, api
-
+from benchmarks.machine import machine
+from benchmarks.published import publish
+from benchmarks.serve_subset import SMALL, api
 from mdc_core.delivery import rankmajor
 from mdc_core.delivery.budget import Budget, convnet_cost, plan
 from mdc_core.delivery.manifest import Manifest
@@ -166,7 +164,7 @@ def report(
     kept = [sum(rankmajor.subset_size(manifest.info, k) for k in spent.cached_sizes) for spent in fleet]
     return {
         "what": "bytes that a fleet fetches",
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        "machine": machine(),
         "method": {
             **vars(args),
             "rank_bytes": manifest.info.rank_bytes,

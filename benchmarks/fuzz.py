@@ -1,7 +1,7 @@
 """Requests that are generated from the API's own description, against a running service of either size.
 
-    python benchmarks/fuzz.py --size small > fuzz.json      # SQLite and a folder
-    python benchmarks/fuzz.py --size large > fuzz.json      # PostgreSQL and Redis of its own, S3
+    python -m benchmarks.fuzz --size small > fuzz.json      # SQLite and a folder
+    python -m benchmarks.fuzz --size large > fuzz.json      # PostgreSQL and Redis of its own, S3
 
 Schemathesis generates valid and invalid ones, alone and along the links, until --requests have been answered. None may
 be answered with 500, or with what the description does not know. Prints one JSON object; the status is 1 when one was,
@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -23,11 +22,12 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
-from chaos import ROOT, Installation
-from hostile import SETS
 from prometheus_client.parser import text_string_to_metric_families
-from published import publish_into
 
+from benchmarks.hostile import SETS
+from benchmarks.installation import ROOT, SECRET, Installation
+from benchmarks.machine import machine
+from benchmarks.published import publish_into
 from server.store.db import Database
 from server.store.objects import open_objects
 
@@ -53,9 +53,8 @@ def main() -> None:
         installation = Installation(
             args.size, Path(name), cleanup, workers=0
         )  # nothing accepted is condensed
-        installation.wait_until_ready()
         database = Database(installation.database_url)
-        publish_into(database, open_objects(installation.objects_url), b"chaos" * 8, {"toy": SETS["toy"]})
+        publish_into(database, open_objects(installation.objects_url), SECRET, {"toy": SETS["toy"]})
         database.dispose()
         rounds, failed = 0, 0
         statuses: Counter[str] = Counter()
@@ -69,7 +68,7 @@ def main() -> None:
             {
                 "what": "generated requests to a running service",
                 "size": args.size,
-                "machine": f"{platform.platform()}, {os.cpu_count()} cores",
+                "machine": machine(),
                 "rounds": rounds,
                 "requests": statuses.total(),
                 "statuses": dict(sorted(statuses.items())),

@@ -1,7 +1,7 @@
 """What strangers, key holders and neighbours can do to a running service, and what everybody else notices of it.
 
-    python benchmarks/hostile.py --size small > hostile.json      # SQLite and a folder
-    python benchmarks/hostile.py --size large > hostile.json      # PostgreSQL and Redis of its own, S3
+    python -m benchmarks.hostile --size small > hostile.json      # SQLite and a folder
+    python -m benchmarks.hostile --size large > hostile.json      # PostgreSQL and Redis of its own, S3
 
 Every attack is bounded in time and goes to 127.0.0.1 only. Meanwhile `/healthz` is asked twenty times a second, and the
 memory of the API and of all processes below it is read. An attack passes when `/healthz` was always answered within a
@@ -15,7 +15,6 @@ import argparse
 import io
 import json
 import os
-import platform
 import resource
 import signal
 import socket
@@ -35,10 +34,11 @@ from typing import Any
 
 import httpx
 import numpy as np
-from chaos import Installation
 from PIL import Image, PngImagePlugin
-from published import publish_into
 
+from benchmarks.installation import SECRET, Installation
+from benchmarks.machine import machine
+from benchmarks.published import publish_into
 from mdc_core.delivery.rankmajor import SetInfo
 from server.store.db import Database
 from server.store.objects import open_objects
@@ -423,7 +423,7 @@ def main() -> None:
         installation = Installation(args.size, Path(name), cleanup)
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 8192), hard))
         database = Database(installation.database_url)
-        reader, _ = publish_into(database, open_objects(installation.objects_url), b"chaos" * 8, SETS)
+        reader, _ = publish_into(database, open_objects(installation.objects_url), SECRET, SETS)
         database.dispose()
         target = Target(installation, installation.key, reader)
         with httpx.Client(base_url=target.url) as client:
@@ -457,7 +457,7 @@ def main() -> None:
             {
                 "what": "attacks on a running service",
                 "size": args.size,
-                "machine": f"{platform.platform()}, {os.cpu_count()} cores",
+                "machine": machine(),
                 "api_mib_before": round(before / 2**20),
                 "log_mb": round(log / 1e6, 1),
                 "attacks": results,

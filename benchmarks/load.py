@@ -1,7 +1,7 @@
 """How long requests take while 500 keep-alive clients send one after the other, with pauses, to one API process.
 
-    python benchmarks/load.py --size small > load.json      # SQLite and a folder
-    python benchmarks/load.py --size large > load.json      # PostgreSQL and Redis of its own, S3
+    python -m benchmarks.load --size small > load.json      # SQLite and a folder
+    python -m benchmarks.load --size large > load.json      # PostgreSQL and Redis of its own, S3
 
 Every client sends, again and again, what it draws from REQUESTS: for a subset, a manifest, a plan, a list of jobs, or
 a new job, which no worker takes. The clients run in --processes of their own. Prints one JSON object; the status is 1
@@ -14,7 +14,6 @@ import argparse
 import asyncio
 import json
 import os
-import platform
 import random
 import statistics
 import sys
@@ -25,10 +24,10 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
-from chaos import Installation
-from hostile import SETS
-from published import publish_into
-
+from benchmarks.hostile import SETS
+from benchmarks.installation import SECRET, Installation
+from benchmarks.machine import machine
+from benchmarks.published import publish_into
 from server.store.db import Database
 from server.store.objects import open_objects
 
@@ -60,9 +59,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, ExitStack() as cleanup:
         installation = Installation(args.size, Path(name), cleanup, workers=0)
         database = Database(installation.database_url)
-        publish_into(database, open_objects(installation.objects_url), b"chaos" * 8, {"toy": SETS["toy"]})
+        publish_into(database, open_objects(installation.objects_url), SECRET, {"toy": SETS["toy"]})
         database.dispose()
-        installation.wait_until_ready()
         share = args.clients // args.processes
         with ProcessPoolExecutor(args.processes) as pool:
             given = [installation.port, installation.key, share, args.seconds, args.pause]
@@ -82,7 +80,7 @@ def main() -> None:
                 "size": args.size,
                 "clients": args.clients,
                 "pause": args.pause,
-                "machine": f"{platform.platform()}, {os.cpu_count()} cores",
+                "machine": machine(),
                 "requests_per_second": round(sum(map(len, seconds.values())) / args.seconds),
                 "seconds": {what: _summary(times) for what, times in sorted(seconds.items())},
                 "faults": len(faults),

@@ -1,6 +1,6 @@
 """Accuracy(k) of MDC, of Baseline C (the same run without subset loss) and of random real images, same seeds.
 
-    python benchmarks/mdc_vs_baseline.py cifar10.npz --out runs/cifar10 --seeds 0 1
+    python -m benchmarks.mdc_vs_baseline cifar10.npz --out runs/cifar10 --seeds 0 1
 
 DATA is what `mdc condense` takes: a named data set, a folder, a zip or an npz. The schedule is far shorter than the
 published one, so that a laptop finishes it; the comparison is fair because all else is equal. Every condensation and
@@ -14,13 +14,13 @@ import argparse
 import dataclasses
 import json
 import multiprocessing
-import platform
 import statistics
 import time
 from pathlib import Path
 
 import torch
 
+from benchmarks.machine import machine
 from mdc_core.condensation import checkpoint
 from mdc_core.condensation.condense import CondenseState, condense, result
 from mdc_core.config.presets import condense_config, evaluate_config, preset_for
@@ -103,7 +103,7 @@ def run_seed(args: argparse.Namespace, seed: int) -> None:
             "seed": seed,
             "condense": config.model_dump(mode="json"),
             "evaluate": recipe.model_dump(mode="json"),
-            "machine": f"{platform.machine()}, {torch.get_num_threads()} thread, torch {torch.__version__}",
+            "machine": machine(),
             "condense_seconds": seconds,
             "test_images": len(data.test.labels),
             "mls": state.mls.tracks[0].selections,

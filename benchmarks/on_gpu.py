@@ -1,6 +1,6 @@
 """Everything that is to be measured on a GPU, in one command that goes on from call to call.
 
-    python benchmarks/on_gpu.py cifar10.npz --minutes 9      # again and again, until it prints the published table
+    python -m benchmarks.on_gpu cifar10.npz --minutes 9      # again and again, until it prints the published table
 
 First the tests that need a GPU; then an inner iteration beside the literal update, with its breakdown by operator, for
 both ends of n* and both reduced precisions; then the two parts of feature matching; then an evaluation as one batch of
@@ -82,7 +82,7 @@ def steps(args: argparse.Namespace) -> dict[str, list[str]]:
     """Name and command of everything that is measured once."""
     pairs = ["--pairs", "1" if args.toy else "7", "--device", args.device]
     size = "--ipc 2 --width 4 --n-data 64 --batch-real 4" if args.toy else "--width 128 --n-data 2000"
-    iteration = ["benchmarks/condense_step.py", *size.split(), *pairs]
+    iteration = ["-m", "benchmarks.condense_step", *size.split(), *pairs]
     shape = "--ipc 2 --width 4 --epochs 1" if args.toy else "--shape cifar10 --width 128"
     most = "1" if args.toy else "9"
     width = (
@@ -104,9 +104,9 @@ def steps(args: argparse.Namespace) -> dict[str, list[str]]:
         "smallest-subset-tf32": [*iteration, "--selected", "1", "--precision", "tf32"],
         "largest-subset-bf16": [*iteration, "--selected", most, "--precision", "bf16"],
         "feature-matching-tf32": [
-            *["benchmarks/feature_step.py", *width, "--device", args.device, "--precision", "tf32"],
+            *["-m", "benchmarks.feature_step", *width, "--device", args.device, "--precision", "tf32"],
         ],
-        "evaluation": ["benchmarks/evaluate.py", *shape.split(), *pairs, "--precision", "tf32"],
+        "evaluation": ["-m", "benchmarks.evaluate", *shape.split(), *pairs, "--precision", "tf32"],
     }
 
 
@@ -118,9 +118,9 @@ def paper(args: argparse.Namespace, minutes: float) -> str:
         for name, values in schedule.items()
         for part in (f"--{name}", json.dumps({**values, "precision": "tf32"}))
     ]
-    command = ["benchmarks/paper_run.py", "--data", args.data, "--out", str(args.out / "paper"), *settings]
+    command = ["-m", "benchmarks.paper_run", "--data", args.data, "--out", str(args.out / "paper"), *settings]
     command += ["--device", args.device, "--minutes", str(max(0.0, minutes))]
-    return output("paper_run.py", command)
+    return output("paper_run", command)
 
 
 def output(name: str, command: list[str]) -> str:

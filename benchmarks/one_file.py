@@ -1,6 +1,6 @@
 """Two `mdc-device` processes in any mixture of commands on one file: nobody is told a wrong thing, no file is broken.
 
-    python benchmarks/one_file.py [--rounds 1000] [--seed 0] [--trains 0.02]
+    python -m benchmarks.one_file [--rounds 1000] [--seed 0] [--trains 0.02]
 
 A small set is published by a real API on loopback. Each round starts two random commands (fetch, grow, shrink, verify,
 status, and in a share of --trains also train, which loads torch) together, and in one of three rounds one is killed at
@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import random
 import subprocess
 import sys
@@ -25,10 +24,11 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from published import publish
 from safetensors import safe_open
-from serve_subset import SMALL, api
 
+from benchmarks.machine import machine
+from benchmarks.published import publish
+from benchmarks.serve_subset import SMALL, api
 from mdc_core.delivery import rankmajor
 from mdc_core.delivery.budget import convnet_cost
 
@@ -137,7 +137,7 @@ def main() -> None:
                 "what": "two mdc-device processes on one file",
                 "rounds": args.rounds,
                 "seed": args.seed,
-                "machine": platform.platform(),
+                "machine": machine(),
                 "seconds": round(time.monotonic() - began, 1),
                 "opened_meanwhile": opened,
                 "codes": dict(sorted(codes.items())),

@@ -1,7 +1,7 @@
 """A folder as people have them: ten classes of JPEG photographs of 400 pixels, made of pictures that packages ship.
 
     pip download scikit-image==0.26.0 --no-deps && unzip -q scikit_image-*.whl 'skimage/data/*'
-    python benchmarks/own_pictures.py pictures --photographs skimage/data [--train 100] [--test 40] [--seed 0]
+    python -m benchmarks.own_pictures pictures --photographs skimage/data [--train 100] [--test 40] [--seed 0]
 
 A class is one photograph: eight of scikit-image's, two of scikit-learn's. Training images are crops of its left three
 fifths, test images of its right two fifths: no pixel is in both. Crops differ in place, size, shape, brightness,

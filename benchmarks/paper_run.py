@@ -1,6 +1,6 @@
 """The published experiment: CIFAR-10, ipc 10, MDC and Baseline C, accuracy(k) beside the published table.
 
-    python benchmarks/paper_run.py --device cuda --minutes 9      # again and again, until it prints the table
+    python -m benchmarks.paper_run --device cuda --minutes 9      # again and again, until it prints the table
 
 Condenses with the published schedule and evaluates every k with the published recipe. Each call works for about
 `--minutes` and keeps what it has under --out; the next call goes on from there. The last one prints Markdown, with

@@ -1,6 +1,6 @@
 """Accuracy(k) at equal processor time: feature matching over every prefix beside the best tuned gradient matching.
 
-    python benchmarks/quality.py cifar10.npz --ipc 5 --seconds 300 --jobs 2
+    python -m benchmarks.quality cifar10.npz --ipc 5 --seconds 300 --jobs 2
 
 A variant is a method with its settings and a share of the time. Every run has one thread, a process of its own and so
 many processor seconds, the pool's training included, and stops after the outer loop in which they end. Sets are judged
@@ -16,7 +16,6 @@ import argparse
 import dataclasses
 import json
 import multiprocessing
-import platform
 import statistics
 import time
 from collections.abc import Iterator, Mapping
@@ -26,8 +25,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mdc_vs_baseline import with_test_images
 
+from benchmarks.machine import machine
+from benchmarks.mdc_vs_baseline import with_test_images
 from mdc_cli.pools import FolderPools
 from mdc_core.condensation.condense import CondenseState, condense, prepare, result
 from mdc_core.config.presets import condense_config, evaluate_config, preset_for
@@ -178,7 +178,7 @@ def perform(args: argparse.Namespace, name: str, seed: int) -> list[dict[str, An
             }
         line |= {
             "evaluate": recipe.model_dump(mode="json"),
-            "machine": f"{platform.machine()}, 1 thread, torch {torch.__version__}",
+            "machine": machine(),
             "test_images": len(data.test.labels),
             "trials": list(judged(args, delivered, data, recipe)),
         }

@@ -1,6 +1,6 @@
 """Requests per second and latency of delivering subsets, beside nginx serving the same bytes in the same run.
 
-    python benchmarks/serve_subset.py --seconds 3 --repeats 5 > serve.json
+    python -m benchmarks.serve_subset --seconds 3 --repeats 5 > serve.json
 
 One process with the API as it is started in production: the key is checked, every request is logged. One
 nginx worker with the same files, sendfile and no log. Rounds alternate between the two; the load comes from wrk on the
@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shutil
 import socket
 import statistics
@@ -29,8 +28,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from published import publish
-
+from benchmarks.machine import machine
+from benchmarks.published import publish
 from mdc_core.delivery import rankmajor
 from mdc_core.delivery.rankmajor import SetInfo
 
@@ -88,7 +87,7 @@ def main() -> None:
         json.dumps(
             {
                 "what": "delivery of subsets",
-                "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+                "machine": machine(),
                 "method": {
                     "seconds": args.seconds,
                     "repeats": args.repeats,

@@ -1,6 +1,6 @@
 """Which subset loss is best once every variant has its own step size: accuracy(k) of each, on seeds unseen in tuning.
 
-    python benchmarks/subset_losses.py cifar10.npz --out runs/subset_losses --minutes 120
+    python -m benchmarks.subset_losses cifar10.npz --out runs/subset_losses --minutes 120
 
 A variant is a weighting of the subsets' gradient distances, with or without freezing. First the step size of the tiles
 is tuned for every variant by itself, on seed 0; then each runs with its best one on the other seeds, which alone make
@@ -15,7 +15,6 @@ import argparse
 import dataclasses
 import json
 import multiprocessing
-import platform
 import re
 import statistics
 import time
@@ -26,8 +25,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mdc_vs_baseline import add_schedule, condensed, judged, settings, with_test_images
 
+from benchmarks.machine import machine
+from benchmarks.mdc_vs_baseline import add_schedule, condensed, judged, settings, with_test_images
 from mdc_core.condensation import checkpoint
 from mdc_core.condensation.mls import frozen_prefix
 from mdc_core.data.load import load
@@ -128,7 +128,7 @@ def perform_one(args: argparse.Namespace, run: Run, deadline: float) -> dict[str
         **dataclasses.asdict(run),
         "condense": config.model_dump(mode="json"),
         "evaluate": recipe.model_dump(mode="json"),
-        "machine": f"{platform.machine()}, 1 thread, torch {torch.__version__}",
+        "machine": machine(),
         "condense_seconds": seconds,
         "test_images": len(data.test.labels),
         "trials": [dataclasses.asdict(trial) for trial in trials],

@@ -1,10 +1,10 @@
 """A zip of many small images, over HTTP and through a job: how long it takes, and what it costs in memory.
 
-    python benchmarks/upload_zip.py [photos.zip] > upload_zip.json
+    python -m benchmarks.upload_zip [photos.zip] > upload_zip.json
 
 Without a zip one of 60 000 JPEG files of 32 × 32 pixels of noise is made. The API is started as in production, in the
 embedded mode and a temporary folder; then the same bytes are uploaded again (they are known, but hashed); then a job of
-one small outer loop runs on them in a worker. Memory is the most that a process has held (VmHWM). Prints one JSON
+a few small outer loops runs on them in a worker. Memory is the most that a process has held (VmHWM). Prints one JSON
 object.
 """
 
@@ -14,15 +14,10 @@ import argparse
 import io
 import itertools
 import json
-import os
-import platform
-import subprocess
-import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -30,32 +25,8 @@ import httpx
 import numpy as np
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from tests.services import free_port
-
-ROOT = Path(__file__).resolve().parent.parent
-CONDENSE = {
-    "ipc": 1,
-    "factor": 1,
-    "network": {"depth": 1, "width": 4},
-    "outer_loops": 1,
-    "inner_iterations": 1,
-}
-EVALUATE = {"network": {"depth": 1, "width": 4}, "epochs": 1, "repeats": 1, "random_baseline": False}
-
-
-@contextmanager
-def running(environment: dict[str, str], *command: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A module in a process of its own, ended by SIGTERM."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", *command], env=environment, stdin=subprocess.DEVNULL, stdout=sys.stderr
-    )
-    try:
-        yield process
-    finally:
-        process.terminate()
-        process.wait(120)
+from benchmarks.installation import CONDENSE, EVALUATE, Installation
+from benchmarks.machine import machine
 
 
 def most_mb(pid: int) -> float:
@@ -71,30 +42,22 @@ def main() -> None:
     )
     parser.add_argument("zip", type=Path, nargs="?")
     given: Path | None = parser.parse_args().zip
-    port = free_port()
-    url = f"http://127.0.0.1:{port}"
-    with tempfile.TemporaryDirectory(prefix="mdc-upload-") as folder:
+    with tempfile.TemporaryDirectory(prefix="mdc-upload-") as folder, ExitStack() as cleanup:
         archive = given or _made(Path(folder) / "noise.zip")
         with zipfile.ZipFile(archive) as members:
             zipped = {"files": len(members.infolist()), "mb": round(archive.stat().st_size / 1e6, 1)}
-        environment = os.environ | {"MDC_DATA_DIR": f"{folder}/data", "PYTHONPATH": str(ROOT)}
-        serve = (
-            "server",
-            "--port",
-            str(port),
-        )
-        with running(environment, *serve) as api:
-            _wait(lambda: _is_ready(url))
-            before = most_mb(api.pid)
-            key = Path(folder, "data/admin.key").read_text().strip()
-            client = httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=600)
-            uploads = [_upload(client, archive) for _ in range(2)]
-            memory = {"api_before": round(before), "api_most": round(most_mb(api.pid))}
-            with running(environment, "worker"):
-                job = _job(client, uploads[0]["id"])
+        installation = Installation("small", Path(folder), cleanup, workers=0)
+        api = installation.api.process.pid
+        before = most_mb(api)
+        authorization = {"Authorization": f"Bearer {installation.key}"}
+        client = httpx.Client(base_url=installation.url, headers=authorization, timeout=600)
+        uploads = [_upload(client, archive) for _ in range(2)]
+        memory = {"api_before": round(before), "api_most": round(most_mb(api))}
+        installation.start_worker()
+        job = _job(client, uploads[0]["id"])
     report = {
         "what": "upload of a zip over HTTP, then a job on it",
-        "machine": {"cpus": os.cpu_count(), "load": os.getloadavg()[0], "platform": platform.platform()},
+        "machine": machine(),
         "zip": zipped,
         "seconds": {
             "upload": uploads[0]["seconds"],
@@ -141,21 +104,6 @@ def _job(client: httpx.Client, dataset: str) -> dict[str, Any]:
             loaded = now
         if job["ended_at"] is not None:
             return {"state": job["state"], "error": job["error"], "load": round(loaded - begun, 1)}
-        time.sleep(0.1)
-
-
-def _is_ready(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/readyz").is_success
-    except httpx.TransportError:
-        return False
-
-
-def _wait(condition: Any) -> None:
-    end = time.monotonic() + 120
-    while not condition():
-        if time.monotonic() > end:
-            raise RuntimeError("the API was not ready within 120 s")
         time.sleep(0.1)
 
 

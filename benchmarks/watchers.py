@@ -1,12 +1,11 @@
 """What 200 watchers and 50 submitters cost one API process: its memory, and how long requests take meanwhile.
 
-    python benchmarks/watchers.py --seconds 20 > watchers.json
-    python benchmarks/watchers.py --database-url postgresql+psycopg://USER@HOST/EMPTY_DATABASE
+    python -m benchmarks.watchers --seconds 20 > watchers.json
+    python -m benchmarks.watchers --size large
 
-One uvicorn process as `mdc up` starts it, on SQLite in a fresh folder or on the database given (migrated, not
-emptied). Every job has several watchers, and a worker's reports of progress, each second, go to all of them through
-the database. Submitters, each with a key of its own, submit a job, look at it and cancel it, then pause. A first round
-of the same load warms up. Prints one JSON object.
+One API process on SQLite, or with `--size large` on a PostgreSQL of its own. Every job has several watchers. A worker
+reports progress each second, which reaches all of them through the database. Submitters, each with its own key, submit
+a job, read it and cancel it, then pause. A first round of the same load warms up. Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -15,17 +14,12 @@ import argparse
 import asyncio
 import json
 import os
-import platform
 import random
-import socket
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
-from contextlib import AsyncExitStack, contextmanager, suppress
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, field
 from functools import cache
 from multiprocessing import get_context
@@ -35,10 +29,10 @@ from typing import Any
 import httpx
 from httpx_sse import aconnect_sse
 
-from mdc_core.delivery.signing import dump_private_keys, new_key
+from benchmarks.installation import SECRET, Installation
+from benchmarks.machine import machine
 from server.access.tokens import create_key
-from server.settings import Settings
-from server.store import jobs, migrate
+from server.store import jobs
 from server.store.db import Database
 
 BODY = {"dataset": "digits", "condense": {"ipc": 1}}
@@ -66,11 +60,13 @@ class Measured:
 def main() -> None:
     """Start the API, load it twice, print what was measured."""
     args = parse()
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        api(Path(folder), args.database_url) as (pid, url, db, secret),
-    ):
-        result = asyncio.run(measure(args, pid, url, db, secret))
+    os.environ["MDC_KEY_STREAMS"] = "1000"
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as cleanup:
+        installation = Installation(args.size, Path(folder), cleanup, workers=0)
+        os.environ["MDC_DATABASE_URL"] = installation.database_url  # for the workers' process
+        db = Database(installation.database_url)
+        cleanup.callback(db.dispose)
+        result = asyncio.run(measure(args, installation.api.process.pid, installation.url, db))
     print(json.dumps(result, indent=1))
 
 
@@ -84,56 +80,15 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=15, help="length of the measured round")
     parser.add_argument("--warm-up", type=float, default=5, help="length of the round before it")
     parser.add_argument("--pause", type=float, default=3, help="seconds between two jobs of a submitter")
-    parser.add_argument(
-        "--database-url", help="a database that may be filled; left out: SQLite in a new folder"
-    )
+    parser.add_argument("--size", choices=["small", "large"], default="small")
     return parser.parse_args()
 
 
-@contextmanager
-def api(folder: Path, database_url: str | None) -> Iterator[tuple[int, str, Database, bytes]]:
-    """The API process, its address, its database, and the secret of its keys."""
-    chosen = {
-        "MDC_DATA_DIR": str(folder),
-        "MDC_SECRET": "benchmark" * 4,
-        "MDC_KEY_STREAMS": "1000",
-        "MDC_SIGNING_KEYS": dump_private_keys([new_key()]),
-    }
-    if database_url is not None:
-        chosen["MDC_DATABASE_URL"] = database_url
-    os.environ.update(chosen)
-    settings = Settings()
-    migrate.upgrade(settings.database_url)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    command = [sys.executable, "-m", "server", "--port", str(port)]
-    log = (folder / "api.log").open("wb")
-    process = subprocess.Popen(command, stdout=log, stderr=log)
-    url = f"http://127.0.0.1:{port}"
-    db = Database(settings.database_url)
-    try:
-        while True:
-            with suppress(httpx.TransportError):
-                httpx.get(f"{url}/readyz").raise_for_status()
-                break
-            if process.poll() is not None:
-                raise SystemExit((folder / "api.log").read_text())
-            time.sleep(0.1)
-        yield process.pid, url, db, settings.secret_key()
-    finally:
-        process.terminate()
-        process.wait()
-        db.dispose()
-        log.close()
-
-
-async def measure(
-    args: argparse.Namespace, pid: int, url: str, db: Database, secret: bytes
-) -> dict[str, Any]:
+async def measure(args: argparse.Namespace, pid: int, url: str, db: Database) -> dict[str, Any]:
     """Both rounds, and the memory around them."""
     with db.begin() as session:
         keys = [
-            create_key(session, secret, name="benchmark", scopes=["jobs:read", "jobs:write"])[1]
+            create_key(session, SECRET, name="benchmark", scopes=["jobs:read", "jobs:write"])[1]
             for _ in range(args.submitters + 1)
         ]
     started = rss(pid)
@@ -147,7 +102,7 @@ async def measure(
     every = [seconds for kind in found.seconds.values() for seconds in kind]
     return {
         "what": "one API process under watchers and submitters",
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        "machine": machine(),
         "database": db.engine.dialect.name,
         "method": {
             "watchers": args.watchers,
@@ -265,8 +220,8 @@ async def work(
 
 @cache
 def database() -> Database:
-    """Of the settings in the environment."""
-    return Database(Settings().database_url)
+    """The installation's database."""
+    return Database(os.environ["MDC_DATABASE_URL"])
 
 
 def claim(job_ids: list[str]) -> None:

@@ -24,8 +24,7 @@ EVALUATE = {"epochs": 1, "repeats": 1}
 
 
 def test_it_goes_on_call_by_call_until_the_table(tmp_path: Path) -> None:
-    program = str(ROOT / "benchmarks/paper_run.py")
-    command = [sys.executable, program, "--data", "digits", "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "benchmarks.paper_run", "--data", "digits", "--out", str(tmp_path)]
     command += ["--condense", json.dumps(CONDENSE), "--evaluate", json.dumps(EVALUATE), "--minutes"]
 
     def call(minutes: str) -> str:

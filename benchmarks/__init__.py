@@ -1,0 +1,1 @@
+"""Measurements of quality, speed and robustness: `python -m benchmarks.NAME`."""

@@ -1,0 +1,22 @@
+"""What a report says of the machine that it was measured on."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+
+
+def machine(gpu: object = None) -> str:
+    """Processor or GPU, cores, load, and versions; of torch and its threads only where it is in use."""
+    torch = sys.modules.get("torch")
+    on_gpu = torch is not None and str(gpu).startswith("cuda")
+    parts = [
+        torch.cuda.get_device_name(gpu) if torch is not None and on_gpu else platform.machine(),
+        f"{os.cpu_count()} cores",
+        f"load {os.getloadavg()[0]:.1f}",
+        f"Python {platform.python_version()}",
+    ]
+    if torch is not None:
+        parts += [f"torch {torch.__version__}", f"{torch.get_num_threads()} threads"]
+    return ", ".join(parts)
