@@ -22,6 +22,7 @@ from mdc_core.condensation.methods import METHODS
 from mdc_core.condensation.mls import MlsState
 from mdc_core.condensation.network_phase import initial_network
 from mdc_core.condensation.pool import MemoryPools, PoolStore, Prepared, train_pool
+from mdc_core.condensation.real_batches import class_representatives
 from mdc_core.config.settings import CondenseConfig, EvaluateConfig
 from mdc_core.data.real_set import RealSet
 from mdc_core.data.splits import hold_out
@@ -77,7 +78,8 @@ class Step:
 
 def start_state(config: CondenseConfig, real: RealSet) -> CondenseState:
     """The state before the first loop, on the device of `real`."""
-    tiles = initial_tiles(config, real)
+    chosen = _central_images(config, real) if config.init == "clusters" else None
+    tiles = initial_tiles(config, real, chosen)
     return CondenseState(
         outer=0,
         tiles=tiles,
@@ -86,6 +88,12 @@ def start_state(config: CondenseConfig, real: RealSet) -> CondenseState:
         data=real.fingerprint(),
         optimiser_state=METHODS[config.method].initial_optimiser_state(tiles),
     )
+
+
+def _central_images(config: CondenseConfig, real: RealSet) -> list[Tensor]:
+    """The N·f² images that represent each class, by features of an untrained network (DREAM, arXiv 2302.14416)."""
+    net, start = initial_network(config, real, outer=0), stream(config.seed, "init")
+    return class_representatives(real, net, config.ipc * config.factor**2, start)
 
 
 def prepare(

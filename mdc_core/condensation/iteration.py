@@ -19,6 +19,7 @@ from mdc_core.compute.streams import stream
 from mdc_core.condensation.gradient_matching import Match, RankGroups
 from mdc_core.condensation.methods import METHODS
 from mdc_core.condensation.mls import MlsState
+from mdc_core.condensation.real_batches import RealBatches
 from mdc_core.condensation.tile_step import TileState
 from mdc_core.config import estimate
 from mdc_core.config.settings import CondenseConfig
@@ -86,6 +87,7 @@ class TileUpdate:
         self.optimiser_state = dict(self._method.initial_optimiser_state(self.tiles))
         """State of the method's optimiser beside the momentum, by name."""
         self._free = torch.ones(*shape[:2], 1, 1, 1, 1, dtype=torch.bool, device=device)
+        self._real_batches = self._method.real_batches(config, real, net)
         self.loss = torch.zeros((), device=device)
         """Scalar, summed over classes and over the iterations since `begin`."""
         self.distances = torch.zeros(shape[1], config.ipc - 1, dtype=torch.float64, device=device)
@@ -135,7 +137,7 @@ class TileUpdate:
         Raises:
             torch.OutOfMemoryError: not even one class fits.
         """
-        draws = draw_iteration(self._config, self._real, outer, inner)
+        draws = draw_iteration(self._config, self._real, self._real_batches, outer, inner)
         if self._static_inputs is None:
             self._static_inputs = draws.to(self._real.device)
         fill(self._static_inputs, draws)
@@ -197,7 +199,9 @@ class TileUpdate:
             self.distances += matched.distances
 
 
-def draw_iteration(config: CondenseConfig, real: RealSet, outer: int, inner: int) -> Draws:
+def draw_iteration(
+    config: CondenseConfig, real: RealSet, batches: RealBatches, outer: int, inner: int
+) -> Draws:
     """Draw the augmentation of every class, its real batch, and its sample of tiles."""
     draws = stream(config.seed, "match", outer, inner)
     params = augment.draw(
@@ -208,10 +212,7 @@ def draw_iteration(config: CondenseConfig, real: RealSet, outer: int, inner: int
         image_size=real.image_size,
         generator=draws,
     )
-    chosen = [
-        positions[torch.randperm(len(positions), generator=draws)[: config.batch_real]]
-        for positions in real.class_index()
-    ]
+    chosen = batches.draw(outer, inner, draws)
     sample, tiles = None, config.ipc * config.factor**2
     if config.tile_batch() < tiles:
         orders = [torch.randperm(tiles, generator=draws) for _ in range(real.num_classes)]

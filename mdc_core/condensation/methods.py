@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from torch import Tensor
@@ -14,6 +14,7 @@ from mdc_core.condensation.gradient_matching import Match, RankGroups, match_gra
 from mdc_core.condensation.interpolation import InterpolatedNetworks, Interpolation
 from mdc_core.condensation.network_phase import NetworkPhase
 from mdc_core.condensation.pool import PoolStore
+from mdc_core.condensation.real_batches import RandomBatches, RealBatches, RepresentativeBatches
 from mdc_core.condensation.tile_step import TileState, TileStep, adam, adam_start, sgd
 from mdc_core.config.settings import CondenseConfig
 from mdc_core.data.real_set import RealSet
@@ -36,6 +37,8 @@ class Method:
     """Everything that differs between methods."""
 
     networks: Callable[[CondenseConfig, RealSet, Recorder, PoolStore], Networks]
+    real_batches: Callable[[CondenseConfig, RealSet, Network], RealBatches]
+    """Its network is that of `networks`."""
     match: Callable[[CondenseConfig, Network, Tensor, Tensor, Tensor, RankGroups, Tensor | None], Match]
     """Matches K classes: images (K, N, f², ch, H, H), real images (K, B, ch, H, H), labels (K,), and the tiles (K, m)
     of each class that take part, None for all."""
@@ -69,16 +72,20 @@ def _match_features(
     )
 
 
+_IDC = Method(
+    networks=NetworkPhase,
+    real_batches=RandomBatches,
+    match=match_gradients,
+    step=sgd,
+    initial_optimiser_state=lambda tiles: {},
+    subset_weights=lambda ipc: (1.0,) * (ipc - 1),
+)
 METHODS: Mapping[str, Method] = {
-    "idc": Method(
-        networks=NetworkPhase,
-        match=match_gradients,
-        step=sgd,
-        initial_optimiser_state=lambda tiles: {},
-        subset_weights=lambda ipc: (1.0,) * (ipc - 1),
-    ),
+    "idc": _IDC,
+    "dream": replace(_IDC, real_batches=RepresentativeBatches),
     "feature": Method(
         networks=InterpolatedNetworks,
+        real_batches=RandomBatches,
         match=_match_features,
         step=adam,
         initial_optimiser_state=adam_start,

@@ -19,6 +19,7 @@ from mdc_core.errors import ConfigError
 METHODS: Mapping[str, Mapping[str, Any]] = {
     "feature": {"method": "feature"},
     "idc": {"method": "idc"},
+    "dream": {"method": "dream"},
     "mdc": {"method": "idc", "subset_loss": "mls"},
 }
 """For each method name, the settings that it stands for."""

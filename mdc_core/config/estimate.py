@@ -52,6 +52,10 @@ _FORWARD_ACTIVATIONS = 1.3
 """And without a derivative: some of the widest that a training would keep."""
 _FORWARD_TRAFFIC = 1 / 4
 """Memory traffic of an image's forward pass, in trainings of the image."""
+_KMEANS_STARTS, _CHOICE_STARTS = 0.08, 0.03
+"""Training steps that take as long to start as an iteration of k-means, and as the choice of one image."""
+KMEANS_ITERATIONS = 20
+"""Upper limit of a clustering; later iterations move hardly any point between clusters."""
 _TEST_SHARE = 1 / 6
 """Share of test images where only the training images are known of."""
 
@@ -159,6 +163,8 @@ def outer_loop_work(config: CondenseConfig, facts: DataFacts, gpu_free: float | 
     net = network_cost(config.network, facts)
     matching = _MATCHING[config.method](config, facts, classes_per_batch(config, facts, gpu_free))
     updates = matching * (len(facts.classes) * config.inner_iterations)
+    if config.method == "dream":
+        updates += _clustering(config, facts) * -(-config.inner_iterations // config.cluster_period)
     if "n_data" in UNUSED[config.method]:
         return updates
     early = _training(net, config.early * train_images(facts), config.batch_network)
@@ -202,8 +208,23 @@ def _feature_matching(config: CondenseConfig, facts: DataFacts, per_batch: int) 
     )
 
 
+def _clustering(config: CondenseConfig, facts: DataFacts) -> Work:
+    """Clustering all classes once: a forward pass of every image, then k-means of the features."""
+    net = network_cost(config.network, facts)
+    forward, _, head = _forward(config.network, facts)
+    images = train_images(facts)
+    features = head / (2 * len(facts.classes))
+    distances = 2 * config.batch_real * features * (KMEANS_ITERATIONS + 1)
+    return Work(
+        images * (forward - head + distances),
+        images * (net.activation_bytes * _FORWARD_TRAFFIC + 2 * FLOAT_BYTES * features * KMEANS_ITERATIONS),
+        len(facts.classes) * (KMEANS_ITERATIONS * _KMEANS_STARTS + config.batch_real * _CHOICE_STARTS),
+    )
+
+
 _MATCHING: Mapping[str, Callable[[CondenseConfig, DataFacts, int], Work]] = {
     "idc": _gradient_matching,
+    "dream": _gradient_matching,
     "feature": _feature_matching,
 }
 """By method: of one class, in one inner iteration."""
@@ -288,6 +309,7 @@ def _matching_phases(config: CondenseConfig, facts: DataFacts) -> Mapping[str, f
 
 _ACTIVATIONS: Mapping[str, tuple[float, float]] = {
     "idc": (_SECOND_ACTIVATIONS, _FIRST_ACTIVATIONS),
+    "dream": (_SECOND_ACTIVATIONS, _FIRST_ACTIVATIONS),
     "feature": (_FIRST_ACTIVATIONS, _FORWARD_ACTIVATIONS),
 }
 """By method: activations that live, of a tile and of a real image, in those that a training keeps."""
@@ -370,7 +392,7 @@ def _weight_bytes(config: CondenseConfig, facts: DataFacts) -> float:
     return copies * network_cost(config.network, facts).parameters * FLOAT_BYTES
 
 
-_POOL_COPIES: Mapping[str, int] = {"idc": 1, "feature": 2}
+_POOL_COPIES: Mapping[str, int] = {"idc": 1, "dream": 1, "feature": 2}
 """By method: a network's trained weights, and its first ones where they are used too."""
 
 

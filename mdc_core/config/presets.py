@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-from mdc_core.config.settings import UNUSED, CondenseConfig, DataFacts, EvaluateConfig
+from mdc_core.config.settings import UNUSED, CondenseConfig, DataFacts, EvaluateConfig, MethodName
 from mdc_core.errors import ConfigError
 
 
@@ -29,7 +29,7 @@ class Exceptional:
 class Preset:
     """One column of the table; `condense` and `evaluate` hold only differences from the defaults."""
 
-    method: Literal["idc", "feature"] = "idc"
+    method: MethodName = "idc"
     """Default method; for published settings it is `idc`."""
     condense: Mapping[str, Any] = field(default_factory=dict)
     evaluate: Mapping[str, Any] = field(default_factory=dict)
@@ -56,7 +56,8 @@ SCHEDULES: Mapping[str, Mapping[str, Any]] = {
         "lr_base": 0.01,
         "pool": 5,
         "pool_samples": 100_000,
-    }
+    },
+    "dream": {"init": "clusters", "batch_real": 128, "batch_network": 128},
 }
 """Schedules of methods outside the published table; they override `Preset.condense`."""
 _SMALL_COLOUR = {"augment": ("color", "crop", "scale", "rotate")}

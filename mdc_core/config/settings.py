@@ -20,10 +20,14 @@ AugmentOp = Literal[
 ]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Precision = Literal["float32", "tf32", "bf16"]
+MethodName = Literal["idc", "dream", "feature"]
 Source = Literal["condensed", "random", "shrunk"]
 """What an evaluation trains on: the condensed set, whole real images, or shrunk real images of the same bytes."""
+_ONLY_FEATURE: Mapping[str, Any] = {"at_tile_side": False, "calibration": 0.0, "calibration_decay": 0.0}
+_ONLY_DREAM: Mapping[str, Any] = {"cluster_period": 10}
 UNUSED: Mapping[str, Mapping[str, Any]] = {
-    "idc": {"at_tile_side": False, "calibration": 0.0, "calibration_decay": 0.0},
+    "idc": {**_ONLY_FEATURE, **_ONLY_DREAM},
+    "dream": _ONLY_FEATURE,
     "feature": {
         "metric": "mse",
         "lr_image_size": 32,
@@ -32,6 +36,7 @@ UNUSED: Mapping[str, Mapping[str, Any]] = {
         "early": 0,
         "pool_noise": 0.0,
         "n_data": 0,
+        **_ONLY_DREAM,
     },
 }
 """By method: settings that it does not use, and the only value besides the default that they may have."""
@@ -138,14 +143,18 @@ def _nearest_setting(name: str) -> str | None:
 class CondenseConfig(Frozen):
     """The settings of a condensation; the defaults are those for CIFAR-10 (MDC, arXiv 2403.06075, section 4)."""
 
-    method: Literal["idc", "feature"] = "idc"
-    """`idc` matches gradients (IDC, arXiv 2205.14959). `feature` matches the mean features of every prefix."""
+    method: MethodName = "idc"
+    """`idc` matches gradients (IDC, arXiv 2205.14959). `dream` matches those of representative real images (DREAM,
+    arXiv 2302.14416). `feature` matches the mean features of every prefix.
+    """
     ipc: int = Field(default=10, ge=1, le=MOST_IPC)
     """N: synthetic images per class of the whole set."""
     factor: int = Field(default=2, ge=1, le=8)
     """f: every image is a mosaic of f × f tiles (multi-formation)."""
-    init: Literal["real", "noise"] = "real"
-    """How tiles start. `real`: as shrunk real images. `noise`: as noise around mid grey."""
+    init: Literal["real", "clusters", "noise"] = "real"
+    """How tiles start. `real`: as random real images, shrunk. `clusters`: as those closest to the centroids of each
+    class, clustered by features of an untrained network (DREAM). `noise`: as noise around mid grey.
+    """
     start_index: int = Field(default=0, ge=0, le=MOST_LOOPS)
     """Skip the first start_index·N·f² real images of each class (Baseline B: N runs of ipc 1)."""
     network: NetworkConfig = NetworkConfig()
@@ -198,6 +207,8 @@ class CondenseConfig(Frozen):
     """Only with `idc`: momentum of the tiles."""
     batch_real: int = Field(default=64, ge=1, le=MOST_BATCH)
     """Real images per class and iteration."""
+    cluster_period: int = Field(default=10, ge=1, le=MOST_LOOPS)
+    """Only with `dream`: iterations after which each class is clustered anew, into batch_real clusters."""
     batch_syn_max: int | None = Field(default=None, ge=1, le=MOST_BATCH)
     """Only with `idc`: most synthetic tiles per class and iteration. Subset losses need all of them. `null`: no
     limit.
@@ -240,6 +251,10 @@ class CondenseConfig(Frozen):
         check_augment(self.augment)
         check_augment(self.accuracy_augment)
         self._check_method()
+        if self.init == "clusters" and self.start_index:
+            raise ConfigError(
+                "start_index skips random real images, but init 'clusters' picks representatives: set init to 'real'"
+            )
         if self.pool and self.early:
             raise ConfigError(
                 "early trains fresh networks, but pool takes networks that are trained: set one to 0"
@@ -314,7 +329,12 @@ class CondenseConfig(Frozen):
         if self.at_tile_side:
             check_network(self.matched().network, self.matched_side(facts.image_size))
         needed = (self.start_index + 1) * self.ipc * self.factor**2
-        if self.init == "real" and needed > facts.smallest_class:
+        if self.method == "dream" and self.batch_real > facts.smallest_class:
+            raise ConfigError(
+                f"method 'dream' clusters each class into batch_real = {self.batch_real} parts, but {facts.name!r} has "
+                f"a class with {facts.smallest_class} images: set batch_real to at most {facts.smallest_class}"
+            )
+        if self.init != "noise" and needed > facts.smallest_class:
             raise ConfigError(
                 f"initialising from real images needs (start_index + 1)·ipc·factor² = {needed} of each class, "
                 f"but {facts.name!r} has a class with {facts.smallest_class}: lower ipc or factor, or use "

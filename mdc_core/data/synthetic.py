@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -83,12 +84,15 @@ def shrink(images: Tensor, side: int) -> Tensor:
     return F.interpolate(images, size=(side, side), mode="nearest")
 
 
-def initial_tiles(config: CondenseConfig, real: RealSet) -> Tensor:
+def initial_tiles(config: CondenseConfig, real: RealSet, chosen: Sequence[Tensor] | None = None) -> Tensor:
     """The tiles (N, C, f², ch, s, s) before the first step, float32 in [0, 1].
 
     `real`: tile j = rank · f² + position of class c is image start_index · N · f² + j of a permutation of the class,
     shrunk with nearest neighbour. The permutation depends only on the seed. (The released code uses the data set's
     order, but in sorted folders neighbours are alike.) `noise`: N(0.5, 0.25), clamped.
+
+    Args:
+        chosen: by class, the positions (N·f²,) of the real images to start from; None: random ones.
 
     Raises:
         ConfigError: a class has too few images.
@@ -109,6 +113,6 @@ def initial_tiles(config: CondenseConfig, real: RealSet) -> Tensor:
                 "ipc, factor or start_index"
             )
         order = torch.randperm(len(positions), generator=stream(config.seed, "init", label))
-        chosen = positions[order[first : first + per_class].to(positions.device)]
-        classes.append(shrink(real.floats(chosen), side).view(shape))
+        images = positions[order[first : first + per_class]] if chosen is None else chosen[label]
+        classes.append(shrink(real.floats(images), side).view(shape))
     return torch.stack(classes, dim=1).contiguous()  # (N, C, f², ch, s, s)

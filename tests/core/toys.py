@@ -18,6 +18,8 @@ FEATURE: dict[str, object] = {
     "lr_base": 0.01,
 }
 """Changes to `toy_config` for feature matching."""
+DREAM: dict[str, object] = {"method": "dream", "init": "clusters", "batch_real": 4, "cluster_period": 2}
+"""Changes to `toy_config` for DREAM."""
 TOY_NORMALISATION = Normalisation((0.5,) * 3, (0.25,) * 3)
 
 

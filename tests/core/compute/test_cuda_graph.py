@@ -22,7 +22,7 @@ from mdc_core.condensation.pool import MemoryPools
 from mdc_core.config.settings import CondenseConfig
 from mdc_core.data.real_set import RealSet
 from tests.core.replay import Eager, Replaying, draws, waits
-from tests.core.toys import FEATURE, toy_config, toy_real
+from tests.core.toys import DREAM, FEATURE, toy_config, toy_real
 
 VARIANTS: list[dict[str, object]] = [
     {},
@@ -31,6 +31,7 @@ VARIANTS: list[dict[str, object]] = [
     {"subset_metric": "gradient", "class_wise": True, "metric": "l1"},
     {"augment": ("flip", "color", "crop", "scale", "rotate", "cutout")},
     {"network": {"name": "resnet_ap", "width": 4}, "augment": ("jitter", "resized_crop", "lighting")},
+    DREAM,
     FEATURE,
     FEATURE | {"subset_loss": "mls", "network": {"name": "resnet_ap", "width": 4}},
 ]

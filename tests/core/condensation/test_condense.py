@@ -18,6 +18,7 @@ from mdc_core.condensation import checkpoint
 from mdc_core.condensation.condense import Step, condense, result
 from mdc_core.condensation.iteration import classes_per_batch, draw_iteration, loss_weights
 from mdc_core.condensation.network_phase import NetworkPhase, initial_network, perturb
+from mdc_core.condensation.real_batches import RandomBatches
 from mdc_core.data.real_set import RealSet
 from mdc_core.data.synthetic import initial_tiles
 from mdc_core.errors import ConfigError, FormatError
@@ -175,9 +176,10 @@ def test_tile_updates_equal_a_literal_loop(real: RealSet) -> None:
 def test_every_class_has_an_augmentation_of_its_own(real: RealSet) -> None:
     """Of crop, scale and rotate one is picked for each class, not one for all classes of an iteration."""
     config = toy_config(augment=("crop", "rotate"))
+    random = RandomBatches(config, real, initial_network(config, real, outer=1))
     differ = 0
     for inner in range(1, 41):
-        params = draw_iteration(config, real, 1, inner).params
+        params = draw_iteration(config, real, random, 1, inner).params
         assert params.shift is not None
         assert params.affine is not None
         turned = params.affine[:, 0, 1] != 0

@@ -15,6 +15,7 @@ from mdc_core.condensation.condense import Step, condense, result
 from mdc_core.condensation.iteration import chunks, draw_iteration, loss_weights, match_classes
 from mdc_core.condensation.mls import start
 from mdc_core.condensation.network_phase import NetworkPhase
+from mdc_core.condensation.real_batches import RandomBatches
 from mdc_core.config.presets import condense_config, evaluate_config
 from mdc_core.data.load import load
 from mdc_core.data.real_set import RealSet
@@ -39,6 +40,7 @@ def test_idc_is_its_own_loop_bit_for_bit(real: RealSet) -> None:
     """Written out: a network that is fresh and then trained, one momentum, and steps of SGD."""
     config = toy_config(outer_loops=3, inner_iterations=3, mls_period=100)
     phase = NetworkPhase(config, real, Recorder(real.device))
+    random = RandomBatches(config, real, phase.net)
     tiles = initial_tiles(config, real)
     momentum = torch.zeros_like(tiles)
     plan = chunks(config, real, start(config, 2), False, per_batch=2)
@@ -46,7 +48,7 @@ def test_idc_is_its_own_loop_bit_for_bit(real: RealSet) -> None:
         phase.reset(step.outer)
         tiles.clamp_(0, 1)
         for inner in (1, 2, 3):
-            draws = draw_iteration(config, real, step.outer, inner)
+            draws = draw_iteration(config, real, random, step.outer, inner)
             batches = real.prepare(real.take(draws.real))
             actual = match_classes(config, real, phase.net, tiles, draws, batches, plan, False)
             momentum = config.momentum * momentum + actual.gradient

@@ -72,7 +72,8 @@ def test_an_iteration_stays_on_its_device(
     networks = METHODS[config.method].networks(config, real, Eager(real.device), MemoryPools())
     update = TileUpdate(config, there(real), networks.net.to(THERE), Eager(THERE))
     update.begin(start.tiles.to(THERE), start.momentum.to(THERE), state, measured)
-    update._static_inputs = draw_iteration(config, real, 1, 1).to(THERE)
+    batches = METHODS[config.method].real_batches(config, real, initial_network(config, real, outer=1))
+    update._static_inputs = draw_iteration(config, real, batches, 1, 1).to(THERE)
     with OneDevice():
         update._iterate(chunks(config, real, state, measured, 2), measured)
 

@@ -20,7 +20,7 @@ from mdc_core.data.real_set import DataSet, RealSet
 from mdc_core.training.calibrate import calibrate
 from mdc_core.training.evaluate import Trial, evaluate
 from tests.core.replay import Eager, Replaying, emulated, pinned, pinned_memory
-from tests.core.toys import FEATURE, toy_config, toy_real
+from tests.core.toys import DREAM, FEATURE, toy_config, toy_real
 
 pytestmark = pytest.mark.slow
 
@@ -45,6 +45,7 @@ RUNS: dict[str, dict[str, object]] = {
     "tf32": {"precision": "tf32"},
     "bf16": {"precision": "bf16"},
     "resnet": {"network": {"name": "resnet_ap", "width": 4}, "augment": ("flip", "color", "scale", "rotate")},
+    "dream": DREAM,
     "features": FEATURE,
     "features, mls": FEATURE | {"subset_loss": "mls"},
     "features, class-wise": FEATURE | {"subset_loss": "mls", "class_wise": True},
@@ -59,7 +60,7 @@ PRESETS: dict[str, tuple[int, dict[str, object]]] = {
     "digits": (8, {"network": {"width": 8}}),
     "cifar10": (32, {"network": {"width": 8}}),
     "imagenet-10": (
-        224,
+        64,
         {"network": {"width": 4}, "factor": 2, "batch_real": 2, "batch_network": 4, "early": 1},
     ),
 }

@@ -17,6 +17,7 @@ from mdc_core.condensation.pool import MemoryPools
 from mdc_core.config.estimate import (
     BASE_BYTES,
     GPU_BASE_BYTES,
+    KMEANS_ITERATIONS,
     Speed,
     classes_per_batch,
     data_bytes,
@@ -37,7 +38,7 @@ from mdc_core.networks.cost import measure_cost
 from mdc_core.training import calibrate as calibration
 from mdc_core.training.calibrate import calibrate
 from mdc_core.training.evaluate import evaluate
-from tests.core.toys import FEATURE, toy_config, toy_real
+from tests.core.toys import DREAM, FEATURE, toy_config, toy_real
 
 pytestmark = pytest.mark.slow
 
@@ -85,6 +86,17 @@ def test_feature_matching_has_the_predicted_operations(
     assert outer_loop_work(config, facts).flops == pytest.approx(counter.get_total_flops(), rel=1e-5)
     total = ahead.get_total_flops() + counter.get_total_flops()
     assert estimate(config, facts).flops == pytest.approx(total, rel=1e-5)
+
+
+def test_clustering_is_counted(real: RealSet, plain_pooling: None) -> None:
+    """DREAM's forward passes exactly; of k-means at most what is expected, since it may end early."""
+    config = toy_config(**DREAM | {"init": "real", "outer_loops": 1, "inner_iterations": 3})
+    with FlopCounterMode(display=False) as counter:
+        next(condense(config, real))
+    expected = estimate(config, real.facts("toy")).flops
+    features = config.network.width * 2 * 2
+    kmeans = 2 * len(real.labels) * 2 * config.batch_real * features * (KMEANS_ITERATIONS + 1)
+    assert expected - kmeans < counter.get_total_flops() <= expected
 
 
 def test_measuring_accuracies_is_counted(real: RealSet, plain_pooling: None) -> None:
