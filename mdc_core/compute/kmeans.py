@@ -1,8 +1,8 @@
 """k-means clustering (Lloyd's algorithm), and the points that represent its clusters.
 
-Not scikit-learn's, because it runs on the points' device. For 128 clusters of 5000 points, one core takes 0.42 s with 512
-features each (scikit-learn's: 0.26 s) and 1.24 s with 2048 (1.07 s). The inertia is 0.3 % higher. Computing the features
-takes 8 to 17 times as long.
+Not scikit-learn's, because it runs on the points' device. For 128 clusters of 5000 points, one core takes 0.42 s with
+512 features each (scikit-learn's: 0.26 s) and 1.24 s with 2048 (1.07 s). The inertia is 0.3 % higher. Computing the
+features takes 8 to 17 times as long.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ class JobRequest(RequestBody):
     preset: Annotated[str, Field(max_length=63)] | None = None
     """Settings to start from; left out: those nearest to the data set."""
     condense: Overrides = Field(default_factory=dict)
-    """What differs from the preset's condensation. `method` is `feature`, `idc`, `mdc` (`idc` with `mls`) or `dream`."""
+    """Changes to the preset's condensation. `method` is `feature`, `idc`, `mdc` (`idc` with `mls`) or `dream`."""
     evaluate: Overrides = Field(default_factory=dict)
     """What differs from the preset's evaluation."""
     max_runtime_s: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
