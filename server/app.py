@@ -41,10 +41,10 @@ from server.web.problems import ProblemBody
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """The API over the stores that the settings name.
+    """Create the API on the stores that the settings name.
 
-    When it starts, the embedded mode brings its database up to date and makes the first admin key; otherwise the
-    migrations must have been run.
+    On startup, embedded mode migrates its database and creates the first admin key. Otherwise the migrations must have
+    been run.
 
     Raises:
         ConfigError: the secret or the signing key is missing, or the object store's URL cannot be used.
@@ -56,7 +56,7 @@ def create_app(settings: Settings) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         separate_input_output_schemas=False,
-        redirect_slashes=False,  # its redirect would lead to wherever the header Host says
+        redirect_slashes=False,  # its redirect would go to the host in the header Host
     )
     services = app.state.services = _services(settings)
     app.add_middleware(Measured, metrics=services.metrics)  # the first is the innermost
@@ -70,7 +70,7 @@ def create_app(settings: Settings) -> FastAPI:
 
 
 class _Api(FastAPI):
-    """FastAPI, but what the fast path answers reaches neither middleware nor router."""
+    """FastAPI behind the fast path: requests that it serves reach neither middleware nor router."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -87,7 +87,7 @@ class _Api(FastAPI):
         try:
             await super().__call__(scope, receive, watched)
         except Exception:
-            # Starlette raises what it has logged and answered with 500; the server would cut the connection.
+            # Starlette raises the error again after its 500 response; uvicorn would then cut the connection.
             if not is_answered:
                 raise
 
@@ -131,13 +131,13 @@ def _services(settings: Settings) -> Services:
 
 
 def app_from_env() -> FastAPI:
-    """The API with the settings of the environment, logging JSON lines."""
+    """Create the API from the environment. It logs JSON lines."""
     configure_logging()
     raise_file_limit()
     share_freed_memory()
     app = create_app(Settings())
     gc.collect()
-    gc.freeze()  # what is there now stays: looking through it again and again would hold up requests
+    gc.freeze()  # these objects live as long as the process; scanning them in every collection would delay requests
     return app
 
 
@@ -159,13 +159,13 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 def _let_go(services: Services) -> None:
-    """What would keep the server from ending its requests."""
+    """Close what would keep the server from finishing its requests."""
     services.watchers.close()
     services.inspections.close()
 
 
 def _prepare(services: Services) -> None:
-    """Check or make what the application needs: broker file, schema, and in the embedded mode an admin key."""
+    """Check or create what the application needs: broker file, schema and, in embedded mode, an admin key."""
     settings = services.settings
     services.wakeup.prepare()
     if settings.embedded:
@@ -185,7 +185,7 @@ def _prepare(services: Services) -> None:
 
 
 def _complete_openapi(app: FastAPI) -> None:
-    """Add to the OpenAPI document what FastAPI does not know: the problems, and the partial configurations."""
+    """Add problems and partial configurations to the OpenAPI document, which FastAPI does not know."""
     plain = app.openapi
 
     def described() -> dict[str, Any]:
@@ -194,7 +194,7 @@ def _complete_openapi(app: FastAPI) -> None:
             schema = ProblemBody.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas = document.setdefault("components", {}).setdefault("schemas", {})
             schemas |= schema.pop("$defs", {}) | {"Problem": schema}
-            # A request holds any part of a configuration: its model cannot say so, as the preset fills the rest.
+            # A request holds any part of a configuration, since the preset fills the rest. Its model cannot say so.
             for field, config in (("condense", "CondenseConfig"), ("evaluate", "EvaluateConfig")):
                 description = schemas["JobRequest"]["properties"][field]["description"]
                 schemas["JobRequest"]["properties"][field] = {

@@ -1,4 +1,4 @@
-"""What Prometheus reads at `/metrics`: one registry per application. docs/reference/metrics.md tells each of them."""
+"""Metrics for Prometheus at `/metrics`, one registry per application. docs/reference/metrics.md lists them."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"}
 
 
 class Metrics(Collector):
-    """The numbers of one process, and the queue's, which every process tells alike."""
+    """The metrics of one process, and of the queue, which every process reports alike."""
 
     def __init__(self, db: Database, watchers: Watchers, fast_path: FastPath) -> None:
-        """The queue is counted in `db` whenever the numbers are read."""
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # every series' time of birth, of use to nobody
+        """`db` is queried for the queue on every scrape."""
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # no series of creation times
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self._requests = Counter(
@@ -60,15 +60,15 @@ class Metrics(Collector):
         self.registry.register(self)
 
     def answered(self, method: str, route: str, status: int, seconds: float, sent: int) -> None:
-        """Count a request of the ordinary way."""
-        if method not in METHODS:  # any word may come, and each would be a series that is kept for ever
+        """Count a request that took the ordinary path."""
+        if method not in METHODS:  # any method name may arrive, and each would be a series for ever
             method = "other"
         self._requests.labels(method, route, str(status)).inc()
         self._seconds.labels(method, route).observe(seconds)
         self._sent.labels(route).inc(sent)
 
     def collect(self) -> Iterator[Metric]:
-        """What never came to the router."""
+        """Requests that the fast path served."""
         yield CounterMetricFamily(
             "mdc_memory_answers", "Subsets and ranks answered from memory.", self._fast_path.answers
         )
@@ -76,13 +76,13 @@ class Metrics(Collector):
 
 
 class _Queue(Collector):
-    """The jobs that have not ended, by one query each time."""
+    """Jobs that have not ended, by one query per scrape."""
 
     def __init__(self, db: Database) -> None:
         self._db = db
 
     def collect(self) -> Iterator[Metric]:
-        """What a scrape sees; without the database only that it is away."""
+        """The queue, or only that the database is unavailable."""
         now = utcnow()
         try:
             with self._db.read() as session:
@@ -108,7 +108,7 @@ class _Queue(Collector):
 
 
 class Measured:
-    """Counts what the router answers, by the route's template."""
+    """Middleware that counts requests by the template of their route."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         """`app` is the application inside."""
@@ -138,5 +138,5 @@ class Measured:
 
 
 def template(scope: Scope) -> str:
-    """The path of the route that was chosen, such as `/v1/jobs/{job_id}`; `none` when there was none."""
+    """The template of the matched route, such as `/v1/jobs/{job_id}`; `none` without a match."""
     return str(getattr(scope.get("route"), "path", "none"))

@@ -1,1 +1,1 @@
-"""Who may do what, how often, and how much of it."""
+"""Authentication, scopes, rate limits and quotas."""

@@ -1,4 +1,4 @@
-"""API keys `mdc_<id>_<secret>`: made, and compared with what is stored of them."""
+"""API keys `mdc_<id>_<secret>`: creation, and comparison with the stored HMAC."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _TOKEN = re.compile(r"mdc_([0-9a-f]{16})_")
 def create_key(
     session: Session, secret_key: bytes, *, name: str, scopes: list[str], expires_at: datetime | None = None
 ) -> tuple[ApiKey, str]:
-    """Add a key; returns its row and the key itself, which is known only now."""
+    """Add a key. Returns its row and the key itself, which is not stored."""
     key_id = secrets.token_hex(8)
     token = f"mdc_{key_id}_{secrets.token_urlsafe(32)}"  # 256 random bits
     row = keys.add(
@@ -37,12 +37,12 @@ def create_key(
 
 
 def present(secret_key: bytes, token: str) -> PresentedKey:
-    """What is looked for in place of a token."""
+    """The lookup form of a token."""
     return PresentedKey(_key_id(token), _hmac(secret_key, token))
 
 
 def check_key(session: Session, key: PresentedKey) -> ApiKey | None:
-    """The key that was presented; None when it is unknown, revoked or expired."""
+    """The row of a presented key; None if it is unknown, revoked or expired."""
     if not key.key_id:
         return None
     row = keys.get(session, key.key_id)
@@ -53,9 +53,9 @@ def check_key(session: Session, key: PresentedKey) -> ApiKey | None:
 
 
 def ensure_admin_key(settings: Settings, session: Session) -> None:
-    """In the embedded mode make the first admin key, and write it to `data_dir`/admin.key (mode 0600).
+    """In embedded mode, create the first admin key and write it to `data_dir`/admin.key (mode 0600).
 
-    Nothing happens when an admin key that works is there already, or outside the embedded mode.
+    Does nothing if a valid admin key exists, or outside embedded mode.
     """
     if not settings.embedded or keys.admins(session):
         return
@@ -71,7 +71,7 @@ def ensure_admin_key(settings: Settings, session: Session) -> None:
 
 
 def _key_id(token: str) -> str:
-    """The id in `mdc_<id>_<secret>`; empty when the token has another form, and then it is nobody's."""
+    """The id in `mdc_<id>_<secret>`; empty if the token has another form, so that no row matches."""
     found = _TOKEN.match(token)
     return found[1] if found else ""
 
@@ -84,5 +84,5 @@ def _hmac(secret_key: bytes, token: str) -> str:
 
 @lru_cache(1)
 def _begun(secret_key: bytes) -> hmac.HMAC:
-    """The HMAC before its message; to begin takes longer than all the rest."""
+    """The HMAC before its message, cached because the setup takes longer than the rest."""
     return hmac.new(secret_key, digestmod="sha256")

@@ -1,1 +1,1 @@
-"""Published sets on their way to devices: which bytes, under which headers, from where."""
+"""Delivery of published sets: which bytes, with which headers, from where."""

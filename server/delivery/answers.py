@@ -1,4 +1,4 @@
-"""A subset or a rank on its way to a device: which bytes, under which headers, from where."""
+"""Responses with subsets and ranks: which bytes, with which headers, from where."""
 
 from __future__ import annotations
 
@@ -50,19 +50,19 @@ class Answer:
 
 
 def named_size(manifest: Manifest, wanted: str) -> int:
-    """The k in 1..N that is `wanted`.
+    """`wanted` as a k in 1..N.
 
     Raises:
-        Problem: 404 when the set has no such subset.
+        Problem: 404 if the set has no such subset.
     """
     return _whole(wanted, manifest.info.ipc, "subset")
 
 
 def named_rank(manifest: Manifest, wanted: str) -> int:
-    """The r in 1..N that is `wanted`.
+    """`wanted` as an r in 1..N.
 
     Raises:
-        Problem: 404 when the set has no such rank.
+        Problem: 404 if the set has no such rank.
     """
     return _whole(wanted, manifest.info.ipc, "rank")
 
@@ -71,16 +71,16 @@ def choose_size(manifest: Manifest, wanted: str, fields: Mapping[str, str]) -> P
     """The plan for `wanted` (1..N or `auto`) under the budget in the query `fields`.
 
     Raises:
-        Problem: 404 when the set has no such subset, 422 when the budget is wrong, or too small for any.
+        Problem: 404 if the set has no such subset, 422 if the budget is invalid, or too small for any subset.
     """
     return make_plan(manifest, fields, "query", None if wanted == "auto" else named_size(manifest, wanted))
 
 
 def make_plan(manifest: Manifest, fields: Mapping[str, Any], where: str, at_most: int | None = None) -> Plan:
-    """The plan for the budget that query or JSON `fields` describe; `where` names these in errors.
+    """The plan for the budget in the query or JSON `fields`; `where` names them in errors.
 
     Raises:
-        Problem: 422 when the budget is wrong, or too small for any subset.
+        Problem: 422 if the budget is invalid, or too small for any subset.
     """
     try:
         return plan(manifest, Budget.from_mapping(fields), at_most)
@@ -107,8 +107,7 @@ def _whole(wanted: str, ipc: int, noun: str) -> int:
 def answer_subset(version: Version, k: int, conditions: Conditions, *, pinned: bool, head: bool) -> Answer:
     """Subset k, or a part of it.
 
-    `pinned` says that the request named the version, so that the answer will never change. `head` leaves out the
-    body.
+    `pinned`: the request named the version, so the response never changes. `head`: without the body.
 
     Raises:
         Problem: 412 or 416; see `server.web.conditional`.
@@ -125,7 +124,7 @@ def answer_subset(version: Version, k: int, conditions: Conditions, *, pinned: b
 
 
 def decide_subset(version: Version, k: int, conditions: Conditions) -> Decision:
-    """What to send of subset k. Raises as `decide` does."""
+    """What to send of subset k. Raises like `decide`."""
     return decide(conditions, _etag(version.manifest.digests.subsets[k - 1]), version.length(k))
 
 
@@ -144,17 +143,17 @@ def decided_subset(version: Version, k: int, decision: Decision, *, pinned: bool
 
 
 def answer_rank(version: Version, r: int, conditions: Conditions, *, pinned: bool, head: bool) -> Answer:
-    """A whole rank, always with 200: for browsers, and for clients that cannot keep partial answers.
+    """A whole rank, always with 200, for browsers and clients that cannot keep partial responses.
 
     Raises:
-        Problem: 412 when If-Match names another one.
+        Problem: 412 if If-Match names another rank.
     """
     answer = decided_rank(version, r, decide_rank(version, r, conditions), pinned=pinned)
     return replace(answer, span=None) if head else answer
 
 
 def decide_rank(version: Version, r: int, conditions: Conditions) -> Decision:
-    """What to send of rank r, which comes whole or not at all. Raises as `decide` does."""
+    """What to send of rank r: all of it or nothing. Raises like `decide`."""
     etag = _etag(version.manifest.digests.ranks[r - 1])
     return decide(conditions._replace(range=None), etag, version.rank_bytes)
 
@@ -180,7 +179,7 @@ def _etag(digest: str) -> str:
 
 
 def _headers(version: Version, digest: str, pinned: bool) -> dict[str, str]:
-    """What every answer about bytes of this hex sha256 says."""
+    """The headers of every response with bytes of this sha256 (hexadecimal)."""
     control = f"immutable, max-age={YEAR}, no-transform" if pinned else "max-age=60, no-transform"
     return {
         "ETag": _etag(digest),
@@ -190,7 +189,7 @@ def _headers(version: Version, digest: str, pinned: bool) -> dict[str, str]:
 
 
 def in_store(version: Version, k: int, conditions: Conditions, decision: Decision) -> bool:
-    """Whether the object answers this request with the same bytes.
+    """Whether the object store would serve this request with the same bytes.
 
     It is the file of subset N. Of a smaller subset it has the ranks at the same place, but another header, and it
     is longer: a range must say where it ends. The store does not know our entity tags.
@@ -213,7 +212,7 @@ async def send(
     threads: StoreThreads,
     redirects: bool,
 ) -> Response:
-    """The response with its bytes: from memory, from the object store, or (`redirects`) by a URL of it."""
+    """The response with its bytes: from memory, from the object store, or (`redirects`) as a redirect to it."""
     if answer.span is None:
         return Response(status_code=answer.status, headers=answer.headers)
     if answer.in_store and redirects:
@@ -232,7 +231,7 @@ async def send(
 
 
 def unreadable(version: Version, error: Exception) -> Problem:
-    """The answer where the stored object is not there, or not what was published; the operator is told."""
+    """The response if the stored object is missing or not the published one. Logs an error for the operator."""
     what = "missing" if isinstance(error, FileNotFoundError) else "damaged"
     structlog.get_logger().error(
         f"the object of a set is {what}: run python -m server.cli verify-objects",
@@ -250,7 +249,7 @@ def unreadable(version: Version, error: Exception) -> Problem:
 
 
 def respond(answer: Answer, pieces: list[Piece]) -> Response:
-    """The response of bytes that are in memory."""
+    """A response from bytes in memory."""
     chunks = in_chunks(pieces)
     if len(chunks) == 1:
         return Response(chunks[0], answer.status, answer.headers)

@@ -68,7 +68,7 @@ class _Wanted(NamedTuple):
 
 
 class _Ready(NamedTuple):
-    """All of an answer but its bytes and the id of the request."""
+    """A response except its bytes and the request id."""
 
     status: int
     headers: _Headers
@@ -85,7 +85,7 @@ class _Ready(NamedTuple):
 
     @property
     def weight(self) -> int:
-        """About how much memory it takes, with its place among those that are kept."""
+        """Approximate memory of its cache entry in bytes."""
         return 1200 + sum(100 + len(name) + len(value) for name, value in self.headers) + len(self.line)
 
 
@@ -139,7 +139,7 @@ class FastPath:
         return True
 
     async def _from_memory(self, scope: Scope) -> tuple[str, _Ready, list[Piece]] | None:
-        """Id of the key, answer and bytes; None, or a `Problem`, where not all is in memory, or not as usual."""
+        """The id of the key, the response and its bytes; None or a `Problem` if not all of it is in memory."""
         path, query = scope["path"], scope["query_string"]
         if len(path) > LONGEST_PATH or len(query) > LONGEST_QUERY:
             return None
@@ -165,7 +165,7 @@ class FastPath:
     ) -> tuple[Caller | None, Version | None]:
         """The caller and the version, as confirmed within `TRUST_SECONDS`; None if the database denies one.
 
-        Raises `Problem` 401 or 429 for a key that is new here and refused.
+        Raises `Problem` 401 or 429 for a new key that is invalid.
 
         Half-way through the trust window the first request starts a query in the background and goes on with the
         cached value. Without this, all requests for a busy key or version would find it expired at the same moment
@@ -209,7 +209,7 @@ class FastPath:
 def _decision(
     version: Version, wanted: _Wanted, conditions: Conditions, *, redirects: bool
 ) -> Decision | None:
-    """What to send. `Problem` when the routes refuse it; None when it has no bytes of ours."""
+    """What to send. `Problem` if the routes reject the request; None if the response has no bytes from memory."""
     if wanted.noun == "ranks":
         decision = decide_rank(version, named_rank(version.manifest, wanted.number), conditions)
     else:
@@ -221,7 +221,7 @@ def _decision(
 
 
 def _prepared(version: Version, path: str, wanted: _Wanted, decision: Decision, *, shared: bool) -> _Ready:
-    """The answer as the routes work it out; `shared`: pages of other origins may read it too."""
+    """The response as the routes compute it; `shared`: pages of other origins may read it too."""
     decided = decided_rank if wanted.noun == "ranks" else decided_subset
     answer = decided(version, int(wanted.number), decision, pinned=True)
     assert answer.span is not None
@@ -235,7 +235,7 @@ def _prepared(version: Version, path: str, wanted: _Wanted, decision: Decision, 
 
 
 def _given(headers: _Headers) -> tuple[str, Conditions] | None:
-    """The key and the conditions; None when a header is there twice, is long, or makes the request unusual."""
+    """The key and the conditions; None if a header is repeated, long, or makes the request unusual."""
     token = ""
     conditions: list[str | None] = [None] * len(_CONDITIONS)
     size = 0
@@ -257,7 +257,7 @@ def _given(headers: _Headers) -> tuple[str, Conditions] | None:
 
 @lru_cache(CACHED_TARGETS)
 def _wanted(path: str, query: bytes) -> _Wanted | None:
-    """Reference of the set, what of it, and its number. Path and query are short."""
+    """The reference of the set, what is requested of it, and its number. Path and query are short."""
     parts = _PATH.fullmatch(path)
     if parts is None:
         return None

@@ -1,4 +1,4 @@
-"""The reaper requeues the jobs of vanished workers, repeats lost wake-ups, and deletes what nobody needs.
+"""The reaper requeues jobs of dead workers, repeats lost wake-ups, and deletes unreferenced objects.
 
 Every API and worker process has one. The database decides which process does a periodic task.
 """
@@ -121,7 +121,7 @@ class Reaper:
     def _run(self) -> None:
         for path in self._settings.uploads_dir.glob("upload-*"):
             delete_old(path, utcnow() - timedelta(seconds=UPLOAD_SECONDS))
-        self._try(self.wake)  # the worker in this process may be the one that jobs wait for
+        self._try(self.wake)  # a worker of this process may be the one that jobs wait for
         self._try(self.look)
         while not self._stop.wait(self._settings.lease_renew_seconds):
             self._try(self.look)

@@ -71,7 +71,7 @@ async def upload_dataset(
 ) -> DatasetResponse:
     """Upload a zip of `train/<class>/*` and `test/<class>/*` images, or an npz, as the raw body.
 
-    Without a test split a tenth of every class is held out. The same bytes again give the same data set.
+    Without a test split, a tenth of every class is held out. Uploading the same bytes again returns the same data set.
     """
     _check_request(services, name, content_type, content_length)
     limit = services.settings.upload_max_bytes

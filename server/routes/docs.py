@@ -1,4 +1,4 @@
-"""The description of the API for people: from this server alone, in a browser that is told to load nothing else."""
+"""The API documentation in a browser, served by this host alone. The page forbids the browser to load anything else."""
 
 from __future__ import annotations
 

@@ -17,13 +17,13 @@ router = APIRouter(include_in_schema=False)
 
 @router.get("/healthz")
 async def healthz() -> dict[str, str]:
-    """The process answers; it touches nothing, and waits for nothing."""
+    """The process answers. It uses no store and never waits."""
     return {"status": "ok"}
 
 
 @router.get("/readyz")
 async def readyz(services: ServicesDep) -> dict[str, str]:
-    """Database and object store answer. The broker is no part of it: a submission does without."""
+    """Database and object store answer. The broker is not checked, because submissions work without it."""
     try:
         revision = await run_in_threadpool(_revision, services.db)
     except Exception as error:
@@ -54,6 +54,6 @@ def metrics(services: ServicesDep) -> Response:
 
 
 def _unready(what: str, error: Exception) -> Problem:
-    """The probe learns what fails, the log why."""
+    """The response names what fails; the log says why."""
     structlog.get_logger().warning("not ready", part=what, error=repr(error))
     return Problem(503, "not-ready", f"the {what} does not answer: see the server's log")

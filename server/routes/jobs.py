@@ -47,9 +47,9 @@ def submit_job(
     services: ServicesDep,
     idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
 ) -> JobResponse | Response:
-    """Queue a condensation, or tell what it would take (`dry_run`).
+    """Queue a condensation, or estimate it (`dry_run`).
 
-    With an Idempotency-Key a repetition answers with the job of the first time.
+    A repetition with the same Idempotency-Key returns the first job.
     """
     if body.dry_run:
         return JSONResponse(plan(services.db, caller, body, services.settings).model_dump(mode="json"))
@@ -81,7 +81,7 @@ def list_jobs(
     "/{job_id}", operation_id="getJob", response_model=JobResponse, responses=responses(401, 403, 404, 422)
 )
 def get_job(job_id: str, caller: JobsReader, services: ServicesDep) -> JobResponse:
-    """A job with its progress; a failed one is answered with 200 and an `error`."""
+    """A job with its progress. The response for a failed job is 200, with an `error`."""
     with services.db.read() as session:
         job = jobs.get(session, job_id, owner_id=caller.sees)
     if job is None:

@@ -24,7 +24,7 @@ router = APIRouter(prefix="/v1/keys", tags=["keys"], route_class=KeyBeforeBody)
     responses={201: links(revokeKey={"key_id": "id"}), **responses(401, 403, 413, 422)},
 )
 def create(body: KeyRequest, response: Response, caller: Admin, services: ServicesDep) -> NewKeyResponse:
-    """Make a key. The answer is the only place where it is ever shown."""
+    """Create a key. Only this response shows it."""
     with services.db.begin() as session:
         row, token = create_key(
             session,

@@ -36,11 +36,11 @@ AfterQuery = Annotated[str | None, Depends(_after)]
 
 
 def paged(rows: Sequence[R], limit: int, shown: Callable[[R], T], position: Callable[[R], str]) -> Page[T]:
-    """The first `limit` of `rows`, which hold one more when the list goes on.
+    """The first `limit` of `rows`, which hold one more if there is a next page.
 
     Args:
         shown: makes an entry of a row.
-        position: what the cursor keeps of the last row.
+        position: what the cursor stores of the last row.
     """
     has_more = len(rows) > limit
     cursor = to_cursor(position(rows[limit - 1])) if has_more else None

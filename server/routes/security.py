@@ -25,7 +25,7 @@ async def _caller(
     services: ServicesDep,
     credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
 ) -> Caller:
-    """The caller, who has every scope that the route needs.
+    """The caller, with every scope that the route requires.
 
     Only who reads subsets is let in by memory, for the few seconds of `TRUST_SECONDS`.
     """
@@ -51,7 +51,7 @@ def _sent(credentials: HTTPAuthorizationCredentials | None) -> HTTPAuthorization
 
 
 class KeyBeforeBody(APIRoute):
-    """A route whose body is read only when the key works: what a stranger sends is not kept in memory.
+    """A route that reads the body only after the key is valid, so that strangers cannot fill the memory.
 
     FastAPI reads the body before it asks for anything else.
     """

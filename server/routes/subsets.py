@@ -1,4 +1,4 @@
-"""Subsets, ranks and plans: what devices ask for."""
+"""Subsets, ranks and plans, for devices."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ async def get_rank(
     services: ServicesDep,
     tags: TagsDep,
 ) -> Response:
-    """Rank r alone, whole, without a header: what subset r has beyond subset r - 1."""
+    """Rank r alone, without a header: what subset r adds to subset r - 1."""
     version, pinned = await services.catalog.look_up(name)
     number = named_rank(version.manifest, r)
     head = request.method == "HEAD"
@@ -196,7 +196,7 @@ async def make_a_plan(
     caller: SubsetsReader,
     services: ServicesDep,
 ) -> PlanResponse:
-    """The subset that a budget affords, what it takes, and why not a larger one. Nothing of it is kept."""
+    """The largest good subset that fits a budget, its cost, and why not a larger one. The budget is not stored."""
     version, _ = await services.catalog.look_up(name)
     async with services.planning:
         made = await run_in_threadpool(make_plan, version.manifest, budget, "budget")

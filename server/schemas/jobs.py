@@ -167,7 +167,7 @@ class SetLink(ResponseBody):
 
 
 def _as_it_is(kind: type[C], values: dict[str, Any]) -> C:
-    """A job's configuration to be looked at, even one that only an earlier release accepted."""
+    """A job's configuration for display, even if only an earlier release accepted it."""
     try:
         return kind.stored(values)
     except ConfigError:

@@ -1,7 +1,7 @@
-"""HTTP connections that a stranger cannot use up: every wait has an end, and every buffer a size.
+"""HTTP connections with limits that hold before any key is read: every wait ends, every buffer is bounded.
 
-uvicorn's httptools protocol takes headers of any size for any time, and so do idle connections. Deadlines and sizes
-follow RFC 9110 (431, 408) and RFC 6585.
+uvicorn's httptools protocol limits neither size nor duration of headers, nor idle connections. Status codes follow RFC
+9110 (431, 408) and RFC 6585.
 """
 
 from __future__ import annotations
@@ -56,12 +56,12 @@ _BUSY = (
     b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 )
 
-# Of each server the connections that wait for a request, the longest waiting first. They make room for new ones.
+# By server, the idle connections, longest idle first. New connections may replace them.
 _waiting: WeakKeyDictionary[ServerState, OrderedDict[BoundedHttp, None]] = WeakKeyDictionary()
 
 
 def raise_file_limit() -> None:
-    """Let this process open as many files, and so connections, as the system allows it."""
+    """Raise the limit of open files, and so of connections, to the system's maximum."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -69,13 +69,13 @@ def raise_file_limit() -> None:
 
 
 def max_connections() -> int:
-    """Connections that this process holds: `CONNECTIONS`, or what its limit of files leaves."""
+    """The most connections of this process: `CONNECTIONS`, or what its limit of files leaves."""
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return CONNECTIONS if files == resource.RLIM_INFINITY else max(1, min(CONNECTIONS, files - OTHER_FILES))
 
 
 class BoundedHttp(HttpToolsProtocol):
-    """One connection; uvicorn makes it for `http=BoundedHttp`."""
+    """One connection, created by uvicorn for `http=BoundedHttp`."""
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ class BoundedHttp(HttpToolsProtocol):
         self._send_deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Take the connection, if need be in place of one that waits."""
+        """Accept the connection; if there are too many, close the one that has been idle longest."""
         super().connection_made(transport)
         self._read_at_most(UNASKED_BYTES)
         if len(self.connections) > max_connections():
@@ -111,13 +111,13 @@ class BoundedHttp(HttpToolsProtocol):
         self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget it."""
+        """Remove the connection."""
         self._stop_waiting()
         self._unset_send_deadline()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Parse, and close what is too large or never whole."""
+        """Parse, and close a connection whose headers are too large or too slow."""
         self._head_is_whole = self._has_moved = False
         super().data_received(data)
         if self.transport.is_closing():
@@ -125,7 +125,7 @@ class BoundedHttp(HttpToolsProtocol):
         if self._head_is_whole or self._has_moved:
             self._partial_bytes = 0
         else:
-            # Of a field that is not whole, of trailers too, the parser keeps all and tells nothing.
+            # The parser buffers an incomplete field, also of trailers, without a callback.
             self._partial_bytes += len(data)
             if self._partial_bytes > HEAD_BYTES:
                 self._is_too_large = True
@@ -160,7 +160,7 @@ class BoundedHttp(HttpToolsProtocol):
             raise ValueError("the headers are too large")  # ends the parser, which calls `send_400_response`
 
     def on_headers_complete(self) -> None:
-        """A request can be answered."""
+        """The headers are complete."""
         if len(self.pipeline) >= PIPELINED:
             raise ValueError("too many requests before the first is answered")
         self._stop_waiting()
@@ -175,30 +175,30 @@ class BoundedHttp(HttpToolsProtocol):
         self._has_moved = True
         super().on_body(body)
         self._body_total += len(body)
-        if self._body_total > READ_BYTES:  # so much comes to those who read it
+        if self._body_total > READ_BYTES:  # enough progress
             self._read_at_most(READ_BYTES)
         elif len(self.cycle.body) >= UNASKED_BYTES and not self.cycle.response_complete:
-            self.flow.pause_reading()  # until the application asks: whoever waits for its key holds no more
+            self.flow.pause_reading()  # until the application reads: no more is buffered while a key is checked
 
     def on_message_complete(self) -> None:
-        """The request is here as a whole."""
+        """The request is complete."""
         self._unset_deadline()
         self._read_at_most(UNASKED_BYTES)
         self._in_head = True
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """Ready for the next request; uvicorn closes what stays idle."""
+        """Wait for the next request; uvicorn closes idle connections."""
         super().on_response_complete()
         if self.pipeline or self.transport.is_closing():
             return
         self._waiters[self] = None
-        if not self._in_head:  # nobody reads the rest, which may come slowly for hours
+        if not self._in_head:  # nobody reads the rest, which could trickle in for hours
             self._unset_deadline()
             self._deadline = self.loop.call_later(LINGER_SECONDS, self.transport.abort)
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what cannot be parsed, or is too large."""
+        """Respond to a request that is malformed or too large."""
         self._stop_waiting()
         if not self._is_too_large:
             super().send_400_response(msg)
@@ -226,7 +226,7 @@ class BoundedHttp(HttpToolsProtocol):
         self._deadline = self.loop.call_later(HEAD_SECONDS, self.transport.abort)
 
     def _check_body(self) -> None:
-        """Close a connection whose body does not grow, unless it was the server that did not read."""
+        """Close a connection whose body does not grow, unless the server itself paused reading."""
         if not self.flow.read_paused and self._body_bytes < BODY_BYTES:
             self.transport.abort()
             return
