@@ -110,7 +110,7 @@ async def get_subset(
     services: ServicesDep,
     conditions: ConditionsDep,
 ) -> Response:
-    """Subset k of a set as one safetensors file; with a budget the best subset up to k that it affords."""
+    """Subset k of a set as one safetensors file; with a budget, the best subset up to k that fits it."""
     return await _answer(set_name, k, request, services, conditions)
 
 
