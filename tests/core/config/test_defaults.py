@@ -60,7 +60,7 @@ def test_settings_of_gradient_matching_mean_it() -> None:
 
 
 def test_a_word_names_the_method_before_all_else() -> None:
-    assert set(METHODS) == {"feature", "idc", "mdc"}
+    assert set(METHODS) == {"dream", "feature", "idc", "mdc"}
     assert chosen(own(), method="mdc") == condense_config("photos", {})
     assert chosen(NAMED["digits"], method="mdc") == condense_config("digits", {})
     assert chosen(NAMED["cifar10"], method="feature") == condense_config("cifar10", {"method": "feature"})
