@@ -71,7 +71,7 @@ def test_a_word_names_the_method_before_all_else() -> None:
 @pytest.mark.parametrize(
     ("preset", "overrides", "message"),
     [
-        (None, {"method": "mtt"}, "method is 'mtt': choose one of feature, idc, mdc"),
+        (None, {"method": "mtt"}, "method is 'mtt': choose one of feature, idc, dream, mdc"),
         (None, {"method": "mdc", "subset_loss": "none"}, "method 'mdc' has subset_loss 'mls', but subset_loss is"),
         (None, {"method": "feature", "n_data": 5}, "n_data is 5, but method 'feature' makes no use of it"),
         (None, {"n_data": 5, "calibration": 3.0}, "calibration is 3.0, but method 'idc' makes no use of it"),
