@@ -76,7 +76,7 @@ def test_a_word_names_the_method_before_all_else() -> None:
         (None, {"method": "feature", "n_data": 5}, "n_data is 5, but method 'feature' makes no use of it"),
         (None, {"n_data": 5, "calibration": 3.0}, "calibration is 3.0, but method 'idc' makes no use of it"),
         ("cifar10", {"calibration": 3.0}, "calibration is 3.0, but method 'idc' makes no use of it"),
-        (None, {"method": ["mdc"]}, "'idc' or 'feature'"),
+        (None, {"method": ["mdc"]}, "'idc', 'dream' or 'feature'"),
         ("mine", {}, "there is no preset 'mine'"),
     ],
 )  # fmt: skip
