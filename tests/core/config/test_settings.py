@@ -207,7 +207,7 @@ def test_a_setting_without_use_is_refused_in_a_preset_too() -> None:
 
 @pytest.mark.parametrize("method", ["mtt", ["feature"], None])
 def test_an_unknown_method_is_refused(method: object) -> None:
-    with pytest.raises(ValidationError, match="'idc' or 'feature'"):
+    with pytest.raises(ValidationError, match="'idc', 'dream' or 'feature'"):
         condense_config("digits", {"method": method})
 
 
