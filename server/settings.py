@@ -120,7 +120,7 @@ class Settings(BaseSettings):
     trusted_proxies: Annotated[
         tuple[str, ...], NoDecode, BeforeValidator(_listed), AfterValidator(_networks)
     ] = ()
-    """Addresses or networks of reverse proxies, comma-separated. Only they may tell a client's address."""
+    """Addresses or networks of reverse proxies, comma-separated. Only they may set the client's address."""
     downloads: Literal["proxy", "redirect"] = "proxy"
     """`proxy`: the API sends subsets. `redirect`: it redirects to a signed URL if the object store holds the same
     bytes.
@@ -154,7 +154,7 @@ class Settings(BaseSettings):
     max_attempts: int = Field(default=5, ge=1)
     """Number of interrupted attempts after which a job fails. A regular stop of the worker does not count."""
     max_runtime_seconds: int | None = Field(default=None, ge=1)
-    """Maximum running time of a job, all attempts together. A request's `max_runtime_s` may ask for less. None:
+    """Maximum running time of a job, all attempts together. A request's `max_runtime_s` may ask for less. `null`:
     only that applies.
     """
     max_expected_seconds: float = Field(default=7 * 86400, ge=0)

@@ -156,14 +156,14 @@ def matched_facts(config: CondenseConfig, facts: DataFacts) -> DataFacts:
 
 
 def outer_loop_work(config: CondenseConfig, facts: DataFacts, gpu_free: float | None = None) -> Work:
-    """One outer loop: E times the matching of every class, and with `idc` E - 1 times the network's training.
+    """One outer loop: E times the matching of every class; E - 1 times the network's training, except with `feature`.
 
     `gpu_free`: see `items_that_fit`; what is matched together is started as one.
     """
     net = network_cost(config.network, facts)
     matching = _MATCHING[config.method](config, facts, classes_per_batch(config, facts, gpu_free))
     updates = matching * (len(facts.classes) * config.inner_iterations)
-    if config.method == "dream":
+    if "cluster_period" not in UNUSED[config.method]:
         updates += _clustering(config, facts) * -(-config.inner_iterations // config.cluster_period)
     if "n_data" in UNUSED[config.method]:
         return updates

@@ -118,9 +118,7 @@ class NetworkConfig(Frozen):
 
 
 def faults(error: ValidationError, name_of: Callable[[str], str] = str) -> str:
-    """All that pydantic found, on one line: `field: message; …`. `name_of` makes a field's name of its dotted
-    path.
-    """
+    """All that pydantic found, on one line: `field: message; …`. `name_of` makes a field's name of its dotted path."""
     return "; ".join(
         f"{name_of(path)}: {fault(item)}" if (path := ".".join(map(str, item["loc"]))) else fault(item)
         for item in error.errors()
@@ -167,7 +165,7 @@ class CondenseConfig(Frozen):
     subset_weights: (
         Annotated[tuple[Annotated[float, Field(ge=0, le=MOST_FACTOR)], ...], Field(fail_fast=True)] | None
     ) = Field(default=None, max_length=MOST_IPC)
-    """Only with subset_loss `all`: weights of sizes 1..N-1. `null`: 1 with `idc`, 1 / size with `feature`."""
+    """Only with subset_loss `all`: weights of sizes 1..N-1. `null`: 1 / size with `feature`, else 1."""
     subset_metric: Literal["feature", "gradient", "accuracy"] = "feature"
     """Distance of a subset from the real data when the MLS is selected (Table 6). `accuracy` is slow."""
     accuracy_epochs: int = Field(default=1000, ge=1, le=MOST_LOOPS)
@@ -184,7 +182,7 @@ class CondenseConfig(Frozen):
     """Select and freeze the MLS separately for every class."""
 
     metric: Literal["mse", "l1", "cos"] = "mse"
-    """Only with `idc`: distance between gradients, summed over all matched parameters."""
+    """Not with `feature`: distance between gradients, summed over all matched parameters."""
     calibration: float = Field(default=0.1, ge=0, le=MOST_FACTOR)
     """Only with `feature`: weight of the images' cross-entropy under the trained network. 0 turns it off."""
     calibration_decay: float = Field(default=2.0, ge=0, le=100)
@@ -194,40 +192,40 @@ class CondenseConfig(Frozen):
     cheaper.
     """
     outer_loops: int = Field(default=2000, ge=1, le=MOST_LOOPS)
-    """T: with `idc`, networks to match. With `feature`, parts of the run; a checkpoint may follow each."""
+    """T: networks to match. With `feature`, parts of the run; a checkpoint may follow each."""
     inner_iterations: int = Field(default=100, ge=1, le=MOST_LOOPS)
     """E: tile updates per outer loop."""
     lr_base: float = Field(default=5e-3, gt=0, le=MOST_FACTOR)
-    """Step size of the tiles. `idc` scales it: lr_base · N/10 · (H / lr_image_size)². `feature` uses it as it is,
-    for pixels in [0, 1].
+    """Step size of the tiles. `feature` uses it as it is, for pixels in [0, 1]. The others scale it:
+    lr_base · N/10 · (H / lr_image_size)².
     """
     lr_image_size: int = Field(default=32, ge=MIN_SIDE, le=MAX_SIDE)
-    """Only with `idc`: the image side that `lr_base` was tuned for."""
+    """Not with `feature`: the image side that `lr_base` was tuned for."""
     momentum: float = Field(default=0.5, ge=0, lt=1)
-    """Only with `idc`: momentum of the tiles."""
+    """Not with `feature`: momentum of the tiles."""
     batch_real: int = Field(default=64, ge=1, le=MOST_BATCH)
     """Real images per class and iteration."""
     cluster_period: int = Field(default=10, ge=1, le=MOST_LOOPS)
     """Only with `dream`: iterations after which each class is clustered anew, into batch_real clusters."""
     batch_syn_max: int | None = Field(default=None, ge=1, le=MOST_BATCH)
-    """Only with `idc`: most synthetic tiles per class and iteration. Subset losses need all of them. `null`: no
+    """Not with `feature`: most synthetic tiles per class and iteration. Subset losses need all of them. `null`: no
     limit.
     """
     augment: tuple[AugmentOp, ...] = ("color", "crop", "cutout")
     """Siamese augmentation of the matched batches."""
 
     early: int = Field(default=0, ge=0, le=MOST_LOOPS)
-    """Only with `idc`: epochs on real data before a fresh network is matched."""
+    """Not with `feature`: epochs on real data before a fresh network is matched."""
     pool: int = Field(default=0, ge=0, le=1000)
-    """Networks trained in advance. `feature` uses one per update, `idc` one per outer loop (Acc-DD, arXiv
+    """Networks trained in advance. `feature` uses one per update, the others one per outer loop (Acc-DD, arXiv
     2212.06152). 0: fresh networks.
     """
     pool_samples: int = Field(default=100_000, ge=1, le=MOST_SAMPLES)
     """Only with a pool: real samples that each network is trained on, once."""
     pool_noise: float = Field(default=1.0, ge=0, le=MOST_FACTOR)
-    """Only with `idc` and a pool: random perturbation of each network used, relative to the norm of each filter."""
+    """Only with a pool, not with `feature`: random perturbation of each network, relative to each filter's norm."""
     n_data: int = Field(default=2000, ge=0, le=MOST_SAMPLES)
-    """Only with `idc`: real samples that the network is trained on after every tile update."""
+    """Not with `feature`: real samples that the network is trained on after every tile update."""
     batch_network: int = Field(default=64, ge=1, le=MOST_BATCH)
     """Batch size of that training."""
     lr_network: float = Field(default=0.01, gt=0, le=MOST_FACTOR)
@@ -329,10 +327,11 @@ class CondenseConfig(Frozen):
         if self.at_tile_side:
             check_network(self.matched().network, self.matched_side(facts.image_size))
         needed = (self.start_index + 1) * self.ipc * self.factor**2
-        if self.method == "dream" and self.batch_real > facts.smallest_class:
+        if "cluster_period" not in UNUSED[self.method] and self.batch_real > facts.smallest_class:
             raise ConfigError(
-                f"method 'dream' clusters each class into batch_real = {self.batch_real} parts, but {facts.name!r} has "
-                f"a class with {facts.smallest_class} images: set batch_real to at most {facts.smallest_class}"
+                f"method {self.method!r} clusters each class into batch_real = {self.batch_real} parts, but "
+                f"{facts.name!r} has a class with {facts.smallest_class} images: set batch_real to at most "
+                f"{facts.smallest_class}"
             )
         if self.init != "noise" and needed > facts.smallest_class:
             raise ConfigError(
@@ -343,9 +342,7 @@ class CondenseConfig(Frozen):
 
 
 class EvaluateConfig(Frozen):
-    """The settings of an evaluation: networks are trained on the first k images per class and tested on real
-    images.
-    """
+    """The settings of an evaluation: networks are trained on the first k images per class and tested on real images."""
 
     sizes: Annotated[tuple[Annotated[int, Field(ge=1, le=MOST_IPC)], ...], Field(fail_fast=True)] | None = (
         Field(default=None, max_length=MOST_IPC)

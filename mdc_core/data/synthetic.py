@@ -92,12 +92,13 @@ def initial_tiles(config: CondenseConfig, real: RealSet, chosen: Sequence[Tensor
     order, but in sorted folders neighbours are alike.) `noise`: N(0.5, 0.25), clamped.
 
     Args:
-        chosen: by class, the positions (N·f²,) of the real images to start from; None: random ones.
+        chosen: for init `clusters`, by class, the positions (N·f²,) of the real images to start from.
 
     Raises:
         ConfigError: a class has too few images.
     """
     config.check_data(real.facts("the data set"))
+    assert (chosen is not None) == (config.init == "clusters")
     side = config.tile_side(real.image_size)
     per_class = config.ipc * config.factor**2
     shape = (config.ipc, config.factor**2, real.channels, side, side)
