@@ -143,7 +143,7 @@ class Chaos:
             with suppress(subprocess.CalledProcessError):  # a store is away
                 self.swept += len(self._installation.command("sweep", "--allow-most").splitlines())
         elif name == "attempt":
-            attempts = [pid for worker in self._installation.servers for pid in worker.attempts()]
+            attempts = [pid for worker in self._installation.workers() for pid in worker.attempts()]
             if not attempts:
                 return
             with suppress(ProcessLookupError):

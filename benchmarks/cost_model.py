@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.machine import machine
+from benchmarks.machine import machine, memory_bytes
 from mdc_core.compute.streams import stream
 from mdc_core.config.settings import EvaluateConfig, NetworkConfig
 from mdc_core.data.normalisation import Normalisation
@@ -140,21 +140,15 @@ def peak_memory(network: int, k: int, batch: int) -> int:
     for _ in fit(net, images, labels, Normalisation(INFO.mean, INFO.std), recipe, stream(0, "warm")):
         pass
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-    before = resident("VmRSS")
+    before = memory_bytes(os.getpid())
     for _ in training(network, k, batch, 3):
         pass
-    return resident("VmHWM") - before
-
-
-def resident(what: str) -> int:
-    """A line of this process's status, in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{what}:"))
+    return memory_bytes(os.getpid(), "VmHWM") - before
 
 
 def memory_line(manifest: Manifest, network: int, k: int, batch: int) -> dict[str, Any]:
     """One case in a process of its own."""
-    words = [sys.executable, __file__, "--child", str(network), str(k), str(batch)]
+    words = [sys.executable, "-m", "benchmarks.cost_model", "--child", str(network), str(k), str(batch)]
     done = subprocess.run(
         words, capture_output=True, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )

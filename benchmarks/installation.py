@@ -130,6 +130,10 @@ class Installation:
         """Start a worker, besides those that run."""
         return self._serve("worker", [sys.executable, "-m", "worker"])
 
+    def workers(self) -> list[Server]:
+        """The workers that run."""
+        return [server for server in self.servers if server.name == "worker"]
+
     def _is_ready(self) -> bool:
         try:
             return httpx.get(f"{self.url}/readyz").is_success
@@ -200,9 +204,7 @@ class Installation:
 
     def stop(self) -> None:
         """TERM, the workers first; whoever does not end is killed."""
-        for server in sorted(self.servers, key=lambda server: server.name != "worker"):
-            if server.name != "worker":
-                continue
+        for server in self.workers():
             server.process.terminate()
         for server in reversed(self.servers):
             # SIGINT: PostgreSQL then does not wait for its clients.

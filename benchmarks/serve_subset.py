@@ -28,10 +28,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import machine
+from benchmarks.machine import machine, memory_bytes
 from benchmarks.published import publish
 from mdc_core.delivery import rankmajor
 from mdc_core.delivery.rankmajor import SetInfo
+from tests.services import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 # Shaped like CIFAR-10 at 10 images per class (30 720 bytes a rank), and a set of about 10 MB.
@@ -75,13 +76,13 @@ def main() -> None:
             ]
             for target in targets:
                 check(target, bodies[target["set"], target["k"]], token)
-            before = memory(api_pid)
+            before = round(memory_bytes(api_pid) / 2**20, 1)
             results = [
                 measure(target, connections, args, script, token, pids)
                 for target in targets
                 for connections in args.connections
             ]
-            loaded = memory(api_pid)
+            loaded = round(memory_bytes(api_pid) / 2**20, 1)
             slow = slow_readers(targets[-1]["api"], token, args.slow_seconds, api_pid)
     print(
         json.dumps(
@@ -225,7 +226,7 @@ def summary(runs: list[dict[str, float]]) -> dict[str, Any]:
 
 def slow_readers(url: str, token: str, seconds: float, pid: int) -> dict[str, Any]:
     """Memory of the API while many connections read the largest file slowly."""
-    before = memory(pid)
+    before = round(memory_bytes(pid) / 2**20, 1)
     host, port = url.split("/")[2].split(":")
     path = "/" + url.split("/", 3)[3]
     readers = []
@@ -244,7 +245,7 @@ def slow_readers(url: str, token: str, seconds: float, pid: int) -> dict[str, An
         for reader in readers:
             if received < allowed:
                 received += len(reader.recv(5_000))
-        most = max(most, memory(pid))
+        most = max(most, round(memory_bytes(pid) / 2**20, 1))
         time.sleep(0.01)
     for reader in readers:
         reader.close()
@@ -273,14 +274,6 @@ def processor_time(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def memory(pid: int) -> float:
-    """Resident memory of a process in MiB (Linux)."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return round(int(line.split()[1]) / 1024, 1)
-    raise SystemExit(f"process {pid} has ended: see its log")
-
-
 def wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
     """Until the server answers; ends with its log when it does not."""
     deadline = time.monotonic() + 30
@@ -291,14 +284,6 @@ def wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
         except (urllib.error.URLError, OSError):
             time.sleep(0.05)
     raise SystemExit(f"{url} does not answer: {log.read_text()[-2000:] if log.exists() else ''}")
-
-
-def free_port() -> int:
-    """A port that nothing listens on at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 if __name__ == "__main__":

@@ -26,13 +26,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.installation import CONDENSE, EVALUATE, Installation
-from benchmarks.machine import machine
-
-
-def most_mb(pid: int) -> float:
-    """The most memory that a process has held, in MB."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024 / 1e6
+from benchmarks.machine import machine, memory_bytes
 
 
 def main() -> None:
@@ -48,11 +42,11 @@ def main() -> None:
             zipped = {"files": len(members.infolist()), "mb": round(archive.stat().st_size / 1e6, 1)}
         installation = Installation("small", Path(folder), cleanup, workers=0)
         api = installation.api.process.pid
-        before = most_mb(api)
+        before = memory_bytes(api, "VmHWM") / 1e6
         authorization = {"Authorization": f"Bearer {installation.key}"}
         client = httpx.Client(base_url=installation.url, headers=authorization, timeout=600)
         uploads = [_upload(client, archive) for _ in range(2)]
-        memory = {"api_before": round(before), "api_most": round(most_mb(api))}
+        memory = {"api_before": round(before), "api_most": round(memory_bytes(api, "VmHWM") / 1e6)}
         installation.start_worker()
         job = _job(client, uploads[0]["id"])
     report = {

@@ -30,7 +30,7 @@ import httpx
 from httpx_sse import aconnect_sse
 
 from benchmarks.installation import SECRET, Installation
-from benchmarks.machine import machine
+from benchmarks.machine import machine, memory_bytes
 from server.access.tokens import create_key
 from server.store import jobs
 from server.store.db import Database
@@ -91,14 +91,14 @@ async def measure(args: argparse.Namespace, pid: int, url: str, db: Database) ->
             create_key(session, SECRET, name="benchmark", scopes=["jobs:read", "jobs:write"])[1]
             for _ in range(args.submitters + 1)
         ]
-    started = rss(pid)
+    started = memory_bytes(pid) // 2**20
     # A process of their own, as workers are.
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as workers:
         await load(args.warm_up, args, url, keys, workers, pid)
-        before = rss(pid)
+        before = memory_bytes(pid) // 2**20
         found = await load(args.seconds, args, url, keys, workers, pid)
     await asyncio.sleep(3)  # connections close, the garbage is collected
-    after = rss(pid)
+    after = memory_bytes(pid) // 2**20
     every = [seconds for kind in found.seconds.values() for seconds in kind]
     return {
         "what": "one API process under watchers and submitters",
@@ -251,14 +251,8 @@ def end(job_ids: list[str]) -> None:
 async def sample(pid: int, found: Measured, until: float) -> None:
     """Note the memory ten times a second."""
     while time.monotonic() < until:
-        found.rss.append(rss(pid))
+        found.rss.append(memory_bytes(pid) // 2**20)
         await asyncio.sleep(0.1)
-
-
-def rss(pid: int) -> int:
-    """Resident memory of a process in MiB."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS")) // 1024
 
 
 def bearer(token: str) -> dict[str, str]:
